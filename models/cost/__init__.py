@@ -1,0 +1,1 @@
+"""Where a time comes from: rooflines and measured tables behind one `estimate`."""

@@ -1,0 +1,1 @@
+"""Devices that hold state in time: KV cache."""

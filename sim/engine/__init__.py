@@ -1,0 +1,1 @@
+"""The clock, named random streams, and the recorder."""

@@ -1,0 +1,1 @@
+"""The scenario file: schema, loader, and the one place that turns names into objects."""

@@ -1,0 +1,1 @@
+"""LLM serving: requests, batching policies, replicas, routers."""

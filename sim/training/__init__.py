@@ -1,0 +1,1 @@
+"""Training-like neighbours: steps of computation and collectives."""

@@ -1,0 +1,1 @@
+"""What arrives: traffic patterns, request arrivals and lengths, trace readers."""

@@ -1,0 +1,65 @@
+"""The clock: SimPy's environment, plus one compiled core that runs in between its events.
+
+SimPy drives what decides (workloads, schedulers, faults); a fabric core drives what only moves. Before
+SimPy takes its next event, the core runs up to that time. What the core finishes that somebody watches
+enters SimPy's queue at its own absolute time, before SimPy's other events of that instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+from typing import Protocol
+
+from simpy import Environment, Event
+
+BEFORE_ALL = -1
+"""SimPy's priorities are 0 (urgent) and 1 (normal); completions of the core come before both."""
+
+
+class Core(Protocol):
+    """Something compiled that lives on the same time axis."""
+
+    next_s: float
+    """Time of the core's next event; infinity when it has none."""
+
+    def advance(self, until_s: float) -> None:
+        """Run events up to and including `until_s`; may return early, after which it is called again."""
+
+
+class Clock(Environment):
+    """A SimPy environment that lets one core run up to each of its events.
+
+    A core may return early (when something watched finished, or to keep the run interruptible); `on_pause`,
+    if set, is called each time it returns: that is where progress is shown.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._core: Core | None = None
+        self.on_pause: Callable[[], None] | None = None
+
+    def attach(self, core: Core) -> None:
+        if self._core is not None:
+            raise RuntimeError("the clock has a core already; one fabric per simulation")
+        self._core = core
+
+    def succeed_at(self, event: Event, time_s: float, value: object = None) -> None:
+        """Trigger `event` at the absolute time, without the rounding of now + (time - now)."""
+        if time_s < self._now:
+            raise RuntimeError(f"event at {time_s!r} s lies before now, {self._now!r} s")
+        event._ok = True
+        event._value = value
+        heappush(self._queue, (time_s, BEFORE_ALL, next(self._eid), event))  # type: ignore[misc]
+
+    def step(self) -> None:
+        core = self._core
+        if core is not None:
+            while True:
+                until_s = self.peek()
+                if core.next_s > until_s or core.next_s == float("inf"):
+                    break
+                core.advance(until_s)
+                if self.on_pause is not None:
+                    self.on_pause()
+        super().step()

@@ -1,0 +1,445 @@
+"""Path policies: which of the equal-cost paths a message takes.
+
+A flow policy is one compiled function `choose(batch, network, pieces) -> number of pieces`. It sees the
+messages that became ready together (sorted by id) and writes pieces: (entry of the batch, path up, path
+down, payload bytes, weight). Path number `num_paths` means "spread evenly over all"; NO_FABRIC means a fabric
+without limits. When `pieces` is too small it returns minus the number it needs and is called again.
+
+To add one: a function, a line in PATH_POLICIES, a schema entry, a test.
+
+Functions enter the core as `cfunc`s of one type, so a new policy never recompiles the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import cfunc, int64, njit, types, typeof, uint64
+
+NO_FABRIC = -1
+
+
+class Batch(NamedTuple):
+    """Messages to place, [n] each; the first `count[0]` entries are valid."""
+
+    count: np.ndarray
+    source: np.ndarray  # accelerator ids
+    destination: np.ndarray
+    source_leaf: np.ndarray
+    destination_leaf: np.ndarray
+    num_paths: np.ndarray
+    radix: np.ndarray  # [n, 3] choices at the leaf, at the next switch, among parallel links down
+    size_bytes: np.ndarray
+    queue_pairs: np.ndarray
+    scope: np.ndarray
+    start_delay_s: np.ndarray  # out: seconds between the decision and the first byte
+
+
+class PathNetwork(NamedTuple):
+    """What a policy may know of the fabric, and the state it keeps.
+
+    outstanding  [links] bytes assigned and not yet sent; brought up to date before each call if the policy asks;
+                 a policy adds what it places, so that the next message of the batch sees it
+    random       [1] state of the policy's random numbers
+    parameters   [4] subflows, jitter_s, window_s, seed
+    """
+
+    leaf_up: np.ndarray  # [leaves, scopes] first segment of that scope
+    leaf_down: np.ndarray
+    pod_of_leaf: np.ndarray
+    segment_start: np.ndarray
+    segment_link: np.ndarray
+    rate: np.ndarray
+    outstanding: np.ndarray
+    random: np.ndarray
+    parameters: np.ndarray
+
+
+class Pieces(NamedTuple):
+    """Out: one row per piece."""
+
+    entry: np.ndarray
+    path_up: np.ndarray
+    path_down: np.ndarray
+    payload_bytes: np.ndarray
+    weight: np.ndarray
+
+
+SUBFLOWS, JITTER, WINDOW, SEED = 0, 1, 2, 3
+
+
+def empty_batch(n: int) -> Batch:
+    def ints():
+        return np.zeros(n, np.int64)
+
+    return Batch(np.zeros(1, np.int64), ints(), ints(), ints(), ints(), ints(), np.ones((n, 3), np.int64), ints(),
+                 ints(), ints(), np.zeros(n))  # fmt: skip
+
+
+def empty_pieces(n: int) -> Pieces:
+    def ints():
+        return np.zeros(n, np.int64)
+
+    return Pieces(ints(), ints(), ints(), ints(), np.zeros(n))
+
+
+def path_network(topology, parameters, seed: int) -> PathNetwork:
+    return PathNetwork(
+        topology.leaf_up, topology.leaf_down, topology.pod_of_leaf, topology.segment_start, topology.segment_link, topology.link_rate,
+        np.zeros(topology.num_links), np.array([seed], np.uint64), np.asarray(parameters, np.float64),
+    )  # fmt: skip
+
+
+def _example_network() -> PathNetwork:
+    i2, i1, f1 = np.zeros((1, 3), np.int64), np.zeros(1, np.int64), np.zeros(1)
+    return PathNetwork(i2, i2, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1)
+
+
+SIGNATURE = int64(typeof(empty_batch(1)), typeof(_example_network()), typeof(empty_pieces(1)))
+FUNCTION_TYPE = types.FunctionType(SIGNATURE)
+
+
+# --- random numbers and hashes in compiled code -------------------------------------------------------------------
+
+
+@njit(cache=True)
+def mix(x):
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a 64-bit hash of a 64-bit number."""
+    x = uint64(x)
+    x = uint64(x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    x = uint64(x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return uint64(x ^ (x >> uint64(31)))
+
+
+@njit(cache=True)
+def next_random(state):
+    """The next 64 random bits of `state` [1] (SplitMix64)."""
+    state[0] = uint64(state[0] + uint64(0x9E3779B97F4A7C15))
+    return mix(state[0])
+
+
+@njit(cache=True)
+def random_below(state, n):
+    """A whole number in 0 … n - 1. The bias of the modulo is below n / 2^64."""
+    return int64(next_random(state) % uint64(n))
+
+
+@njit(cache=True)
+def shuffle(state, values, first, last):
+    """Fisher-Yates over values[first:last]."""
+    for i in range(last - 1, first, -1):
+        j = first + random_below(state, i - first + 1)
+        values[i], values[j] = values[j], values[i]
+
+
+@njit(cache=True)
+def hashed_path(batch, network, i, queue_pair):
+    """ECMP's path of a queue pair: every switch hashes the same header with a seed of its own.
+
+    The leaf picks one of radix 0, the next switch one of radix 1, and the last switch on the way up one of the
+    parallel links down. With one seed for all tiers the choices would polarise. Returns (path up, path down).
+    """
+    seed = uint64(network.parameters[SEED])
+    header = mix(uint64(batch.source[i]) * uint64(0x9E3779B97F4A7C15) + uint64(batch.destination[i]))
+    header = mix(header + uint64(queue_pair))
+    leaf = batch.source_leaf[i]
+    r0, r1, lanes = batch.radix[i, 0], batch.radix[i, 1], batch.radix[i, 2]
+    d0 = int64(mix(header ^ mix(seed + uint64(4 * leaf + 1))) % uint64(r0))
+    path = d0
+    if r1 > 1:
+        switch = uint64(network.pod_of_leaf[leaf] * r0 + d0) + seed  # an aggregation switch, shared by its pod
+        path = d0 * r1 + int64(mix(header ^ mix(4 * switch + uint64(2))) % uint64(r1))
+    down = path
+    if lanes > 1:
+        switch = uint64(path // lanes) + seed
+        down = path // lanes * lanes + int64(mix(header ^ mix(4 * switch + uint64(3))) % uint64(lanes))
+    return path, down
+
+
+@njit(cache=True)
+def _put(pieces, n, entry, up, down, payload_bytes, weight):
+    pieces.entry[n] = entry
+    pieces.path_up[n] = up
+    pieces.path_down[n] = down
+    pieces.payload_bytes[n] = payload_bytes
+    pieces.weight[n] = weight
+    return n + 1
+
+
+@njit(cache=True)
+def _hash_subflows(batch, network, pieces, per_queue_pair):
+    """Each queue pair becomes `per_queue_pair` sub-flows, hashed independently; bytes split as evenly as they go."""
+    needed = 0
+    for i in range(batch.count[0]):
+        needed += batch.queue_pairs[i] * per_queue_pair
+    if needed > len(pieces.entry):
+        return -needed
+    n = 0
+    for i in range(batch.count[0]):
+        k = batch.queue_pairs[i] * per_queue_pair
+        size = batch.size_bytes[i]
+        for q in range(k):
+            part = size // k + (1 if q < size % k else 0)
+            if part == 0 and q > 0:
+                break
+            up, down = hashed_path(batch, network, i, q)
+            n = _put(pieces, n, i, up, down, part, 1.0)
+    return n
+
+
+# --- the policies ---------------------------------------------------------------------------------------------------
+
+
+def choose_ideal(batch, network, pieces):
+    """No fabric between the NICs."""
+    count = batch.count[0]
+    if count > len(pieces.entry):
+        return -count
+    for i in range(count):
+        _put(pieces, i, i, NO_FABRIC, NO_FABRIC, batch.size_bytes[i], float(batch.queue_pairs[i]))
+    return count
+
+
+def choose_ecmp(batch, network, pieces):
+    """One hashed path per queue pair (RFC 2992 in spirit; a hash seed per switch)."""
+    return _hash_subflows(batch, network, pieces, 1)
+
+
+def choose_multipath(batch, network, pieces):
+    """Each queue pair is cut into k static sub-flows, each hashed on its own (they may collide)."""
+    return _hash_subflows(batch, network, pieces, int64(network.parameters[SUBFLOWS]))
+
+
+def choose_spray(batch, network, pieces):
+    """Every packet to the next path in turn: in fluid, 1/s of the rate on each of the s paths."""
+    count = batch.count[0]
+    if count > len(pieces.entry):
+        return -count
+    for i in range(count):
+        _put(pieces, i, i, batch.num_paths[i], batch.num_paths[i], batch.size_bytes[i], float(batch.queue_pairs[i]))
+    return count
+
+
+@njit(cache=True)
+def _grouped(batch, state, by_size):
+    """Entries ordered so that groups (destination leaf, and size if asked) are consecutive; flows shuffled inside.
+
+    The order in which the groups come is shuffled as well. Returns (order, group starts with the end appended).
+    """
+    count = batch.count[0]
+    order = np.arange(count)
+    if by_size:
+        order = order[np.argsort(batch.size_bytes[:count], kind="mergesort")]
+    order = order[np.argsort(batch.destination_leaf[order], kind="mergesort")]
+    starts = np.empty(count + 1, np.int64)
+    num_groups = 0
+    for k in range(count):
+        i = order[k]
+        if k == 0:
+            new = True
+        else:
+            j = order[k - 1]
+            new = batch.destination_leaf[i] != batch.destination_leaf[j] or (
+                by_size and batch.size_bytes[i] != batch.size_bytes[j]
+            )
+        if new:
+            starts[num_groups] = k
+            num_groups += 1
+    starts[num_groups] = count
+    for g in range(num_groups):
+        shuffle(state, order, starts[g], starts[g + 1])
+    turn = np.arange(num_groups)
+    shuffle(state, turn, 0, num_groups)
+    shuffled = np.empty(count, np.int64)
+    shuffled_starts = np.empty(num_groups + 1, np.int64)
+    n = 0
+    for k in range(num_groups):
+        g = turn[k]
+        shuffled_starts[k] = n
+        for j in range(starts[g], starts[g + 1]):
+            shuffled[n] = order[j]
+            n += 1
+    shuffled_starts[num_groups] = n
+    return shuffled, shuffled_starts
+
+
+@njit(cache=True)
+def _gcd(a, b):
+    while b:
+        a, b = b, a % b
+    return a
+
+
+@njit(cache=True)
+def _draw_jitter(batch, network):
+    """Whole nanoseconds U{0 … jitter}, against synchronised incast."""
+    steps = int64(np.round(network.parameters[JITTER] * 1e9)) + 1
+    for i in range(batch.count[0]):
+        batch.start_delay_s[i] = random_below(network.random, steps) * 1e-9
+
+
+def choose_ethereal(batch, network, pieces):
+    """Ethereal (arXiv 2407.00550): whole flows round robin, the last n mod s of a group in equal pieces.
+
+    A group is the n flows of one size from this leaf to another; s paths, r = n mod s, g = gcd(r, s). The first
+    n - r flows go whole; each of the last r is cut into s / g equal pieces (the last takes the byte remainder),
+    all continuing one round robin over shuffled paths. The maximum load equals ideal spraying's.
+    """
+    count = batch.count[0]
+    order, starts = _grouped(batch, network.random, True)
+    needed = 0
+    for g in range(len(starts) - 1):
+        n = starts[g + 1] - starts[g]
+        s = batch.num_paths[order[starts[g]]]
+        r = n % s
+        needed += n - r + (r * (s // _gcd(r, s)) if r else 0)
+    if needed > len(pieces.entry):
+        return -needed
+    _draw_jitter(batch, network)
+    num_pieces = 0
+    for g in range(len(starts) - 1):
+        n = starts[g + 1] - starts[g]
+        s = batch.num_paths[order[starts[g]]]
+        paths = np.arange(s)
+        shuffle(network.random, paths, 0, s)
+        r = n % s
+        cuts = s // _gcd(r, s) if r else 1
+        turn = 0
+        for k in range(n):
+            i = order[starts[g] + k]
+            size, weight = batch.size_bytes[i], float(batch.queue_pairs[i])
+            parts = cuts if k >= n - r else 1
+            part = size // parts
+            for piece in range(parts):
+                payload = part if piece < parts - 1 else size - part * (parts - 1)
+                path = paths[turn % s]
+                turn += 1
+                if payload == 0 and parts > 1 and size > 0:
+                    continue
+                num_pieces = _put(pieces, num_pieces, i, path, path, payload, weight)
+                if size == 0:
+                    break
+    return num_pieces
+
+
+def choose_wrap_around(batch, network, pieces):
+    """The flows to one leaf laid end to end and cut at the s path boundaries: at most s - gcd(n, s) extra pieces.
+
+    With N bytes in the group, path j gets bytes [j N / s, (j + 1) N / s), rounded down to whole bytes: equal load
+    whatever the sizes are, with fewer pieces than equal ones need, at the price of unequal pieces.
+    """
+    order, starts = _grouped(batch, network.random, False)
+    needed = 0
+    for g in range(len(starts) - 1):
+        needed += starts[g + 1] - starts[g] + batch.num_paths[order[starts[g]]]
+    if needed > len(pieces.entry):
+        return -needed
+    _draw_jitter(batch, network)
+    num_pieces = 0
+    for g in range(len(starts) - 1):
+        s = batch.num_paths[order[starts[g]]]
+        paths = np.arange(s)
+        shuffle(network.random, paths, 0, s)
+        total = 0
+        for k in range(starts[g], starts[g + 1]):
+            total += batch.size_bytes[order[k]]
+        position, j = 0, 0
+        for k in range(starts[g], starts[g + 1]):
+            i = order[k]
+            weight = float(batch.queue_pairs[i])
+            left = batch.size_bytes[i]
+            if left == 0:
+                num_pieces = _put(pieces, num_pieces, i, paths[min(j, s - 1)], paths[min(j, s - 1)], 0, weight)
+            while left > 0:
+                boundary = (j + 1) * total // s
+                if boundary <= position:
+                    j += 1
+                    continue
+                part = min(left, boundary - position)
+                num_pieces = _put(pieces, num_pieces, i, paths[j], paths[j], part, weight)
+                position += part
+                left -= part
+    return num_pieces
+
+
+def choose_least_loaded(batch, network, pieces):
+    """The path with the smallest maximum over its links of outstanding bytes / rate; ties at random.
+
+    Live state, seen at once and everywhere (no delay): the best a placement without cutting flows could know.
+    """
+    count = batch.count[0]
+    if count > len(pieces.entry):
+        return -count
+    for i in range(count):
+        scope = batch.scope[i]
+        up = network.leaf_up[batch.source_leaf[i], scope]
+        down = network.leaf_down[batch.destination_leaf[i], scope]
+        best, best_load, ties = 0, np.inf, 0
+        for path in range(batch.num_paths[i] if up >= 0 else 0):
+            load = 0.0
+            for base in (up, down):
+                for e in range(network.segment_start[base + path], network.segment_start[base + path + 1]):
+                    link = network.segment_link[e]
+                    load = max(load, network.outstanding[link] / network.rate[link])
+            if load < best_load:
+                best, best_load, ties = path, load, 1
+            elif load == best_load:
+                ties += 1
+                if random_below(network.random, ties) == 0:
+                    best = path
+        if up >= 0:
+            for base in (up, down):
+                for e in range(network.segment_start[base + best], network.segment_start[base + best + 1]):
+                    network.outstanding[network.segment_link[e]] += batch.size_bytes[i]
+        _put(pieces, i, i, best, best, batch.size_bytes[i], float(batch.queue_pairs[i]))
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class PathPolicy:
+    """A policy and what the core must know about it.
+
+    decides    what one decision covers: "flow", "packet" or "switch"
+    window_s   messages that become ready within it are decided together, per source leaf
+    is_live    it reads the outstanding bytes of links
+    """
+
+    name: str
+    choose: Callable
+    decides: str
+    summary: str
+    source: str
+    window_s: float = 0.0
+    jitter_s: float = 0.0
+    is_live: bool = False
+
+
+PATH_POLICIES: dict[str, PathPolicy] = {
+    p.name: p
+    for p in (
+        PathPolicy("ideal", choose_ideal, "flow", "an unlimited fabric behind real NICs", "definition"),
+        PathPolicy("ecmp", choose_ecmp, "flow", "one hashed path per queue pair, a hash seed per switch", "RFC 2992"),
+        PathPolicy("spray", choose_spray, "switch", "every packet to the next path in turn, at the switch",
+                   "Dixit et al., INFOCOM 2013"),
+        PathPolicy("ethereal", choose_ethereal, "flow", "assigned paths, the remainder in equal pieces",
+                   "arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
+        PathPolicy("wrap_around", choose_wrap_around, "flow", "assigned paths, cut at the path boundaries",
+                   "own, after arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
+        PathPolicy("least_loaded", choose_least_loaded, "flow", "the path with the fewest outstanding bytes per rate",
+                   "definition", is_live=True),
+        PathPolicy("multipath", choose_multipath, "flow", "k static sub-flows per queue pair, each hashed",
+                   "Raiciu et al., SIGCOMM 2011"),
+    )
+}  # fmt: skip
+
+_compiled: dict[str, object] = {}
+
+
+def compiled(policy: PathPolicy):
+    """The policy as a native function of FUNCTION_TYPE; compiled once, cached on disk."""
+    if policy.name not in _compiled:
+        _compiled[policy.name] = cfunc(SIGNATURE, cache=True)(policy.choose)
+    return _compiled[policy.name]

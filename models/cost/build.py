@@ -1,0 +1,136 @@
+"""From an architecture and a device to the compiled tables of `models.cost.step`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.architecture import Architecture
+from models.cost.provenance import Source
+from models.cost.roofline import Roofline
+from models.cost.step import StepTable
+from models.experts import Popularity, expected_distinct
+from models.hardware import Accelerator, Precision
+from models.operators import STAGES, Operator, operators, stage_repeats
+from models.parallelism import Parallelism, ParallelismError
+
+__all__ = ["operator_names", "stage_tables", "step_table"]
+
+
+def step_table(
+    architecture: Architecture,
+    accelerator: Accelerator,
+    parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
+    weights: Precision = "bf16",
+    kv: Precision = "bf16",
+    compute_efficiency: float = 1.0,
+    memory_efficiency: float = 1.0,
+    fixed_s: float = 0.0,
+    scale: Mapping[str, float] | None = None,
+    popularity: Popularity | None = None,
+    max_tokens: int = 8192,
+) -> StepTable:
+    """The whole step of one replica as one table, all its layers included.
+
+    popularity: how tokens choose experts, uniform where None; max_tokens: the most tokens a step of a model with experts may have.
+    Rows are named by `operator_names`. Efficiencies, fixed_s and scale as in `Roofline`.
+
+    Leaves out: differences of popularity between layers (the mean of their distinct experts is used).
+    Raises ParallelismError for expert parallelism, whose steps are built from `stage_tables`, and where the model
+    does not divide; ValueError for an efficiency out of range or an unknown operator in `scale`.
+    """
+    if parallelism.expert > 1:
+        raise ParallelismError(
+            f"expert degree {parallelism.expert}: a step across ranks has no single table, use stage_tables"
+        )
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, dict(scale or {}))
+    built = operators(architecture, parallelism, weights, kv)
+    roofline.check_names({operator.name for operator in built})
+    repeats = stage_repeats(architecture)
+    distinct = _distinct_lookup(architecture, popularity, max_tokens)
+    return _compile(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
+
+
+def stage_tables(
+    architecture: Architecture,
+    accelerator: Accelerator,
+    parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
+    weights: Precision = "bf16",
+    kv: Precision = "bf16",
+    compute_efficiency: float = 1.0,
+    memory_efficiency: float = 1.0,
+    fixed_s: float = 0.0,
+    scale: Mapping[str, float] | None = None,
+    popularity: Popularity | None = None,
+    max_tokens: int = 8192,
+) -> dict[str, StepTable]:
+    """One table per stage of the step on one rank, each for one pass of that stage.
+
+    The stages are those of `models.operators.STAGES` that the model has; a step passes each `stage_repeats(architecture)` times. All but
+    "experts" go through `step_seconds` with the rank's own tokens, "experts" through `expert_seconds` with what the rank received.
+    With expert degree 1 the stages times their repeats sum to `step_table`'s time.
+
+    Arguments and errors as for `step_table`, expert parallelism allowed.
+    """
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, dict(scale or {}))
+    built = operators(architecture, parallelism, weights, kv)
+    roofline.check_names({operator.name for operator in built})
+    distinct = _distinct_lookup(architecture, popularity, max_tokens)
+    tables = {}
+    for stage in STAGES:
+        part = [operator for operator in built if operator.stage == stage]
+        if part:
+            tables[stage] = _compile(part, roofline, [1] * len(part), architecture, distinct)
+    return tables
+
+
+def operator_names(
+    architecture: Architecture,
+    parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
+    stage: str | None = None,
+) -> tuple[str, ...]:
+    """Names of a table's rows, in order: of the whole step, or of one stage.
+
+    A name may occur in several rows (an all-reduce after attention and one after the feed-forward).
+    """
+    built = operators(architecture, parallelism)
+    return tuple(operator.name for operator in built if stage is None or operator.stage == stage)
+
+
+def _distinct_lookup(
+    architecture: Architecture, popularity: Popularity | None, max_tokens: int
+) -> NDArray[np.float64]:
+    experts = architecture.experts
+    if experts is None:
+        return np.zeros(1)
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    if popularity is None:
+        popularity = Popularity.uniform(experts.num_routed, experts.top_k)
+    popularity.check(experts)
+    return expected_distinct(popularity, np.arange(max_tokens + 1)).mean(axis=0)
+
+
+def _compile(
+    built: Sequence[Operator],
+    roofline: Roofline,
+    repeats: Sequence[int],
+    architecture: Architecture,
+    distinct: NDArray[np.float64],
+) -> StepTable:
+    return StepTable(
+        flops=np.array([o.flops for o in built]),
+        bytes=np.array([o.bytes for o in built]),
+        flops_per_s=np.array([roofline.flops_per_s(o) for o in built]),
+        bytes_per_s=np.array([roofline.bytes_per_s(o) for o in built]),
+        fixed_s=np.array([roofline.fixed_s_of(o) for o in built]),
+        scale=np.array([roofline.scale_of(o) for o in built]),
+        calls=np.array([float(o.calls * n) for o, n in zip(built, repeats, strict=True)]),
+        runs_on=np.array([int(o.runs_on) for o in built]),
+        source=np.full(len(built), int(Source.ROOFLINE)),
+        is_communication=np.array([int(o.is_communication) for o in built]),
+        distinct_experts=distinct,
+        top_k=float(architecture.experts.top_k) if architecture.experts else 0.0,
+    )

@@ -1,0 +1,298 @@
+"""The answer to a scenario's question in one computed sentence, with its confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.results.metrics import (
+    MetricMeaning,
+    format_interval,
+    format_percent,
+    format_value,
+    meaning_of,
+    number,
+)
+from sim.results.run_results import RunResults
+from sim.results.statistics import (
+    NO_DIFFERENCE,
+    Difference,
+    Estimate,
+    is_within,
+    mean_interval,
+    paired_difference,
+    ratio_of_means,
+)
+
+PREFERRED = (
+    ("serving.", ".network_tax"),
+    ("serving.", ".p99_itl_ms"),
+    ("traffic.", ".completion_time_s"),
+    ("collective.", ".completion_time_s"),
+    ("training.", ".step_s.mean"),
+)
+"""Which metric answers, first match first, where the scenario does not say (`answer: <metric key>`)."""
+
+NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """sentence: the answer; short: the same as a figure's title; key: the metric it rests on, if any.
+
+    best and ties: the leading variants (ties are no different from best); empty when none leads.
+    """
+
+    sentence: str
+    short: str
+    key: str | None
+    best: str | None = None
+    ties: tuple[str, ...] = ()
+
+
+def main_metric(run: RunResults) -> str | None:
+    """The key of the metric that answers the question; None when no variant has any value."""
+    keys = [
+        key
+        for key in run.metric_keys()
+        if any(value is not None for name in run.variants for value in run.values(name, key))
+    ]
+    if run.answer in keys:
+        return run.answer
+    for start, end in PREFERRED:
+        for key in keys:
+            if key.startswith(start) and key.endswith(end):
+                return key
+    directed = [key for key in keys if meaning_of(key).better is not None]
+    return next(iter(directed or keys), None)
+
+
+def headline_of(run: RunResults) -> Headline:
+    """Compute the answer.
+
+    The variant with the best mean leads; others tie with it when the paired difference lies within ±1 %
+    (network tax: ±1 percentage point). It is compared with the first variant of the scenario, or the worst
+    one if the first ties. An ideal fabric is a bound, not a contender. It never says yes or no: what the
+    question wants is not computed.
+    """
+    key = main_metric(run)
+    if key is None:
+        return Headline(f"No answer yet: {_finished(run)}.", "No results", None)
+    answer = _Answer(run, key)
+    text, short, best, ties = answer.compose()
+    if run.partial:
+        text += f"; partial: {_finished(run)}"
+    return Headline(text[0].upper() + text[1:] + ".", short, key, best, tuple(ties))
+
+
+def _finished(run: RunResults) -> str:
+    return f"{len(run.results)} of {run.num_expected} runs finished"
+
+
+class _Answer:
+    """The comparison of variants by one metric, and the words for it."""
+
+    def __init__(self, run: RunResults, key: str) -> None:
+        self.run = run
+        self.meaning: MetricMeaning = meaning_of(key)
+        self.values = {name: run.values(name, key) for name in run.variants}
+        self.mean = {name: mean_interval(values) for name, values in self.values.items()}
+        self.known = [name for name in run.variants if self.mean[name].mean is not None]
+        contenders = [name for name in self.known if name != run.ideal_variant]
+        self.contenders = contenders if len(contenders) >= 1 else self.known
+        sign = -1.0 if self.meaning.better == "higher" else 1.0
+        self.ranked = sorted(self.contenders, key=lambda name: sign * (self.mean[name].mean or 0.0))
+
+    def difference(self, name: str, reference: str) -> Difference:
+        return paired_difference(
+            self.values[name], self.values[reference], self.meaning.better, self.meaning.is_share
+        )
+
+    def compose(self) -> tuple[str, str, str | None, list[str]]:
+        best = self.ranked[0]
+        if len(self.contenders) == 1:
+            text, short = self.only(best)
+            return text + self.bound() + self.missing(), short, None, []
+        ties, clear, unclear = [], [], []
+        for name in self.ranked[1:]:
+            found = self.difference(name, best)
+            judged = found.difference if self.meaning.is_share else found.relative
+            same = found.difference.mean == 0 or is_within(judged, NO_DIFFERENCE)
+            if same:
+                ties.append(name)
+            elif found.verdict == "unclear":
+                unclear.append(name)
+            else:
+                clear.append(name)
+        ties, unclear = self.in_order(ties), self.in_order(unclear)
+        if not clear and not unclear:
+            text, short = self.no_difference()
+        elif not clear:
+            text, short = self.cannot_tell(best, ties, unclear)
+        else:
+            first = self.run.variants[0]
+            reference = first if first in clear else clear[-1]
+            text, short = self.against(best, reference)
+            text += self.others(best, reference, clear, ties, unclear)
+        if not clear:
+            return text + self.bound() + self.missing(), short, None, []
+        return text + self.bound() + self.missing(), short, best, ties
+
+    def in_order(self, names: list[str]) -> list[str]:
+        return [name for name in self.run.variants if name in names]
+
+    def confidence(self) -> str:
+        n = len(self.run.seeds)
+        return f"({n} seeds, 95 % CI)" if n > 1 else "(one seed: luck not excluded)"
+
+    def value(self, name: str, with_interval: bool = False) -> str:
+        estimate = self.mean[name]
+        if self.meaning.is_share:
+            return format_percent(estimate if with_interval else _point(estimate), signed=False)
+        text = format_value(estimate.mean, self.meaning)
+        if with_interval and estimate.low != estimate.high:
+            text += f" {format_interval(estimate, self.meaning)}"
+        return text
+
+    def subject(self) -> str:
+        """The workload, as the sentence calls it."""
+        m = self.meaning
+        if m.workload is None:
+            return "the fabric"
+        return m.workload if m.kind == "serving" else f"the {m.workload}"
+
+    def lead(self, name: str) -> str:
+        """`spray finishes shift in 327.1 µs`, in the words that fit the metric."""
+        m, value = self.meaning, self.value(name)
+        if m.name == "completion_time_s":
+            return f"{name} finishes {self.subject()} in {value}"
+        if m.name == "network_tax":
+            tax = self.value(name, with_interval=True)
+            return f"under {name} the network adds {tax} to {self.subject()}'s p99 time between tokens"
+        extreme = {"lower": "lowest", "higher": "highest"}.get(m.better or "", "smallest")
+        of = f" of {m.workload}" if m.workload else ""
+        return f"{name} has the {extreme} {m.label}{of}: {value}"
+
+    def only(self, name: str) -> tuple[str, str]:
+        m, value = self.meaning, self.value(name, with_interval=True)
+        if m.name == "completion_time_s":
+            text = f"{self.subject()} finishes in {value}"
+        elif m.name == "network_tax":
+            over = "p99 time between tokens over an ideal fabric"
+            text = f"the network adds {value} to {self.subject()}'s {over}"
+        else:
+            text = f"the {m.label} of {self.subject()} is {value}"
+        under = "" if name == "run" else f" under {name}"
+        return f"{text}{under} {self.confidence()}", f"{_capital(m.full_label)}: {self.value(name)}"
+
+    def no_difference(self) -> tuple[str, str]:
+        count = "both" if len(self.contenders) == 2 else f"all {len(self.contenders)}"
+        value, m = self.value(self.ranked[0]), self.meaning
+        within = f"within 1 {'percentage point' if m.is_share else '%'} of one another {self.confidence()}"
+        if m.name == "completion_time_s":
+            text = f"no difference: {count} variants finish {self.subject()} in {value}, {within}"
+        else:
+            what = f"the {m.label} of {self.subject()} is {value}"
+            text = f"no difference: under {count} variants {what}, {within}"
+        return text, f"No difference: {count} variants at {value}"
+
+    def cannot_tell(self, best: str, ties: list[str], unclear: list[str]) -> tuple[str, str]:
+        worst = [name for name in self.ranked if name in unclear][-1]
+        gap = self.difference(best, worst)
+        judged = gap.difference if self.meaning.is_share else gap.relative
+        points = " points" if self.meaning.is_share else ""
+        text = (
+            f"no clear difference in the {self.meaning.label} of {self.subject()}: {best} against {worst} is "
+            f"{format_percent(judged)}{points}, an interval that includes 0 {self.confidence()}"
+        )
+        if ties:
+            text += f"; {_listed(ties)} {_are(ties)} no different from {best} (within 1 %)"
+        return text + "; more seeds would tell", "No clear difference between the variants"
+
+    def against(self, best: str, reference: str) -> tuple[str, str]:
+        if self.meaning.name == "network_tax":
+            against = f"against {self.value(reference, True)} under {reference}"
+            text = f"{self.lead(best)} over an ideal fabric, {against}"
+            short = f"Network tax: {self.value(best)} under {best}, {self.value(reference)} under {reference}"
+            return f"{text} {self.confidence()}", short
+        words, plain = self.ratio(best, reference)
+        what = "" if self.meaning.name == "completion_time_s" else f"{self.meaning.label} "
+        return f"{self.lead(best)}, {words} {self.confidence()}", f"{_capital(best)}: {what}{plain}"
+
+    def ratio(self, best: str, reference: str) -> tuple[str, str]:
+        """How much better, with and without the interval: a factor from 1.5 on, a percentage below."""
+        m = self.meaning
+        if m.better == "higher":
+            factor = ratio_of_means(self.values[best], self.values[reference])
+        else:
+            factor = ratio_of_means(self.values[reference], self.values[best])
+        is_time = m.quantity in ("seconds", "milliseconds")
+        if factor.mean is not None and factor.mean >= 1.5:
+            bounds = _factor_bounds(factor)
+            if m.name == "completion_time_s":
+                form = "{} times as fast as " + reference
+            elif m.better == "higher":
+                form = "{} times that of " + reference
+            else:
+                form = f"{{}} times {'shorter' if is_time else 'smaller'} than under {reference}"
+            value = _factor(factor.mean)
+            return form.format(value + bounds), form.format(value)
+        relative = self.difference(best, reference).relative
+        size = relative.mapped(abs)  # the interval excludes 0 here, so that abs is monotonic on it
+        is_up = (relative.mean or 0.0) > 0
+        if m.name == "completion_time_s":
+            form = f"{{}} {'more' if is_up else 'less'} time than {reference}"
+        else:
+            form = f"{{}} {'higher' if is_up else 'lower'} than under {reference}"
+        return form.format(format_percent(size, False)), form.format(format_percent(_point(size), False))
+
+    def others(self, best: str, reference: str, clear: list[str], ties: list[str], unclear: list[str]) -> str:
+        text = ""
+        if ties:
+            margin = "1 percentage point" if self.meaning.is_share else "1 %"
+            text += f"; {_listed(ties)} {_are(ties)} no different from {best} (within {margin})"
+        worst = clear[-1]
+        if worst != reference:
+            is_time = self.meaning.quantity in ("seconds", "milliseconds")
+            text += f"; the {'slowest' if is_time else 'worst'} is {worst} with {self.value(worst)}"
+        if unclear:
+            text += f"; {_listed(unclear)} cannot be told apart from {best} with {len(self.run.seeds)} seeds"
+        return text
+
+    def bound(self) -> str:
+        """What an ideal fabric would do, where it is known and not the metric's own reference."""
+        ideal = self.run.ideal_variant
+        if ideal is None or ideal in self.contenders or ideal not in self.known or self.meaning.is_share:
+            return ""
+        return f"; an ideal fabric gives {self.value(ideal)}"
+
+    def missing(self) -> str:
+        lost = [name for name in self.run.variants if name not in self.known]
+        lost = [name for name in lost if self.run.of_variant(name)]
+        return f"; {_listed(lost)} did not get there" if lost else ""
+
+
+def _point(estimate: Estimate) -> Estimate:
+    return Estimate(estimate.mean, None, None, estimate.num_values)
+
+
+def _factor(value: float) -> str:
+    return number(value, 1 if value < 100 else 0)
+
+
+def _factor_bounds(factor: Estimate) -> str:
+    if factor.low is None or factor.high is None:
+        return ""
+    return f" [{_factor(factor.low)}, {_factor(factor.high)}]"
+
+
+def _listed(names: list[str]) -> str:
+    shown = names if len(names) <= NAMED_AT_MOST else [*names[: NAMED_AT_MOST - 1], f"{len(names) - 2} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,196 @@
+"""What each metric means: its name for people, its unit, which direction is better, and how to print it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from sim.results.statistics import Better, Estimate
+
+Quantity = Literal["seconds", "milliseconds", "bytes", "bytes_per_s", "share", "ratio", "per_second", "count"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricMeaning:
+    """A metric key taken apart: `<kind>.<workload>.<name>`, or `links.<name>` for the whole fabric."""
+
+    key: str
+    kind: str
+    workload: str | None
+    name: str
+    label: str
+    quantity: Quantity
+    better: Better
+    rate_of: str = ""
+
+    @property
+    def is_share(self) -> bool:
+        return self.quantity == "share"
+
+    @property
+    def full_label(self) -> str:
+        return f"{self.workload}: {self.label}" if self.workload else self.label
+
+
+_STATISTICS = {"mean": "mean", "median": "median", "std": "standard deviation of", "max": "largest"}
+_LATENCIES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "itl": "time between tokens",
+    "e2el": "end-to-end latency",
+}
+_PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
+    "completion_time_s": ("completion time", "seconds", "lower", ""),
+    "acknowledged_s": ("time to the last acknowledgement", "seconds", "lower", ""),
+    "delivered_bytes": ("bytes delivered", "bytes", None, ""),
+    "bus_bytes_per_s": ("bus bandwidth", "bytes_per_s", "higher", ""),
+    "num_steps": ("steps", "count", None, ""),
+    "communication_share": ("share of communication", "share", "lower", ""),
+    "completed": ("requests completed", "count", "higher", ""),
+    "duration_s": ("time to serve all", "seconds", "lower", ""),
+    "total_input_tokens": ("input tokens", "count", None, ""),
+    "total_output_tokens": ("output tokens", "count", None, ""),
+    "request_throughput": ("request throughput", "per_second", "higher", "requests"),
+    "request_goodput": ("request goodput", "per_second", "higher", "requests"),
+    "output_throughput": ("output throughput", "per_second", "higher", "tokens"),
+    "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
+    "num_preemptions": ("preemptions", "count", "lower", ""),
+    "network_tax": ("network tax", "share", "lower", ""),
+    "max_load_over_fair": ("largest link load over the fair share", "ratio", "lower", ""),
+    "payload_bytes": ("payload on all links", "bytes", None, ""),
+    "wire_bytes": ("wire bytes on all links", "bytes", None, ""),
+    "max_utilisation": ("largest link utilisation", "share", None, ""),
+}
+_FAMILIES: dict[str, tuple[str, Quantity, Better]] = {
+    "fct_s": ("flow completion time", "seconds", "lower"),
+    "slowdown": ("slowdown", "ratio", "lower"),
+    "repetition_s": ("repetition time", "seconds", "lower"),
+    "step_s": ("step time", "seconds", "lower"),
+    "communication_s": ("communication per step", "seconds", "lower"),
+}
+_LATENCY_NAME = re.compile(r"(mean|median|std|p\d+)_(ttft|tpot|itl|e2el)_ms")
+
+
+def meaning_of(key: str) -> MetricMeaning:
+    """Take a metric key apart. An unknown name keeps its words, a unit by its ending, no direction."""
+    kind, _, rest = key.partition(".")
+    workload: str | None = None
+    name = rest or kind
+    if kind != "links" and "." in rest:
+        # A workload's name may hold dots itself, so known metric names are matched from the right.
+        workload, _, name = rest.rpartition(".")
+        head, _, family = workload.rpartition(".")
+        if head and family in _FAMILIES:
+            workload, name = head, f"{family}.{name}"
+    label, quantity, better, rate_of = _described(name)
+    return MetricMeaning(key, kind, workload, name, label, quantity, better, rate_of)
+
+
+def _described(name: str) -> tuple[str, Quantity, Better, str]:
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if match := _LATENCY_NAME.fullmatch(name):
+        return f"{_STATISTICS.get(match[1], match[1])} {_LATENCIES[match[2]]}", "milliseconds", "lower", ""
+    family, _, statistic = name.partition(".")
+    if family in _FAMILIES:
+        label, quantity, better = _FAMILIES[family]
+        return f"{_STATISTICS.get(statistic, statistic)} {label}".strip(), quantity, better, ""
+    endings: tuple[tuple[str, Quantity], ...] = (
+        ("_bytes_per_s", "bytes_per_s"), ("_bytes", "bytes"), ("_ms", "milliseconds"), ("_s", "seconds"),
+    )  # fmt: skip
+    for ending, quantity in endings:
+        if name.endswith(ending):
+            return name.removesuffix(ending).replace("_", " "), quantity, None, ""
+    return name.replace("_", " "), "count", None, ""
+
+
+_SCALES: dict[Quantity, tuple[tuple[float, str], ...]] = {
+    "seconds": ((1e-9, "ns"), (1e-6, "µs"), (1e-3, "ms"), (1.0, "s")),
+    "milliseconds": ((1e-3, "µs"), (1.0, "ms"), (1e3, "s")),
+    "bytes": ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")),
+    "bytes_per_s": ((1.0, "B/s"), (1e3, "kB/s"), (1e6, "MB/s"), (1e9, "GB/s"), (1e12, "TB/s")),
+    "share": ((0.01, "%"),),
+    "ratio": ((1.0, "×"),),
+    "count": ((1.0, ""),),
+}
+
+
+def unit_for(meaning: MetricMeaning, magnitude: float | None) -> tuple[float, str]:
+    """The unit in which a value of this size reads well: (value of one unit, its symbol)."""
+    if meaning.quantity == "per_second":
+        return 1.0, f"{meaning.rate_of}/s" if meaning.rate_of else "/s"
+    scales = _SCALES[meaning.quantity]
+    size = abs(magnitude) if magnitude is not None and math.isfinite(magnitude) else 0.0
+    if size == 0.0:
+        return scales[-1] if len(scales) == 1 or meaning.quantity == "seconds" else _unscaled(scales)
+    fitting = [scale for scale in scales if size >= scale[0] * 0.9995]
+    return fitting[-1] if fitting else scales[0]
+
+
+def _unscaled(scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+    return next(scale for scale in scales if scale[0] == 1.0)
+
+
+def decimals_for(value: float, significant: int = 4) -> int:
+    """Decimals that show a number with so many significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, significant - 1 - math.floor(math.log10(abs(value)) + 1e-9))
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with thin-space thousands and a true minus sign."""
+    text = f"{value:,.{decimals}f}".replace(",", "\u202f")
+    if float(f"{value:.{decimals}f}") == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def _decimals(meaning: MetricMeaning, scaled: float) -> int:
+    if meaning.quantity == "share":
+        return 1 if abs(scaled) < 100 else 0
+    if meaning.quantity == "ratio":
+        return 2 if abs(scaled) < 100 else 0
+    if meaning.quantity == "count" and float(scaled).is_integer():
+        return 0
+    return decimals_for(scaled)
+
+
+def with_unit(text: str, unit: str) -> str:
+    return f"{text}\u00a0{unit}" if unit else text
+
+
+def format_value(value: float | int | None, meaning: MetricMeaning) -> str:
+    """One value with its unit, four significant digits: 327.1 µs; "–" where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    factor, unit = unit_for(meaning, value)
+    scaled = value / factor
+    return with_unit(number(scaled, _decimals(meaning, scaled)), unit)
+
+
+def format_interval(estimate: Estimate, meaning: MetricMeaning) -> str:
+    """The interval in the mean's unit and digits: "[325.0, 329.2]"; empty where there is none."""
+    if estimate.mean is None or estimate.low is None or estimate.high is None:
+        return ""
+    factor, _ = unit_for(meaning, estimate.mean)
+    decimals = _decimals(meaning, estimate.mean / factor)
+    if meaning.quantity == "count":
+        decimals = max(decimals, 0 if estimate.low == estimate.high else 1)
+    return f"[{number(estimate.low / factor, decimals)}, {number(estimate.high / factor, decimals)}]"
+
+
+def format_percent(estimate: Estimate, signed: bool = True) -> str:
+    """A share as percent with its interval: "−72.3 % [−73.1, −71.4]"."""
+    if estimate.mean is None:
+        return "–"
+    bounds = [b for b in (estimate.low, estimate.high) if b is not None]
+    largest = 100 * max(abs(b) for b in (estimate.mean, *bounds))
+    decimals = 0 if largest >= 100 else 1
+    sign = "+" if signed and round(100 * estimate.mean, decimals) > 0 else ""
+    text = f"{sign}{number(100 * estimate.mean, decimals)}\u00a0%"
+    if len(bounds) < 2:
+        return text
+    return f"{text} [{', '.join(number(100 * b, decimals) for b in bounds)}]"

@@ -1,0 +1,99 @@
+"""What a run found, in memory: one result per variant and seed, and what the whole run was about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from sim.results.statistics import is_missing
+
+Metrics = dict[str, float | int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantResult:
+    """One variant, simulated once.
+
+    metrics  `<kind>.<workload>.<metric>` → number, None where there is none
+    tables   name → data frame; read from disk on demand once the result is stored
+    notes    plain JSON values that belong to the result and to no clock: `fidelity` (str), `cost_sources`
+             (source of cost figures → share of the simulated time), `warnings` (list of sentences),
+             `partial` (True when this very run was interrupted)
+    """
+
+    name: str
+    seed: int
+    metrics: Metrics
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RunResults:
+    """A run: its variants in the scenario's order, its seeds, and the results there are so far.
+
+    partial       the run was interrupted: some (variant, seed) may be missing
+    answer        the metric that answers the question, where the scenario names it
+    ideal_variant the variant whose path policy is `ideal`, against which the network tax is taken
+    """
+
+    scenario_name: str
+    question: str | None
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    version: str
+    calibration: str | None
+    results: dict[tuple[str, int], VariantResult] = field(default_factory=dict)
+    partial: bool = False
+    answer: str | None = None
+    ideal_variant: str | None = None
+    scenario_text: str = ""
+
+    def metric_keys(self) -> list[str]:
+        """All metric keys, in the order in which the results first name them."""
+        keys: dict[str, None] = {}
+        for variant in self.variants:
+            for seed in self.seeds:
+                result = self.results.get((variant, seed))
+                if result is not None:
+                    keys.update(dict.fromkeys(result.metrics))
+        return list(keys)
+
+    def values(self, variant: str, key: str) -> list[float | None]:
+        """A metric over the seeds, in the order of the seeds; None where it is missing."""
+        out: list[float | None] = []
+        for seed in self.seeds:
+            result = self.results.get((variant, seed))
+            value = result.metrics.get(key) if result is not None else None
+            out.append(None if is_missing(value) else value)
+        return out
+
+    def of_variant(self, variant: str) -> list[VariantResult]:
+        """The finished results of a variant, in the order of the seeds."""
+        return [self.results[variant, seed] for seed in self.seeds if (variant, seed) in self.results]
+
+    @property
+    def num_expected(self) -> int:
+        return len(self.variants) * len(self.seeds)
+
+
+def add_network_tax(run: RunResults) -> None:
+    """Set `serving.<name>.network_tax` on every result that has an ideal twin of the same seed.
+
+        network_tax = p99_itl_ms / (p99_itl_ms of the ideal variant, same seed) - 1
+
+    None where either is missing or the ideal one is 0. Does nothing without an ideal variant.
+    """
+    if run.ideal_variant is None:
+        return
+    ending = ".p99_itl_ms"
+    for (_, seed), result in run.results.items():
+        ideal = run.results.get((run.ideal_variant, seed))
+        for key in [k for k in result.metrics if k.startswith("serving.") and k.endswith(ending)]:
+            own = result.metrics[key]
+            best = ideal.metrics.get(key) if ideal is not None else None
+            tax = None if own is None or best is None or not best > 0 else own / best - 1
+            result.metrics[key.removesuffix(ending) + ".network_tax"] = tax

@@ -1,0 +1,226 @@
+"""Samples behind the figures: flow times, token latencies and link loads, taken from the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.results.run_results import RunResults, VariantResult
+from sim.results.statistics import Estimate, mean_interval, percentile_interval
+from sim.results.store import StoredTables
+
+Float64 = NDArray[np.float64]
+
+LATENCIES = {
+    "ttft": "time to first token",
+    "itl": "time between tokens",
+    "tpot": "time per output token",
+    "e2el": "end-to-end latency",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """One variant's samples of one quantity, per seed, in seconds. num_total counts those that never came."""
+
+    by_seed: tuple[Float64, ...]
+    num_total: int
+
+    @property
+    def pooled(self) -> Float64:
+        return np.concatenate(self.by_seed) if self.by_seed else np.zeros(0)
+
+    def percentile(self, percent: float) -> Estimate:
+        """A percentile with its interval: over seeds where there are several, else from order statistics."""
+        if len(self.by_seed) == 1:
+            value, low, high = percentile_interval(self.by_seed[0], percent)
+            if low is None or high is None:
+                low = high = None
+            return Estimate(value, low, high, 1)
+        return mean_interval([percentile_interval(samples, percent)[0] for samples in self.by_seed])
+
+
+def table(result: VariantResult, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    """Some columns of a result's table; None where there is no such table, or it is empty or lacks one."""
+    tables: Mapping[str, pd.DataFrame] = result.tables
+    if name not in tables:
+        return None
+    if isinstance(tables, StoredTables):
+        try:
+            frame = tables.read(name, columns)
+        except (KeyError, ValueError):
+            return None
+        if frame.shape[1] != len(columns):
+            return None
+    else:
+        if any(column not in tables[name].columns for column in columns):
+            return None
+        frame = tables[name][list(columns)]
+    return frame if len(frame) else None
+
+
+def workloads_in(run: RunResults, name: str) -> list[str]:
+    """The workloads named in a table, over all results, in order of first appearance."""
+    found: dict[str, None] = {}
+    for result in run.results.values():
+        frame = table(result, name, ["workload"])
+        if frame is not None:
+            found.update(dict.fromkeys(str(w) for w in frame["workload"].unique()))
+    return list(found)
+
+
+def flow_times(run: RunResults, workload: str) -> dict[str, SampleSet]:
+    """Flow completion times (received - ready) of a workload per variant; flows that never ended count."""
+    out = {}
+    for variant in run.variants:
+        by_seed, num_total = [], 0
+        for result in run.of_variant(variant):
+            frame = table(result, "flows", ["workload", "ready_s", "received_s"])
+            if frame is None:
+                continue
+            own = frame[(frame["workload"] == workload).to_numpy()]
+            times = (own["received_s"] - own["ready_s"]).to_numpy(dtype=np.float64)
+            num_total += len(times)
+            by_seed.append(times[np.isfinite(times)])
+        if any(len(samples) for samples in by_seed):
+            out[variant] = SampleSet(tuple(by_seed), num_total)
+    return out
+
+
+def request_latencies(result: VariantResult, workload: str) -> pd.DataFrame | None:
+    """Per request: arrival_s, ttft, tpot, e2el in seconds; NaN where the request did not get that far."""
+    columns = ["workload", "request", "arrival_s", "first_token_s", "finished_s", "output_tokens"]
+    frame = table(result, "requests", columns)
+    if frame is None:
+        return None
+    own = frame[(frame["workload"] == workload).to_numpy()]
+    if not len(own):
+        return None
+    arrival, first, finished = (
+        own[c].to_numpy(dtype=np.float64) for c in ("arrival_s", "first_token_s", "finished_s")
+    )
+    later_tokens = own["output_tokens"].to_numpy(dtype=np.float64, na_value=np.nan) - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(later_tokens > 0, (finished - first) / later_tokens, np.nan)
+    return pd.DataFrame(
+        {"arrival_s": arrival, "ttft": first - arrival, "tpot": tpot, "e2el": finished - arrival}
+    )
+
+
+def times_between_tokens(result: VariantResult, workload: str) -> Float64 | None:
+    """Every gap between two consecutive tokens of the same request, in seconds; None without token times."""
+    frame = table(result, "token_times", ["workload", "request", "time_s"])
+    if frame is None:
+        return None
+    own = frame[(frame["workload"] == workload).to_numpy()]
+    request = own["request"].to_numpy()
+    time_s = own["time_s"].to_numpy(dtype=np.float64)
+    order = np.lexsort((time_s, request))
+    request, time_s = request[order], time_s[order]
+    return np.diff(time_s)[request[1:] == request[:-1]]
+
+
+def latencies(run: RunResults, workload: str) -> dict[str, dict[str, SampleSet]]:
+    """Quantity (ttft, itl, e2el) → variant → samples of a serving workload."""
+    out: dict[str, dict[str, SampleSet]] = {"ttft": {}, "itl": {}, "e2el": {}}
+    for variant in run.variants:
+        collected: dict[str, list[Float64]] = {quantity: [] for quantity in out}
+        num_requests = 0
+        for result in run.of_variant(variant):
+            requests = request_latencies(result, workload)
+            if requests is not None:
+                num_requests += len(requests)
+                for quantity in ("ttft", "e2el"):
+                    samples = requests[quantity].to_numpy()
+                    collected[quantity].append(samples[np.isfinite(samples)])
+            gaps = times_between_tokens(result, workload)
+            if gaps is not None:
+                collected["itl"].append(gaps)
+        for quantity, by_seed in collected.items():
+            if any(len(samples) for samples in by_seed):
+                total = sum(len(s) for s in by_seed) if quantity == "itl" else num_requests
+                out[quantity][variant] = SampleSet(tuple(by_seed), total)
+    return {quantity: found for quantity, found in out.items() if found}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMap:
+    """Load over the fair share of each leaf-spine pair, one matrix [leaf, spine] per direction; NaN: no link.
+
+    Parallel links of a pair (lanes, planes) show their most loaded one.
+    """
+
+    up: Float64 | None
+    down: Float64 | None
+
+    @property
+    def largest(self) -> float:
+        found = [float(np.nanmax(m)) for m in (self.up, self.down) if m is not None and np.isfinite(m).any()]
+        return max(found, default=float("nan"))
+
+
+def load_map(result: VariantResult) -> LoadMap | None:
+    """The leaf × spine load of one result; None without such links, or when they carried nothing."""
+    frame = table(result, "links", ["direction", "load_over_fair", "leaf", "spine"])
+    if frame is None:
+        return None
+    frame = frame.dropna(subset=["leaf", "spine", "load_over_fair"])
+    if frame.empty:
+        return None
+    shape = int(frame["leaf"].max()) + 1, int(frame["spine"].max()) + 1
+    matrices: dict[str, Float64] = {}
+    for direction, part in frame.groupby("direction", observed=True):
+        matrix = np.full(shape, np.nan)
+        leaf, spine = part["leaf"].to_numpy(dtype=np.int64), part["spine"].to_numpy(dtype=np.int64)
+        np.fmax.at(matrix, (leaf, spine), part["load_over_fair"].to_numpy(dtype=np.float64))
+        matrices[str(direction)] = matrix
+    return LoadMap(matrices.get("up"), matrices.get("down"))
+
+
+def tier_loads(result: VariantResult) -> dict[tuple[str, str], Float64]:
+    """(tier, direction) → load over the fair share of each of its links, those without traffic included."""
+    frame = table(result, "links", ["tier", "direction", "load_over_fair"])
+    if frame is None:
+        return {}
+    frame = frame.dropna(subset=["load_over_fair"])
+    groups = frame.groupby(["tier", "direction"], observed=True, sort=False)["load_over_fair"]
+    return {(str(t), str(d)): loads.to_numpy(dtype=np.float64) for (t, d), loads in groups}
+
+
+@dataclass(frozen=True, slots=True)
+class UtilisationOverTime:
+    """Utilisation of a tier's links per time bin: median, 90th percentile and largest over links."""
+
+    time_s: Float64
+    p50: Float64
+    p90: Float64
+    largest: Float64
+
+
+def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTime]:
+    """Tier → utilisation over time. A link without a row in a bin was idle in it."""
+    series = table(result, "link_series", ["time_s", "link", "utilisation"])
+    links = table(result, "links", ["link", "tier"])
+    if series is None or links is None:
+        return {}
+    tier_of = links.drop_duplicates("link").set_index("link")["tier"].astype(str)
+    bins, bin_index = np.unique(series["time_s"].to_numpy(dtype=np.float64), return_inverse=True)
+    tiers = series["link"].map(tier_of).to_numpy()
+    utilisation = series["utilisation"].to_numpy(dtype=np.float64)
+    codes, _ = pd.factorize(series["link"])
+    out = {}
+    for tier in dict.fromkeys(tier_of):
+        own = tiers == tier
+        num_links = int((tier_of == tier).sum())
+        if not own.any():
+            continue
+        _, column = np.unique(codes[own], return_inverse=True)
+        matrix = np.zeros((len(bins), max(num_links, int(column.max()) + 1)))
+        matrix[bin_index[own], column] = np.nan_to_num(utilisation[own])
+        p50, p90, largest = np.percentile(matrix, [50, 90, 100], axis=1)
+        out[tier] = UtilisationOverTime(bins, p50, p90, largest)
+    return out

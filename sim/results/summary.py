@@ -1,0 +1,92 @@
+"""summary.json: every variant's metrics with their intervals, and the differences to the first variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sim.results.headline import headline_of
+from sim.results.metrics import meaning_of
+from sim.results.run_results import RunResults
+from sim.results.statistics import Estimate, mean_interval, paired_difference
+
+
+def summary_of(run: RunResults) -> dict[str, Any]:
+    """The content of summary.json.
+
+    With one seed a metric is a number; with several it is {mean, ci95, values}, values in the order of the
+    seeds, and `differences` compares every later variant with the first, seed by seed.
+    """
+    keys = run.metric_keys()
+    is_replicated = len(run.seeds) > 1
+    summary: dict[str, Any] = {
+        "scenario": run.scenario_name,
+        "seed": run.seeds[0],
+        "version": run.version,
+        "calibration": run.calibration,
+        "partial": run.partial,
+        "question": run.question,
+        "headline": headline_of(run).sentence,
+    }
+    if is_replicated:
+        summary["seeds"] = list(run.seeds)
+    for name in ("answer", "ideal_variant"):
+        if getattr(run, name) is not None:
+            summary[name] = getattr(run, name)
+    variants: dict[str, Any] = {}
+    for variant in run.variants:
+        results = run.of_variant(variant)
+        own = [key for key in keys if any(key in result.metrics for result in results)]
+        metrics: dict[str, Any] = (
+            {key: _replicated(run.values(variant, key)) for key in own}
+            if is_replicated
+            else {key: results[0].metrics[key] for key in own}
+        )
+        variants[variant] = {"metrics": metrics}
+    summary["variants"] = variants
+    if is_replicated:
+        summary["differences"] = {variant: _differences(run, variant, keys) for variant in run.variants[1:]}
+    return plain_json(summary)
+
+
+def _replicated(values: list[float | None]) -> dict[str, Any]:
+    estimate = mean_interval(values)
+    return {"mean": estimate.mean, "ci95": _bounds(estimate), "values": values}
+
+
+def _bounds(estimate: Estimate) -> list[float | None]:
+    return [estimate.low, estimate.high]
+
+
+def _differences(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str, Any]:
+    out = {}
+    for key in keys:
+        meaning = meaning_of(key)
+        found = paired_difference(
+            run.values(variant, key), run.values(run.variants[0], key), meaning.better, meaning.is_share
+        )
+        if found.difference.mean is not None:
+            out[key] = {
+                "mean": found.difference.mean,
+                "ci95": _bounds(found.difference),
+                "relative": found.relative.mean,
+                "relative_ci95": _bounds(found.relative),
+                "verdict": found.verdict,
+            }
+    return out
+
+
+def plain_json(value: Any) -> Any:
+    """JSON's own types; NaN and infinities are absent (null)."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -42,8 +42,8 @@ class GroupedQueryAttention:
 class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
-    The cache holds per token one latent of `kv_rank` numbers and one rotary key of `rope_dim`, shared by all heads. `query_rank` None:
-    the queries are projected directly.
+    The cache holds per token one latent of `kv_rank` numbers and one rotary key of `rope_dim`, shared by all
+    heads. `query_rank` None: the queries are projected directly.
     """
 
     num_heads: int
@@ -59,7 +59,7 @@ class LatentAttention:
         return self.num_heads * (self.nope_dim + self.rope_dim)
 
     def num_parameters(self, hidden_size: int) -> int:
-        """Weights of one layer: down- and up-projections of queries and of the latent, their norms, output."""
+        """Weights of one layer: projections of queries and latent, down and up, their norms, output."""
         if self.query_rank is None:
             query = hidden_size * self.query_size
         else:
@@ -73,8 +73,9 @@ class LatentAttention:
 class Experts:
     """The mixture-of-experts layers of a model.
 
-    `layers` are the indices of the layers that have experts; the others keep the dense feed-forward. `shared_ffn_size` is the inner width
-    of all shared experts together (they run as one feed-forward), 0 where there are none.
+    `layers` are the indices of the layers that have experts; the others keep the dense feed-forward.
+    `shared_ffn_size` is the inner width of all shared experts together (they run as one feed-forward), 0
+    where there are none.
     """
 
     num_routed: int
@@ -89,7 +90,8 @@ class Experts:
 class Architecture:
     """A decoder-only transformer with pre-norm layers.
 
-    Leaves out: vision towers, multi-token-prediction heads, sliding windows, layers that differ in anything but dense against experts.
+    Leaves out: vision towers, multi-token-prediction heads, sliding windows, layers that differ in anything
+    but dense against experts.
     """
 
     name: str
@@ -128,7 +130,7 @@ class Architecture:
     def num_parameters(self) -> int:
         """All weights: embedding, layers, norms, output head (once, where tied).
 
-        Sum over layers of attention + 2 h norms + feed-forward, + h final norm + h V embedding (twice if untied).
+        layers (attention + 2 h of norms + feed-forward) + h of final norm + h V embedding, twice if untied
         """
         h = self.hidden_size
         embeddings = h * self.vocab_size * (1 if self.has_tied_embeddings else 2)

@@ -170,7 +170,7 @@ def place_experts(
 ) -> ExpertPlacement:
     """Experts in equal contiguous groups over ranks, who is popular being drawn anew for each layer.
 
-    A popularity with one row is shuffled per layer; recorded rows keep their order, as the model's own expert ids.
+    A popularity with one row is shuffled per layer; rows per layer keep their order, the model's expert ids.
     max_tokens: the most tokens that all ranks together send in one step.
 
     Raises ValueError where the experts do not divide over the ranks or the layers do not fit.
@@ -195,7 +195,7 @@ def place_experts(
 
 
 def _token_nodes(max_tokens: int) -> NDArray[np.int64]:
-    """Every count up to 32, then steps of about 3 %: the line between two nodes is off by less than 0.02 %."""
+    """Every count up to 32, then steps of about 3 %: the line between nodes is off by less than 0.02 %."""
     nodes = np.unique(
         np.round(
             np.geomspace(32, max(max_tokens, 33), num=1 + int(np.log(max(max_tokens, 33) / 32) / 0.03) + 1)
@@ -208,5 +208,5 @@ def _token_nodes(max_tokens: int) -> NDArray[np.int64]:
 def interpolate_distinct(
     tokens: NDArray[np.float64], distinct: NDArray[np.float64], num_tokens: float
 ) -> float:
-    """Distinct experts of one layer and rank at a token count: linear between the nodes, the last node beyond."""
+    """Distinct experts of one layer and rank: linear between the nodes, the last node beyond them."""
     return np.interp(num_tokens, tokens, distinct)

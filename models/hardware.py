@@ -21,9 +21,10 @@ GBIT_PER_S = 1e9 / 8
 class Accelerator:
     """One device: its memory, its peak arithmetic rates and its link to the others of the same host.
 
-    `hbm_bytes` is what CUDA reports as the device's total, which is what engines take their fraction of; data sheets round it. The arithmetic rates are dense tensor-core peaks with
-    float32 accumulation. `nvlink_bytes_per_s` is one direction of one device; `nvlink_latency_s` is what one message
-    costs before its first byte. Devices without NVLink carry the figures of their PCIe path there.
+    `hbm_bytes` is what CUDA reports as the device's total, which is what engines take their fraction of; data
+    sheets round it. The arithmetic rates are dense tensor-core peaks with float32 accumulation.
+    `nvlink_bytes_per_s` is one direction of one device; `nvlink_latency_s` is what one message costs before
+    its first byte. Devices without NVLink carry the figures of their PCIe path there.
 
     Leaves out: clocks that fall under load (an efficiency in the cost model stands for that), sparsity, FP4.
     """
@@ -41,8 +42,8 @@ class Accelerator:
     def flops_per_s(self, precision: Precision) -> float:
         """Peak dense rate for operands of that precision.
 
-        A device without FP8 arithmetic (A100) widens FP8 weights to bf16 in registers: it reads half the bytes
-        and computes at the bf16 rate.
+        A device without FP8 arithmetic (A100) widens FP8 weights to bf16 in registers: it reads half the
+        bytes and computes at the bf16 rate.
         """
         if precision == "fp8" and self.fp8_flops_per_s is not None:
             return self.fp8_flops_per_s
@@ -58,8 +59,11 @@ class Nic:
     source: str
 
 
-_NVLINK_LATENCY = "NCCL 2.2x, src/graph/tuning.cc: NVLink hop of the ring with protocol LL128, 1.9 us"
-_PCIE = "assumption, unmeasured: 16 GB/s and 20 us between devices over PCIe, as LLMServingSim 2.0 configures such hosts"
+_NVLINK_LATENCY = "NCCL 2.19, src/graph/tuning.cc: 1.9 us for an NVLink hop of a ring with protocol LL128"
+_PCIE = (
+    "assumption, unmeasured: 16 GB/s and 20 us between devices over PCIe, "
+    "as LLMServingSim 2.0 configures such hosts"
+)
 
 ACCELERATORS: dict[str, Accelerator] = {
     accelerator.name: accelerator
@@ -92,8 +96,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             sources={
                 "hbm_bytes": "CUDA total, 79.18 GiB in PyTorch out-of-memory messages; data sheet 80 GB",
                 "hbm_bytes_per_s": "NVIDIA H100 SXM data sheet (2023), 3.35 TB/s",
-                "bf16_flops_per_s": "NVIDIA H100 architecture white paper v1.04 (2023), 989.4 TFLOPS dense",
-                "fp8_flops_per_s": "NVIDIA H100 architecture white paper v1.04 (2023), 1,978.9 TFLOPS dense",
+                "bf16_flops_per_s": "NVIDIA H100 architecture white paper (2023), 989.4 TFLOPS dense",
+                "fp8_flops_per_s": "NVIDIA H100 architecture white paper (2023), 1,978.9 TFLOPS dense",
                 "nvlink_bytes_per_s": "NVIDIA H100 SXM data sheet (2023), NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
@@ -109,8 +113,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             sources={
                 "hbm_bytes": "CUDA total, 139.80 GiB in PyTorch out-of-memory messages; data sheet 141 GB",
                 "hbm_bytes_per_s": "NVIDIA H200 SXM data sheet (2024), 4.8 TB/s",
-                "bf16_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 1,979 TFLOPS sparse, half of it dense",
-                "fp8_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 3,958 TFLOPS sparse, half of it dense",
+                "bf16_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 1,979 TFLOPS sparse, half dense",
+                "fp8_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 3,958 TFLOPS sparse, half dense",
                 "nvlink_bytes_per_s": "NVIDIA H200 SXM data sheet (2024), NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
@@ -126,8 +130,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             sources={
                 "hbm_bytes": "CUDA total, 178.35 GiB in PyTorch out-of-memory messages; data sheet 180 GB",
                 "hbm_bytes_per_s": "NVIDIA DGX B200 data sheet (2024), 64 TB/s for 8",
-                "bf16_flops_per_s": "NVIDIA HGX B200 specification (2024), 36 PFLOPS sparse for 8, half dense",
-                "fp8_flops_per_s": "NVIDIA DGX B200 data sheet (2024), 72 PFLOPS sparse for 8, half of it dense",
+                "bf16_flops_per_s": "HGX B200 specification (2024), 36 PFLOPS sparse for 8, half dense",
+                "fp8_flops_per_s": "NVIDIA DGX B200 data sheet (2024), 72 PFLOPS sparse for 8, half dense",
                 "nvlink_bytes_per_s": "NVIDIA DGX B200 data sheet (2024), 14.4 TB/s for 8, both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
@@ -152,16 +156,16 @@ ACCELERATORS: dict[str, Accelerator] = {
         Accelerator(
             name="rtx_pro_6000",
             hbm_bytes=int(94.97 * GIB),
-            hbm_bytes_per_s=1.792e12,
-            bf16_flops_per_s=503.8e12,
-            fp8_flops_per_s=1007.6e12,
+            hbm_bytes_per_s=1.597e12,
+            bf16_flops_per_s=500e12,
+            fp8_flops_per_s=1000e12,
             nvlink_bytes_per_s=16e9,
             nvlink_latency_s=20e-6,
             sources={
                 "hbm_bytes": "CUDA total, 94.97 GiB in PyTorch out-of-memory messages; data sheet 96 GB",
-                "hbm_bytes_per_s": "NVIDIA RTX PRO 6000 Blackwell Workstation data sheet (2025), 1,792 GB/s",
-                "bf16_flops_per_s": "NVIDIA RTX Blackwell PRO architecture white paper (2025), 503.8 TFLOPS dense",
-                "fp8_flops_per_s": "NVIDIA RTX Blackwell PRO architecture white paper (2025), 1,007.6 TFLOPS dense",
+                "hbm_bytes_per_s": "RTX PRO 6000 Blackwell Server Edition data sheet (2025), 1,597 GB/s",
+                "bf16_flops_per_s": "RTX PRO 6000 Blackwell data sheet (2025), 1/8 of 4,000 sparse FP4 TOPS",
+                "fp8_flops_per_s": "RTX PRO 6000 Blackwell data sheet (2025), 1/4 of 4,000 sparse FP4 TOPS",
                 "nvlink_bytes_per_s": _PCIE,
                 "nvlink_latency_s": _PCIE,
             },

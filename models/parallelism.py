@@ -17,9 +17,10 @@ class ParallelismError(ValueError):
 class Parallelism:
     """Degrees of one replica.
 
-    `tensor` accelerators of one host share each layer. With `expert` > 1 the routed experts of a layer lie whole on `expert`
-    accelerators, which hold the attention in `data` = expert / tensor copies, each with its own requests; with `expert` = 1 every expert
-    is cut over the `tensor` accelerators, as the dense feed-forward is.
+    `tensor` accelerators of one host share each layer. With `expert` > 1 the routed experts of a layer lie
+    whole on `expert` accelerators, which hold the attention in `data` = expert / tensor copies, each with its
+    own requests; with `expert` = 1 every expert is cut over the `tensor` accelerators, as the dense
+    feed-forward is.
 
     Leaves out: pipeline stages.
     """
@@ -34,8 +35,8 @@ class Parallelism:
             )
         if self.expert > 1 and self.expert % self.tensor:
             raise ParallelismError(
-                f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: the same "
-                "accelerators hold attention and experts"
+                f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: "
+                "the same accelerators hold attention and experts"
             )
 
     @property

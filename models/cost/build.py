@@ -34,12 +34,13 @@ def step_table(
 ) -> StepTable:
     """The whole step of one replica as one table, all its layers included.
 
-    popularity: how tokens choose experts, uniform where None; max_tokens: the most tokens a step of a model with experts may have.
+    popularity: how tokens choose experts, uniform where None; max_tokens: the most tokens a step of a model
+    with experts may have.
     Rows are named by `operator_names`. Efficiencies, fixed_s and scale as in `Roofline`.
 
     Leaves out: differences of popularity between layers (the mean of their distinct experts is used).
-    Raises ParallelismError for expert parallelism, whose steps are built from `stage_tables`, and where the model
-    does not divide; ValueError for an efficiency out of range or an unknown operator in `scale`.
+    Raises ParallelismError for expert parallelism, whose steps are built from `stage_tables`, and where the
+    model does not divide; ValueError for an efficiency out of range or an unknown operator in `scale`.
     """
     if parallelism.expert > 1:
         raise ParallelismError(
@@ -68,8 +69,9 @@ def stage_tables(
 ) -> dict[str, StepTable]:
     """One table per stage of the step on one rank, each for one pass of that stage.
 
-    The stages are those of `models.operators.STAGES` that the model has; a step passes each `stage_repeats(architecture)` times. All but
-    "experts" go through `step_seconds` with the rank's own tokens, "experts" through `expert_seconds` with what the rank received.
+    The stages are those of `models.features.STAGES` that the model has; a step passes each
+    `stage_repeats(architecture)` times. All but "experts" go through `step_seconds` with the rank's own
+    tokens, "experts" through `expert_seconds` with what the rank received.
     With expert degree 1 the stages times their repeats sum to `step_table`'s time.
 
     Arguments and errors as for `step_table`, expert parallelism allowed.
@@ -120,17 +122,13 @@ def _compile(
     architecture: Architecture,
     distinct: NDArray[np.float64],
 ) -> StepTable:
+    calls = np.array([o.calls * n for o, n in zip(built, repeats, strict=True)], dtype=np.float64)
     return StepTable(
-        flops=np.array([o.flops for o in built]),
-        bytes=np.array([o.bytes for o in built]),
-        flops_per_s=np.array([roofline.flops_per_s(o) for o in built]),
-        bytes_per_s=np.array([roofline.bytes_per_s(o) for o in built]),
+        work=np.array([(o.flops, o.bytes) for o in built]),
+        rates=np.array([(roofline.flops_per_s(o), roofline.bytes_per_s(o)) for o in built]),
         fixed_s=np.array([roofline.fixed_s_of(o) for o in built]),
-        scale=np.array([roofline.scale_of(o) for o in built]),
-        calls=np.array([float(o.calls * n) for o, n in zip(built, repeats, strict=True)]),
-        runs_on=np.array([int(o.runs_on) for o in built]),
-        source=np.full(len(built), int(Source.ROOFLINE)),
-        is_communication=np.array([int(o.is_communication) for o in built]),
+        weight=calls * np.array([roofline.scale_of(o) for o in built]),
+        tags=np.array([(int(o.runs_on), int(o.is_communication), int(Source.ROOFLINE)) for o in built]),
         distinct_experts=distinct,
         top_k=float(architecture.experts.top_k) if architecture.experts else 0.0,
     )

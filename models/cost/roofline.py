@@ -17,7 +17,8 @@ __all__ = ["Roofline"]
 class Roofline:
     """Times of operators from the peak rates of a device.
 
-    max(flops / (compute_efficiency · peak), bytes / (memory_efficiency · bandwidth)) + fixed_s, times `scale[operator.name]`.
+    max(flops / (compute_efficiency · peak), bytes / (memory_efficiency · bandwidth)) + fixed_s, times
+    `scale[operator.name]`.
     Transfers inside the host take bytes / rate + latency per message, without an efficiency.
 
     compute_efficiency, memory_efficiency: attained share of the peaks, in (0, 1]
@@ -72,7 +73,7 @@ class Roofline:
     def estimate(self, operator: Operator, features: Sequence[float]) -> Estimate:
         """Time of one call of the operator, and its source.
 
-        features: in the order of `models.operators.Feature`.
+        features: in the order of `models.features.Feature`.
         """
         if features[operator.runs_on] <= 0:
             return Estimate(0.0, Source.ROOFLINE)

@@ -1,7 +1,7 @@
 """The cost of an engine step, compiled: what the serving loop calls.
 
-`models.cost.build.step_table` and `stage_tables` make the tables; the functions here read them, from compiled code (a call from
-plain Python costs about 2 us, most of it handing over the arrays).
+`models.cost.build.step_table` and `stage_tables` make the tables; the functions here read them, from compiled
+code (a call from plain Python costs about 2 us, most of it handing over the arrays).
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ from numpy.typing import NDArray
 
 __all__ = ["StepTable", "expert_seconds", "operator_seconds", "step_parts", "step_seconds"]
 
+RUNS_ON, IS_COMMUNICATION, SOURCE = 0, 1, 2
+"""Columns of `StepTable.tags`."""
+
 
 class StepTable(NamedTuple):
-    """Operators of a step, or of one stage of it, as arrays; row o is operator `names[o]` of the builder's order.
+    """Operators of a step, or of one stage of it, as arrays; their names are
+    `models.cost.build.operator_names`.
 
-    An operator costs, where its feature `runs_on[o]` is positive,
-        calls · scale · (max(flops / flops_per_s, bytes / bytes_per_s) + fixed_s)
-    with flops and bytes the products of their coefficients and the features. Efficiencies are inside the rates.
+    An operator costs, where its feature `runs_on` is positive and nothing elsewhere,
+        weight · (max(flops / flops_per_s, bytes / bytes_per_s) + fixed_s)
+    with flops and bytes the products of their coefficients and the features, as `models.features.Feature`
+    lists them. Efficiencies are inside the rates. Few arrays, because each one that a compiled call hands
+    over costs 5 ns.
 
-    flops, bytes: [operators, features] per call, features as `models.operators.Feature` orders them
-    flops_per_s, bytes_per_s, fixed_s, scale, calls: [operators]
-    runs_on: [operators], a `Feature`
-    source: [operators], a `models.cost.provenance.Source`
-    is_communication: [operators], 1 for transfers inside the host
-    distinct_experts: [max_tokens + 1], expected different routed experts a layer touches for that many tokens
+    work: [operators, 2, features], coefficients of the flops and of the bytes of one call
+    rates: [operators, 2], flops_per_s and bytes_per_s
+    fixed_s: [operators], time of one call beside its work
+    weight: [operators], calls in the step times the factor that `scale` gave the operator
+    tags: [operators, 3], runs_on (a `Feature`), is_communication (0 or 1), source (a `Source`)
+    distinct_experts: [max_tokens + 1], expected different routed experts that so many tokens touch in a layer
     top_k: routed experts of a token, 0 in a dense model
     """
 
-    flops: NDArray[np.float64]
-    bytes: NDArray[np.float64]
-    flops_per_s: NDArray[np.float64]
-    bytes_per_s: NDArray[np.float64]
+    work: NDArray[np.float64]
+    rates: NDArray[np.float64]
     fixed_s: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    calls: NDArray[np.float64]
-    runs_on: NDArray[np.int64]
-    source: NDArray[np.int64]
-    is_communication: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    tags: NDArray[np.int64]
     distinct_experts: NDArray[np.float64]
     top_k: float
 
 
 @njit(cache=True)
-def _features(table, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context):
+def _features(
+    distinct_experts, top_k, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context
+):
     """All nine features; the last two follow from the tokens."""
-    rows = table.top_k * tokens
+    rows = top_k * tokens
     distinct = 0.0
     if rows > 0.0:
-        last = table.distinct_experts.size - 1
-        if tokens > last:
+        if tokens >= distinct_experts.size:
             raise ValueError("more tokens in a step than the table's max_tokens")
-        distinct = table.distinct_experts[int(tokens)]
+        distinct = distinct_experts[int(tokens)]
     return (
         1.0,
         float(tokens),
@@ -69,16 +71,36 @@ def _features(table, tokens, decodes, sequences, prefill_pairs, prefill_context,
 
 
 @njit(cache=True)
-def _operator_s(table, o, features):
-    if features[table.runs_on[o]] <= 0.0:
+def _present(x):
+    """Bit f is set where feature f is positive."""
+    bits = 0
+    for f in range(9):
+        bits |= int(x[f] > 0.0) << f
+    return bits
+
+
+@njit(cache=True)
+def _dot(work, o, row, x):
+    """One row of coefficients times the features; in pairs, so that the processor need not wait for each
+    sum."""
+    return (
+        (work[o, row, 0] * x[0] + work[o, row, 1] * x[1])
+        + (work[o, row, 2] * x[2] + work[o, row, 3] * x[3])
+        + (
+            (work[o, row, 4] * x[4] + work[o, row, 5] * x[5])
+            + (work[o, row, 6] * x[6] + work[o, row, 7] * x[7])
+        )
+        + work[o, row, 8] * x[8]
+    )
+
+
+@njit(cache=True)
+def _operator_s(table, o, x, present):
+    if not (present >> table.tags[o, RUNS_ON]) & 1:
         return 0.0
-    flops = 0.0
-    size_bytes = 0.0
-    for f in range(len(features)):
-        flops += table.flops[o, f] * features[f]
-        size_bytes += table.bytes[o, f] * features[f]
-    busy_s = max(flops / table.flops_per_s[o], size_bytes / table.bytes_per_s[o])
-    return table.calls[o] * table.scale[o] * (busy_s + table.fixed_s[o])
+    compute_s = _dot(table.work, o, 0, x) / table.rates[o, 0]
+    memory_s = _dot(table.work, o, 1, x) / table.rates[o, 1]
+    return table.weight[o] * (max(compute_s, memory_s) + table.fixed_s[o])
 
 
 @njit(cache=True)
@@ -93,15 +115,25 @@ def step_seconds(
 ) -> float:
     """Time of one step, or of one pass of a stage, in seconds; 0 for an empty step.
 
-    The arguments are the first features of `models.operators.Feature`, which explains each; expert rows and distinct
-    experts follow from the tokens. A stage table ignores those it does not need.
+    The arguments are the first features of `models.features.Feature`, which explains each; expert rows and
+    distinct experts follow from the tokens. A stage table ignores those it does not need.
 
     Raises ValueError for a model with experts and more tokens than the table was built for.
     """
-    features = _features(table, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context)
+    x = _features(
+        table.distinct_experts,
+        table.top_k,
+        tokens,
+        decodes,
+        sequences,
+        prefill_pairs,
+        prefill_context,
+        decode_context,
+    )
+    present = _present(x)
     total_s = 0.0
-    for o in range(table.runs_on.size):
-        total_s += _operator_s(table, o, features)
+    for o in range(table.weight.size):
+        total_s += _operator_s(table, o, x, present)
     return total_s
 
 
@@ -115,15 +147,26 @@ def step_parts(
     prefill_context: float,
     decode_context: float,
 ) -> tuple[float, float]:
-    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds`."""
-    features = _features(table, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context)
+    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds` but for
+    rounding."""
+    x = _features(
+        table.distinct_experts,
+        table.top_k,
+        tokens,
+        decodes,
+        sequences,
+        prefill_pairs,
+        prefill_context,
+        decode_context,
+    )
+    present = _present(x)
     compute_s = 0.0
     communication_s = 0.0
-    for o in range(table.runs_on.size):
-        if table.is_communication[o]:
-            communication_s += _operator_s(table, o, features)
+    for o in range(table.weight.size):
+        if table.tags[o, IS_COMMUNICATION]:
+            communication_s += _operator_s(table, o, x, present)
         else:
-            compute_s += _operator_s(table, o, features)
+            compute_s += _operator_s(table, o, x, present)
     return compute_s, communication_s
 
 
@@ -142,9 +185,19 @@ def operator_seconds(
 
     Adding instead of returning lets a loop accumulate a whole run without an array per step.
     """
-    features = _features(table, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context)
-    for o in range(table.runs_on.size):
-        seconds[o] += _operator_s(table, o, features)
+    x = _features(
+        table.distinct_experts,
+        table.top_k,
+        tokens,
+        decodes,
+        sequences,
+        prefill_pairs,
+        prefill_context,
+        decode_context,
+    )
+    present = _present(x)
+    for o in range(table.weight.size):
+        seconds[o] += _operator_s(table, o, x, present)
 
 
 @njit(cache=True)
@@ -153,8 +206,9 @@ def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float
 
     expert_rows: (token, expert) pairs received; distinct_experts: local experts among them. 0 without rows.
     """
-    features = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, float(expert_rows), float(distinct_experts))
+    x = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, float(expert_rows), float(distinct_experts))
+    present = _present(x)
     total_s = 0.0
-    for o in range(table.runs_on.size):
-        total_s += _operator_s(table, o, features)
+    for o in range(table.weight.size):
+        total_s += _operator_s(table, o, x, present)
     return total_s

@@ -1,0 +1,205 @@
+"""What a workload keeps of its transfers: a summary of each, and rows of the flow table."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy import Environment, Event
+
+from sim.fabric.messages import OUTCOMES, Float64, Int64, MessageGraph, MessageResults
+from sim.fabric.transfer import Fabric, Transfer
+
+DEFAULT_MAX_ROWS = 2_000_000
+DELIVERED = OUTCOMES.index("delivered")
+
+
+class Recorder(Protocol):
+    def append(self, table: str, **columns: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One transfer as a whole. Times are None unless every message got that far.
+
+    started_s         the first message was ready
+    finished_s        the last payload byte was received
+    acknowledged_s    the last acknowledgement was back
+    """
+
+    started_s: float | None
+    finished_s: float | None
+    acknowledged_s: float | None
+    delivered_bytes: float
+
+    @property
+    def duration_s(self) -> float | None:
+        return _difference(self.finished_s, self.started_s)
+
+    @property
+    def acknowledged_after_s(self) -> float | None:
+        return _difference(self.acknowledged_s, self.started_s)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Messages of one transfer that go to the flow table; `keys` decide which stay in a sample."""
+
+    repetition: int
+    graph: MessageGraph
+    message: Int64
+    results: MessageResults
+    keys: Float64 | None = None
+
+
+class TransferLog:
+    """Carries graphs over the fabric for one workload and remembers what happened to them.
+
+    Joins (messages of no bytes from an accelerator to itself) are not flows: they appear in no row and no
+    summary. Of more than `max_rows` flows, the table keeps an even random sample; `row_weight` says for how
+    many flows a row stands. Summaries always come from all of them.
+    """
+
+    def __init__(
+        self, workload: str, fabric: Fabric, rng: np.random.Generator, max_rows: int = DEFAULT_MAX_ROWS
+    ) -> None:
+        self.workload = workload
+        self.summaries: list[Summary] = []
+        self._fabric = fabric
+        self._rng = rng.spawn(1)[0]
+        self._max_rows = max_rows
+        self._rows: list[_Rows] = []
+        self._num_seen = 0
+        self._open: tuple[int, MessageGraph, Transfer] | None = None
+
+    def carry(
+        self, repetition: int, graph: MessageGraph, clock: Environment
+    ) -> Generator[Event, Any, MessageResults | None]:
+        """Start the graph, wait until it is done, keep its rows and its summary; None for an empty graph."""
+        if graph.num_messages == 0:
+            self.summaries.append(Summary(clock.now, clock.now, clock.now, 0.0))
+            return None
+        transfer = self._fabric.start(graph)
+        self._open = (repetition, graph, transfer)
+        yield transfer.done
+        self._open = None
+        results = transfer.results
+        self._keep(repetition, graph, results)
+        self.summaries.append(summary(graph, results))
+        return results
+
+    def cancel(self) -> None:
+        """Cancel what is still on its way."""
+        if self._open is not None:
+            _, _, transfer = self._open
+            transfer.cancel()
+
+    def record(self, recorder: Recorder) -> None:
+        """Append the rows to table `flows`, those of an unfinished transfer included."""
+        if self._open is not None:
+            repetition, graph, transfer = self._open
+            self._keep(repetition, graph, transfer.results)
+            self._open = None
+        self._thin_out()
+        num_kept = sum(len(rows.message) for rows in self._rows)
+        for rows in self._rows:
+            r = rows.results
+            recorder.append(
+                "flows",
+                workload=self.workload,
+                repetition=rows.repetition,
+                message=rows.message,
+                source=rows.graph.source[rows.message],
+                destination=rows.graph.destination[rows.message],
+                size_bytes=rows.graph.size_bytes[rows.message],
+                ready_s=r.ready_s,
+                started_s=r.started_s,
+                received_s=r.received_s,
+                acknowledged_s=r.acknowledged_s,
+                delivered_bytes=r.delivered_bytes,
+                outcome=_outcome_names(r.outcome),
+                row_weight=self._num_seen / num_kept,
+            )
+
+    def _keep(self, repetition: int, graph: MessageGraph, results: MessageResults) -> None:
+        message = np.flatnonzero(is_flow(graph))
+        if len(message) < graph.num_messages:
+            results = _selected(results, message)
+        rows = _Rows(repetition, graph, message, results)
+        self._num_seen += len(message)
+        self._rows.append(rows)
+        if sum(len(rows.message) for rows in self._rows) > 2 * self._max_rows:
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Keep the max_rows rows with the smallest keys: at any time an even sample of all rows seen."""
+        if self._num_seen <= self._max_rows:
+            return
+        for rows in self._rows:
+            if rows.keys is None:
+                rows.keys = self._rng.random(len(rows.message))
+        keys = np.concatenate([rows.keys for rows in self._rows if rows.keys is not None])
+        if len(keys) <= self._max_rows:
+            return
+        limit = np.partition(keys, self._max_rows - 1)[self._max_rows - 1]
+        for rows in self._rows:
+            assert rows.keys is not None
+            chosen = np.flatnonzero(rows.keys <= limit)
+            rows.results = _selected(rows.results, chosen)
+            rows.message, rows.keys = rows.message[chosen], rows.keys[chosen]
+        self._rows = [rows for rows in self._rows if len(rows.message)]
+
+
+def is_flow(graph: MessageGraph) -> NDArray[np.bool_]:
+    """Which messages move something: all but the joins of collectives and triggers."""
+    return (graph.source != graph.destination) | (graph.size_bytes > 0)
+
+
+def summary(graph: MessageGraph, results: MessageResults) -> Summary:
+    """First and last times over the flows of a transfer."""
+    flow = is_flow(graph)
+    ready = results.ready_s[flow]
+    is_ready = np.isfinite(ready)
+    started_s = float(ready[is_ready].min()) if is_ready.any() else None
+    return Summary(
+        started_s,
+        _last(results.received_s[flow]),
+        _last(results.acknowledged_s[flow]),
+        float(results.delivered_bytes[flow].sum()),
+    )
+
+
+def fct_s(graph: MessageGraph, results: MessageResults) -> Float64:
+    """Flow completion times, received − ready, of the flows delivered whole."""
+    delivered = is_flow(graph) & (results.outcome == DELIVERED)
+    return results.received_s[delivered] - results.ready_s[delivered]
+
+
+def statistics(values: Float64, prefix: str, percentiles: tuple[int, ...]) -> dict[str, float | None]:
+    """`prefix.mean`, `prefix.p50`, … of the values; None of each when there are none."""
+    found: dict[str, float | None] = {f"{prefix}.mean": float(np.mean(values)) if len(values) else None}
+    for p in percentiles:
+        found[f"{prefix}.p{p}"] = float(np.percentile(values, p)) if len(values) else None
+    return found
+
+
+def _last(times: Float64) -> float | None:
+    return float(times.max()) if len(times) and np.isfinite(times).all() else None
+
+
+def _difference(end: float | None, begin: float | None) -> float | None:
+    return None if end is None or begin is None else end - begin
+
+
+def _selected(results: MessageResults, chosen: Int64) -> MessageResults:
+    return MessageResults(**{f.name: getattr(results, f.name)[chosen] for f in fields(results)})
+
+
+def _outcome_names(outcome: NDArray[np.int8]) -> str | NDArray[Any]:
+    """One name where all share it, which spares the recorder millions of equal strings."""
+    if len(outcome) and (outcome == outcome[0]).all():
+        return OUTCOMES[outcome[0]]
+    return np.array(OUTCOMES)[outcome]

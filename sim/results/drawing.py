@@ -1,0 +1,171 @@
+"""What all figures share: the style, the colours of the variants, the key beside a plot, and saving."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from sim.results.metrics import meaning_of, number, unit_for
+from sim.results.run_results import RunResults
+
+STYLE = Path(__file__).with_name("spindle.mplstyle")
+WIDTH_IN = 8.6
+INK, QUIET, FAINT = "#1a1a1a", "#5f5f5f", "#b9b9b9"
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#AA3377", "#B8860B", "#3C9DD0", "#5B4A9E", "#6B6B00")
+"""Okabe and Ito's colours for colour-blind readers (https://jfly.uni-koeln.de/color/), those too pale for
+lines and text on white replaced by darker ones."""
+IDEAL_COLOUR = "#7a7a7a"
+
+
+@dataclass(frozen=True, slots=True)
+class VariantStyle:
+    colour: Any
+    line: Any = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFigure:
+    """A figure and its words.
+
+    key     its file name; section: its heading in the report
+    title   the point, as it stands in the figure; caption: one sentence computed from the data
+    alt     what the picture shows, for those who do not see it
+    """
+
+    key: str
+    section: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+    fidelity: str = ""
+    percentiles: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+
+
+def style() -> AbstractContextManager[None]:
+    """The context in which figures are made and saved: defaults plus Spindle's style, no user's."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def variant_styles(run: RunResults) -> dict[str, VariantStyle]:
+    """A colour per variant, the same in every figure; grey dashes for an ideal fabric.
+
+    Up to eight variants are told apart by hue; more are taken for a sweep and run along one scale.
+    """
+    real = [name for name in run.variants if name != run.ideal_variant]
+    if len(real) <= len(PALETTE):
+        colours: list[Any] = list(PALETTE)
+    else:
+        scale = matplotlib.colormaps["viridis"]
+        colours = [scale(0.9 * i / (len(real) - 1)) for i in range(len(real))]
+    styles = {name: VariantStyle(colours[i]) for i, name in enumerate(real)}
+    if run.ideal_variant is not None:
+        styles[run.ideal_variant] = VariantStyle(IDEAL_COLOUR, (0, (3, 2)))
+    return {name: styles[name] for name in run.variants if name in styles}
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def put_title(figure: Figure, title: str, width_in: float, size: float = 12.0) -> None:
+    """The figure's point, left aligned, wrapped to its width."""
+    characters = max(20, int(width_in * 72 / (size * 0.6)))
+    text = "\n".join(textwrap.wrap(literal(title), characters))
+    figure.suptitle(text, x=0.01, ha="left", fontsize=size, fontweight="bold", color=INK)
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(name: str, length: int = 26) -> str:
+    return literal(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+
+
+SECONDS = meaning_of("any.completion_time_s")
+
+
+def seconds_unit(largest_s: float) -> tuple[float, str]:
+    """The unit for an axis that reaches so far: (seconds per unit, symbol)."""
+    return unit_for(SECONDS, largest_s if math.isfinite(largest_s) else None)
+
+
+def plain_log_ticks(axis: Any) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e5 else f"{v:.0e}"))
+    axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+
+
+def spans_decades(smallest: float, largest: float) -> bool:
+    """Whether a logarithmic axis serves better: more than a factor of 30."""
+    return smallest > 0 and largest / smallest > 30
+
+
+def draw_key(
+    axes: Axes, styles: Mapping[str, VariantStyle], rows: Mapping[str, Sequence[str]], heads: Sequence[str]
+) -> None:
+    """A small table in place of a legend: per variant its line, its name and its numbers."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    step = min(0.115, 0.92 / (len(rows) + 1))
+    columns = [1.0 - 0.245 * (len(heads) - 1 - i) for i in range(len(heads))]
+    size = 8.5 if len(rows) <= 7 else 7.5
+    for x, head in zip(columns, heads, strict=True):
+        axes.text(x, 0.97, head, ha="right", va="center", fontsize=size, color=QUIET)
+    room = 22 if len(heads) < 2 else (18 if len(heads) == 2 else 14)
+    for i, (name, values) in enumerate(rows.items()):
+        y = 0.97 - step * (i + 1)
+        axes.plot([0, 0.07], [y, y], color=styles[name].colour, linestyle=styles[name].line, lw=2.6)
+        axes.text(0.1, y, shortened(name, room), va="center", fontsize=size, color=INK)
+        for x, value in zip(columns, values, strict=True):
+            axes.text(x, y, value, ha="right", va="center", fontsize=size, color=INK)
+
+
+def scaled(value: float | None, unit_s: float) -> str:
+    """A number for the key, in the axis' unit, three significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = value / unit_s
+    return number(size, 0 if abs(size) >= 100 else 1 if abs(size) >= 10 else 2)
+
+
+def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
+    """The figure as "png" or "svg": the same figure gives the same bytes (no dates, fonts as paths)."""
+    about = f"{run.scenario_name}; seed {run.seeds[0]}; version {run.version}; calibration {run.calibration}"
+    metadata: dict[str, Any]
+    if form == "svg":
+        metadata = {"Date": None, "Creator": "spindle", "Description": about}
+    else:
+        metadata = {
+            "Software": "spindle",
+            "Description": about.encode("latin-1", "replace").decode("latin-1"),
+        }
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=form, metadata=metadata)
+    return buffer.getvalue()
+
+
+def sentence_of(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def few(run: RunResults, names: Sequence[str]) -> list[str]:
+    """The variants a caption names: all up to three, else the first, and the last two."""
+    known = [name for name in run.variants if name in names]
+    return known if len(known) <= 3 else [known[0], *known[-2:]]

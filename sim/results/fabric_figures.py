@@ -1,0 +1,242 @@
+"""Figures of the fabric: load of each link over its fair share, and utilisation over time."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from sim.results.drawing import (
+    INK,
+    QUIET,
+    WIDTH_IN,
+    DrawnFigure,
+    VariantStyle,
+    few,
+    new_figure,
+    put_title,
+    seconds_unit,
+    sentence_of,
+    shortened,
+)
+from sim.results.run_results import RunResults, VariantResult
+from sim.results.samples import (
+    LoadMap,
+    UtilisationOverTime,
+    load_map,
+    tier_loads,
+    utilisation_over_time,
+)
+
+COLUMNS = 4
+CELLS_WITH_NUMBERS = 10
+EVEN = 0.01
+
+
+def first_results(run: RunResults) -> dict[str, VariantResult]:
+    """The first finished seed of each variant: hot spots move between seeds, so they are not averaged."""
+    found = {name: run.of_variant(name) for name in run.variants}
+    return {name: results[0] for name, results in found.items() if results}
+
+
+def _of_seed(run: RunResults) -> str:
+    return f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
+
+
+def draw_load_map(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """Leaf × spine heat map of payload over the fair share, up and down, one column per variant."""
+    maps = {name: found for name, r in first_results(run).items() if (found := load_map(r)) is not None}
+    maps = {name: found for name, found in maps.items() if np.isfinite(found.largest)}
+    if not maps:
+        return []
+    columns = min(COLUMNS, len(maps))
+    blocks = -(-len(maps) // columns)
+    num_leaves, num_spines = next(m.shape for f in maps.values() for m in (f.up, f.down) if m is not None)
+    side = min(2.6, 7.6 / columns)
+    height = 2 * blocks * (min(max(side * num_leaves / num_spines, 0.9), 3.2) + 0.42) + 0.9
+    figure = new_figure(WIDTH_IN, height)
+    grid = figure.subplots(2 * blocks, columns, squeeze=False)
+    norm = TwoSlopeNorm(1.0, 0.0, max(2.0, max(found.largest for found in maps.values())))
+    image = None
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, (variant, found) in enumerate(maps.items()):
+        for row, (matrix, direction) in enumerate(((found.up, "up"), (found.down, "down"))):
+            axes = grid[2 * (i // columns) + row, i % columns]
+            if matrix is None:
+                continue
+            axes.set_axis_on()
+            image = _draw_matrix(
+                axes, matrix, norm, with_numbers=columns * num_spines <= 4 * CELLS_WITH_NUMBERS
+            )
+            most = f"{float(np.nanmax(matrix)):.1f}×" if np.isfinite(matrix).any() else "no link"
+            arrow = "leaf → spine" if direction == "up" else "spine → leaf"
+            if row == 0:
+                axes.set_title(shortened(variant, 24), color=styles[variant].colour)
+            axes.set_xlabel(f"{arrow}, hottest {most}", fontsize=8, color=QUIET)
+            if i % columns == 0:
+                axes.set_ylabel("leaf")
+    if image is not None:
+        bar = figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.02)
+        bar.set_label("payload over the fair share (1 = even)", color=INK)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    title, caption = _load_words(run, maps)
+    put_title(figure, title + _of_seed(run), WIDTH_IN)
+    alt = "Heat map of the load of every leaf-spine link over its fair share, per variant, up and down. "
+    return [DrawnFigure("link-load", "Link load", title, caption, alt + caption, figure)]
+
+
+def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
+    image = axes.imshow(
+        matrix, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest", origin="upper"
+    )
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    for set_ticks, count in ((axes.set_xticks, matrix.shape[1]), (axes.set_yticks, matrix.shape[0])):
+        step = 1 if count <= 8 else 2 ** int(np.ceil(np.log2(count / 8)))
+        set_ticks(range(0, count, step))
+    axes.tick_params(length=0, labelsize=7.5)
+    if with_numbers and matrix.shape[0] <= 16 and matrix.shape[1] <= 16:
+        for (leaf, spine), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                ink = "white" if abs(norm(value) - 0.5) > 0.34 else "#333333"
+                axes.text(spine, leaf, f"{value:.1f}", ha="center", va="center", fontsize=6.3, color=ink)
+    return image
+
+
+def _load_words(run: RunResults, maps: dict[str, LoadMap]) -> tuple[str, str]:
+    known = {name: found.largest for name, found in maps.items()}
+    worst, best = max(known, key=lambda n: known[n]), min(known, key=lambda n: known[n])
+    if known[worst] <= 1 + EVEN:
+        title = "Every leaf-spine link carries its fair share under every variant"
+    elif known[worst] - known[best] <= EVEN:
+        title = f"The hottest leaf-spine link carries {known[worst]:.1f} times its fair share"
+    else:
+        title = f"The hottest link carries {known[worst]:.1f} times its fair share under {worst}"
+        title += f", {known[best]:.1f} under {best}"
+    parts = [f"{known[name]:.2f} under {name}" for name in few(run, list(known))]
+    seed = f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
+    return title, f"The hottest leaf-spine link over its fair share{seed}: {sentence_of(parts)}."
+
+
+def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """Spread of load over links of the tiers that the heat map does not show (hosts, fat-tree tiers).
+
+    A tier whose links are all evenly loaded under every variant is left out.
+    """
+    results = first_results(run)
+    loads = {name: tier_loads(result) for name, result in results.items()}
+    mapped = any(load_map(result) is not None for result in results.values())
+    tiers = list(dict.fromkeys(key for found in loads.values() for key in found))
+    uneven = [
+        key
+        for key in tiers
+        if any(np.abs(found[key] - 1).max() > EVEN for found in loads.values() if key in found)
+    ]
+    shown = [key for key in uneven if not (mapped and key[0] != "host")][:8]
+    if not shown:
+        return []
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(WIDTH_IN, rows * (0.75 + 0.26 * len(loads)) + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    names = list(loads)
+    largest = max(float(found[key].max()) for key in shown for found in loads.values() if key in found)
+    for axes, key in zip(grid.flat, shown, strict=False):
+        for y, name in enumerate(names):
+            if key in loads[name]:
+                load = loads[name][key]
+                colour = styles[name].colour
+                axes.plot([load.min(), load.max()], [y, y], color=colour, lw=2, alpha=0.45)
+                axes.plot(np.percentile(load, [50]), [y], "|", color=colour, ms=10, mew=2)
+                axes.plot([load.max()], [y], "o", color=colour, ms=6)
+        axes.axvline(1.0, color=QUIET, lw=0.8, linestyle=(0, (3, 2)))
+        axes.set(xlim=(0, 1.08 * max(largest, 1.0)), ylim=(len(names) - 0.4, -0.6))
+        axes.set_yticks(range(len(names)), [shortened(name) for name in names])
+        axes.set_title(f"{key[0]} links, {key[1]}")
+        axes.set_xlabel("payload over the fair share (line: least to most; tick: median)", fontsize=8)
+    tier, direction = max(shown, key=lambda k: max(float(f[k].max()) for f in loads.values() if k in f))
+    parts = [
+        f"{float(loads[name][tier, direction].max()):.2f} under {name}"
+        for name in few(run, [n for n in names if (tier, direction) in loads[n]])
+    ]
+    title = f"Balance within each tier{_of_seed(run)}"
+    put_title(figure, title, WIDTH_IN)
+    caption = f"The hottest {tier} link ({direction}) over its fair share: {sentence_of(parts)}."
+    alt = f"Least, median and largest load over the fair share per tier and variant. {caption}"
+    return [DrawnFigure("tier-balance", "Link load", title, caption, alt, figure)]
+
+
+def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """Median, 90th percentile and largest utilisation over the links of each tier against time."""
+    found = {name: utilisation_over_time(result) for name, result in first_results(run).items()}
+    found = {name: tiers for name, tiers in found.items() if tiers}
+    if not found:
+        return []
+    tiers = list(dict.fromkeys(tier for series in found.values() for tier in series))[:4]
+    columns = min(COLUMNS, len(found))
+    blocks = -(-len(found) // columns)
+    figure = new_figure(WIDTH_IN, blocks * len(tiers) * 1.55 + 0.75)
+    grid = figure.subplots(blocks * len(tiers), columns, squeeze=False, sharey=True, sharex=True)
+    end_s = max(float(series.time_s[-1]) for tiers_of in found.values() for series in tiers_of.values())
+    unit_s, unit = seconds_unit(end_s)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, (variant, series) in enumerate(found.items()):
+        for row, tier in enumerate(tiers):
+            axes = grid[len(tiers) * (i // columns) + row, i % columns]
+            axes.set_axis_on()
+            if tier in series:
+                _draw_bands(axes, series[tier], unit_s, styles[variant])
+            if row == 0:
+                axes.set_title(shortened(variant, 24), color=styles[variant].colour)
+            if i % columns == 0:
+                axes.set_ylabel(f"{tier} links")
+            if row == len(tiers) - 1:
+                axes.set_xlabel(f"time ({unit})")
+                axes.tick_params(labelbottom=True)
+    grid[0, 0].set_ylim(0, 1.03)
+    grid[0, 0].set_yticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
+    title, caption = _utilisation_words(run, found, tiers)
+    put_title(figure, title + _of_seed(run), WIDTH_IN)
+    _explain_bands(figure)
+    alt = f"Utilisation of the links of each tier against time, one column per variant. {caption}"
+    return [DrawnFigure("utilisation", "Utilisation over time", title, caption, alt, figure)]
+
+
+def _draw_bands(axes: Axes, series: UtilisationOverTime, unit_s: float, look: VariantStyle) -> None:
+    time = series.time_s / unit_s
+    width = time[-1] - time[-2] if len(time) > 1 else time[-1] or 1.0
+    time = np.append(time, time[-1] + width)
+
+    def stepped(values):
+        return np.append(values, values[-1])
+
+    axes.fill_between(time, stepped(series.p90), step="post", color=look.colour, alpha=0.22, lw=0)
+    axes.fill_between(time, stepped(series.p50), step="post", color=look.colour, alpha=0.45, lw=0)
+    axes.step(time, stepped(series.largest), where="post", color=look.colour, lw=1.0)
+
+
+def _explain_bands(figure: Figure) -> None:
+    figure.supxlabel(
+        "over the links of a tier: dark area median, light area 90th percentile, line largest",
+        fontsize=8.5, color=QUIET, x=0.01, ha="left",
+    )  # fmt: skip
+
+
+def _utilisation_words(
+    run: RunResults, found: dict[str, dict[str, UtilisationOverTime]], tiers: list[str]
+) -> tuple[str, str]:
+    tier = next((t for t in reversed(tiers) if all(t in series for series in found.values())), tiers[-1])
+    typical = {name: float(series[tier].p50.mean()) for name, series in found.items() if tier in series}
+    peak = {name: float(series[tier].largest.mean()) for name, series in found.items() if tier in series}
+    parts = [
+        f"{100 * typical[n]:.0f} % (busiest: {100 * peak[n]:.0f} %) under {n}"
+        for n in few(run, list(typical))
+    ]
+    caption = f"Mean utilisation of the median {tier} link: {sentence_of(parts)}."
+    return "Utilisation over time", caption

@@ -1,10 +1,24 @@
-"""Transformer architectures: the sizes from which operators, memory and cost follow."""
+"""Transformer architectures: the sizes from which operators, memory and cost follow.
+
+`models.hugging_face.from_hugging_face` reads others from a `config.json`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "Architecture", "Experts", "GroupedQueryAttention", "LatentAttention"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "ArchitectureError",
+    "Experts",
+    "GroupedQueryAttention",
+    "LatentAttention",
+]
+
+
+class ArchitectureError(ValueError):
+    """A model description that cannot be read, lacks a key or has layers that are not modelled."""
 
 
 @dataclass(frozen=True, slots=True)

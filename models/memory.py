@@ -1,0 +1,219 @@
+"""What a replica keeps in the memory of each accelerator: weights, cached keys and values, activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.architecture import Architecture, GroupedQueryAttention, LatentAttention
+from models.hardware import PRECISIONS, Accelerator, Precision
+from models.parallelism import Parallelism
+
+__all__ = [
+    "DoesNotFit",
+    "MemoryPlan",
+    "activation_bytes",
+    "kv_bytes_per_token",
+    "plan_memory",
+    "weight_bytes",
+]
+
+GIB = 2**30
+BF16_BYTES = PRECISIONS["bf16"]
+SINGLE = Parallelism()
+
+ENGINE_BYTES = 512 * 2**20
+"""CUDA context, graphs, communicators and workspaces: an assumption of the usual order, not measured here."""
+
+SAMPLING_BYTES = 2 + 4 + 4 + 8 + 4 + 4
+"""Of one row and one word of the vocabulary; `activation_bytes` lists them."""
+
+
+class DoesNotFit(ValueError):
+    """A model that leaves no room for its cache; the message has the numbers and what would help."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How one accelerator's memory is spent, and how many cache blocks remain.
+
+    usable_bytes: the fraction of the device that the engine may take
+    num_kv_blocks: blocks of `block_size` tokens each, of one attention copy
+    """
+
+    usable_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    engine_bytes: int
+    kv_bytes_per_block: int
+    block_size: int
+    num_kv_blocks: int
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens that the cache holds."""
+        return self.num_kv_blocks * self.block_size
+
+
+def weight_bytes(
+    architecture: Architecture,
+    parallelism: Parallelism = SINGLE,
+    weights: Precision = "bf16",
+) -> int:
+    """Bytes of weights on each accelerator.
+
+    Cut over `tensor`: attention, dense and shared feed-forward, embedding, output head. Whole on every rank:
+    norms, router, the down-projections of latent attention, key-value heads fewer than ranks. Routed experts:
+    cut over `tensor`, or whole ones on `expert` ranks. Embedding, head, norms and router stay bf16; linear
+    layers have the precision `weights`.
+
+    Leaves out: scales of quantised weights, a second copy that some kernels keep (absorbed latent
+    projections).
+    Raises ParallelismError where the model does not divide.
+    """
+    parallelism.check(architecture)
+    h, tensor = architecture.hidden_size, parallelism.tensor
+    vocabulary = -(-architecture.vocab_size // tensor) * h
+    linear, plain = _attention_parameters(architecture, tensor)
+    linear *= architecture.num_layers
+    plain = (plain + 2 * h) * architecture.num_layers + h
+    plain += vocabulary * (1 if architecture.has_tied_embeddings else 2)
+    matrices = architecture.num_ffn_matrices
+    linear += architecture.num_dense_layers * matrices * h * architecture.ffn_size // tensor
+    experts = architecture.experts
+    if experts is not None:
+        ways = parallelism.expert if parallelism.expert > 1 else tensor
+        routed = experts.num_routed * architecture.expert_parameters // ways
+        shared = matrices * h * experts.shared_ffn_size // tensor
+        linear += architecture.num_moe_layers * (routed + shared)
+        plain += (
+            architecture.num_moe_layers * h * (experts.num_routed + (1 if experts.has_shared_gate else 0))
+        )
+    return linear * PRECISIONS[weights] + plain * BF16_BYTES
+
+
+def _attention_parameters(architecture: Architecture, tensor: int) -> tuple[int, int]:
+    """Weights of one layer's attention on one rank: (in linear layers, in norms and biases)."""
+    h, attention = architecture.hidden_size, architecture.attention
+    if isinstance(attention, LatentAttention):
+        heads = attention.num_heads // tensor
+        query = attention.query_size // tensor
+        into_query = h if attention.query_rank is None else attention.query_rank
+        linear = into_query * query + h * (attention.kv_rank + attention.rope_dim)
+        linear += 0 if attention.query_rank is None else h * attention.query_rank
+        linear += attention.kv_rank * heads * (attention.nope_dim + attention.value_dim)
+        return linear + heads * attention.value_dim * h, attention.kv_rank + (attention.query_rank or 0)
+    query, key = attention.query_size // tensor, _kv_heads(attention, tensor) * attention.head_dim
+    bias = query + 2 * key if attention.has_qkv_bias else 0
+    norms = 2 * attention.head_dim if attention.has_qk_norm else 0
+    return h * (2 * query + 2 * key), bias + norms
+
+
+def _kv_heads(attention: GroupedQueryAttention, tensor: int) -> int:
+    return max(attention.num_kv_heads // tensor, 1)
+
+
+def kv_bytes_per_token(architecture: Architecture, tensor: int = 1, kv: Precision = "bf16") -> int:
+    """Bytes that one token's cache takes on each of `tensor` ranks, all layers together.
+
+    Grouped-query: layers · 2 · heads per rank · head_dim · bytes. Latent: layers · (kv_rank + rope_dim) ·
+    bytes, whole on every rank.
+    """
+    attention = architecture.attention
+    if isinstance(attention, LatentAttention):
+        numbers = attention.kv_rank + attention.rope_dim
+    else:
+        numbers = 2 * _kv_heads(attention, tensor) * attention.head_dim
+    return architecture.num_layers * numbers * PRECISIONS[kv]
+
+
+def activation_bytes(
+    architecture: Architecture, parallelism: Parallelism, max_num_batched_tokens: int, max_num_seqs: int
+) -> int:
+    """Largest activations that live at once: an estimate of what an engine finds by a trial run.
+
+    Residual and hidden state (2 h a token) and the widest of: query, key and value with the attention's
+    output; the inner width of a feed-forward, read and written; the rows of the routed experts likewise. Or,
+    if larger, the sampling of `max_num_seqs` rows by top-p, as vLLM tries it: per word of the vocabulary a
+    bf16 logit (2 bytes), its float32 copy (4), sorted values (4) and indices (8), probabilities (4) and their
+    running sums (4).
+
+    Leaves out: fragmentation, buffers that an attention kernel keeps for itself.
+    """
+    h, tensor = architecture.hidden_size, parallelism.tensor
+    attention = architecture.attention
+    if isinstance(attention, LatentAttention):
+        heads = attention.num_heads // tensor
+        widest = heads * (2 * (attention.nope_dim + attention.rope_dim) + 2 * attention.value_dim)
+    else:
+        widest = 2 * (attention.query_size // tensor + _kv_heads(attention, tensor) * attention.head_dim)
+    matrices = architecture.num_ffn_matrices
+    if architecture.num_dense_layers:
+        widest = max(widest, matrices * architecture.ffn_size // tensor)
+    experts = architecture.experts
+    if experts is not None:
+        inner = experts.ffn_size // (tensor if parallelism.expert == 1 else 1)
+        widest = max(widest, experts.top_k * (matrices * inner + h))
+    in_layers = max_num_batched_tokens * (2 * h + widest) * BF16_BYTES
+    sampling = max_num_seqs * architecture.vocab_size * SAMPLING_BYTES
+    return max(in_layers, sampling)
+
+
+def plan_memory(
+    architecture: Architecture,
+    accelerator: Accelerator,
+    parallelism: Parallelism = SINGLE,
+    weights: Precision = "bf16",
+    kv: Precision = "bf16",
+    memory_fraction: float = 0.9,
+    block_size: int = 16,
+    max_num_batched_tokens: int = 2048,
+    max_num_seqs: int = 256,
+    num_kv_blocks: int | None = None,
+) -> MemoryPlan:
+    """Memory of one accelerator and the cache blocks that fit.
+
+    blocks = floor((fraction · memory - weights - activations - engine) / bytes of a block)
+    A given `num_kv_blocks` is taken as it is, as an engine that is told so does, if it fits in the whole
+    device.
+
+    Raises DoesNotFit when no block is left, ParallelismError where the model does not divide, ValueError for
+    a fraction outside (0, 1] or a block size below 1.
+    """
+    if not 0 < memory_fraction <= 1:
+        raise ValueError(f"memory_fraction must be in (0, 1], got {memory_fraction}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1 token, got {block_size}")
+    weight = weight_bytes(architecture, parallelism, weights)
+    activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs)
+    usable = int(memory_fraction * accelerator.hbm_bytes)
+    block = kv_bytes_per_token(architecture, parallelism.tensor, kv) * block_size
+    fitting = (usable - weight - activation - ENGINE_BYTES) // block
+    if num_kv_blocks is None:
+        num_blocks = fitting
+        is_short = fitting < 1
+    else:
+        num_blocks = num_kv_blocks
+        is_short = num_blocks < 1 or weight + num_blocks * block > accelerator.hbm_bytes
+    if is_short:
+        wanted = max(num_blocks, 1)
+        raise DoesNotFit(
+            f"{architecture.name} does not fit on {accelerator.name}: of {usable / GIB:.1f} GiB usable "
+            f"({memory_fraction:g} of {accelerator.hbm_bytes / GIB:.1f}), weights take {weight / GIB:.1f}, "
+            f"activations {activation / GIB:.1f}, the engine {ENGINE_BYTES / GIB:.1f}, and {wanted} cache "
+            f"block{'s' if wanted > 1 else ''} would take {wanted * block / GIB:.3g}; "
+            + _remedy(architecture, parallelism, weights, num_kv_blocks)
+        )
+    return MemoryPlan(usable, weight, activation, ENGINE_BYTES, block, block_size, int(num_blocks))
+
+
+def _remedy(
+    architecture: Architecture, parallelism: Parallelism, weights: Precision, num_kv_blocks: int | None
+) -> str:
+    if num_kv_blocks is not None:
+        return "ask for fewer cache blocks, or leave their number out"
+    ways = ["cut it further: tensor parallelism of " + str(2 * parallelism.tensor)]
+    if architecture.experts is not None:
+        ways.append(f"expert parallelism of {2 * max(parallelism.expert, parallelism.tensor)}")
+    if weights == "bf16":
+        ways.append("fp8 weights")
+    return " or ".join([*ways, "an accelerator with more memory"])

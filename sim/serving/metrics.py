@@ -1,0 +1,94 @@
+"""Latency and throughput of served requests, with the names of `vllm bench serve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, UNFINISHED
+
+Float64 = NDArray[np.float64]
+
+
+def as_of(requests: NDArray[Any], token_time_s: Float64, now_s: float) -> tuple[NDArray[Any], Float64]:
+    """Requests and token times as they stood at now_s, for an engine that has run ahead of the clock.
+
+    Preemptions after now_s are still counted.
+    """
+    latest = np.nanmax(token_time_s, initial=-np.inf) if len(token_time_s) else -np.inf
+    if latest <= now_s and not (requests["scheduled_s"] > now_s).any():
+        return requests, token_time_s
+    requests, token_time_s = requests.copy(), token_time_s.copy()
+    token_time_s[token_time_s > now_s] = np.nan
+    is_later = requests["finished_s"] > now_s
+    requests["outcome"][is_later] = UNFINISHED
+    for field in ("scheduled_s", "first_token_s", "finished_s"):
+        requests[field][requests[field] > now_s] = np.nan
+    known = np.concatenate([[0], np.cumsum(~np.isnan(token_time_s))])
+    first = requests["first_token"]
+    requests["num_generated"] = known[first + requests["num_output_tokens"]] - known[first]
+    return requests, token_time_s
+
+
+def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64:
+    """Every gap between successive output tokens of one request, of the requests given."""
+    lengths = requests["num_generated"].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    index = np.arange(int(lengths.sum())) + np.repeat(requests["first_token"] - starts, lengths)
+    times_s = token_time_s[index]
+    gaps_s = np.diff(times_s)
+    is_within = np.ones(len(gaps_s), dtype=bool)
+    is_within[starts[1:][lengths[1:] > 0] - 1] = False
+    return gaps_s[is_within]
+
+
+def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:
+    """The metrics of a serving workload; None where nothing is there to measure.
+
+    Over completed requests:
+        ttft = first token - arrival              tpot = (last token - first token) / (output tokens - 1)
+        itl  = each gap between two tokens        e2el = last token - arrival
+    with mean, median, standard deviation (of the population) and percentiles (linear between ranks), in ms.
+    Throughputs are per second of `duration_s`, from the first arrival to the last token of a completed
+    request.
+    """
+    arrived = requests[requests["outcome"] != NOT_ARRIVED]
+    done = arrived[arrived["outcome"] == COMPLETED]
+    duration_s = float(done["finished_s"].max() - arrived["arrival_s"].min()) if len(done) else None
+    num_input = int(done["num_prompt_tokens"].sum())
+    num_output = int(done["num_output_tokens"].sum())
+    metrics: dict[str, float | None] = {
+        "arrived": len(arrived),
+        "completed": len(done),
+        "failed": int((arrived["outcome"] == FAILED).sum()),
+        "unfinished": int((arrived["outcome"] == UNFINISHED).sum()),
+        "duration_s": duration_s,
+        "total_input_tokens": num_input,
+        "total_output_tokens": num_output,
+        "request_throughput": len(done) / duration_s if duration_s else None,
+        "output_throughput": num_output / duration_s if duration_s else None,
+        "total_token_throughput": (num_input + num_output) / duration_s if duration_s else None,
+        "num_preemptions": int(arrived["num_preemptions"].sum()),
+    }
+    several = done[done["num_output_tokens"] > 1]
+    decode_s = several["finished_s"] - several["first_token_s"]
+    samples_s = {
+        "ttft": done["first_token_s"] - done["arrival_s"],
+        "tpot": decode_s / (several["num_output_tokens"] - 1),
+        "itl": inter_token_gaps_s(done, token_time_s),
+        "e2el": done["finished_s"] - done["arrival_s"],
+    }
+    for name, values_s in samples_s.items():
+        metrics |= _summary(name, values_s)
+    return metrics
+
+
+def _summary(name: str, values_s: Float64) -> dict[str, float | None]:
+    keys = [f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p90", "p95", "p99")]
+    if not len(values_s):
+        return dict.fromkeys(keys)
+    median, p90, p95, p99 = np.percentile(values_s, [50, 90, 95, 99])
+    summary = (values_s.mean(), median, values_s.std(), p90, p95, p99)
+    return {key: 1e3 * float(value) for key, value in zip(keys, summary, strict=True)}

@@ -1,0 +1,111 @@
+"""Batching policies: what the next step of an engine computes.
+
+A policy is a function `(state) -> bool` that Numba can compile. It is called between two steps, with an empty
+batch, and fills it with the verbs of `sim.serving.state`: `schedule` for a running request, after
+`make_room`; `admit` and `schedule` for a waiting one, if `can_admit`. It never reads `num_output_tokens`.
+
+It returns True where its decision is *steady*: the batch is one decode of each running request, and as long
+as nobody arrives or finishes and blocks are left, it would decide the same again. The engine then leaps over
+those steps. False is always right, and slower.
+
+To add one: a function here and a line in BATCHING_POLICIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from numba import cfunc, types
+
+from sim.serving.state import (
+    STATE_TYPE,
+    EngineState,
+    admit,
+    can_admit,
+    make_room,
+    num_missing,
+    schedule,
+    waiting_head,
+)
+
+BatchingPolicy = Callable[[EngineState], bool]
+
+
+def prefill_first(state: EngineState) -> bool:
+    """vLLM's first scheduler: a step is either whole prompts, in order of arrival, or one decode of
+    everybody.
+
+    Prompts are taken while they fit into max_num_batched_tokens, a free slot and free blocks. One that is
+    longer than max_num_batched_tokens runs alone (vLLM would want that limit to be raised to the model's
+    context length). Only when none can be taken do the running requests decode; the last admitted are
+    preempted where blocks run out.
+
+    Leaves out: vLLM's watermark of 1 % of the blocks at admission.
+    """
+    counts = state.counts[0]
+    budget = counts.max_num_batched_tokens
+    while can_admit(state):
+        num_tokens = num_missing(state, waiting_head(state))
+        if num_tokens > budget and counts.batch_size > 0:
+            break
+        schedule(state, admit(state), num_tokens)
+        budget -= num_tokens
+    if counts.batch_size > 0:
+        return False
+    num_preemptions = counts.num_preemptions
+    position = 0
+    while position < counts.num_running and make_room(state, position, 1):
+        schedule(state, state.running[position], 1)
+        position += 1
+    return counts.num_preemptions == num_preemptions
+
+
+def chunked_prefill(state: EngineState) -> bool:
+    """Sarathi-Serve and vLLM's second scheduler: every step fills one budget of max_num_batched_tokens.
+
+    First the running requests in order of admission, decodes and partly done prompts alike, then waiting
+    ones; a prompt is cut where the budget ends. Admission wants free blocks for the whole prompt. A step that
+    preempted admits nobody.
+
+    Source: arXiv 2403.02310; the order within a step is that of vLLM 0.19's scheduler.
+    """
+    counts = state.counts[0]
+    budget = counts.max_num_batched_tokens
+    num_preemptions = counts.num_preemptions
+    is_steady = True
+    position = 0
+    while position < counts.num_running and budget > 0:
+        request = state.running[position]
+        num_tokens = min(num_missing(state, request), budget)
+        if not make_room(state, position, num_tokens):
+            break
+        is_steady &= schedule(state, request, num_tokens)
+        budget -= num_tokens
+        position += 1
+    if counts.num_preemptions > num_preemptions:
+        return False
+    is_steady &= position == counts.num_running
+    while budget > 0 and can_admit(state):
+        request = admit(state)
+        num_tokens = min(num_missing(state, request), budget)
+        schedule(state, request, num_tokens)
+        budget -= num_tokens
+        is_steady = False
+    return is_steady
+
+
+BATCHING_POLICIES: dict[str, BatchingPolicy] = {
+    "prefill_first": prefill_first,
+    "chunked_prefill": chunked_prefill,
+}
+
+
+@cache
+def compiled_policy(name: str) -> Any:
+    """The policy as a C function, which the engine takes as an argument. Raises KeyError for an unknown name.
+
+    A C function and not a jitted one, because the compiled engine is then kept on disk once for all policies.
+    """
+    return cfunc(types.boolean(STATE_TYPE), cache=True)(BATCHING_POLICIES[name])

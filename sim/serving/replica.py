@@ -1,0 +1,279 @@
+"""A replica: one engine, and the process that moves it through simulated time.
+
+`LocalReplica` knows the time of each step beforehand, so its engine is advanced in compiled code, and only
+when somebody wants to see it. `FabricReplica` learns the time of a step from the fabric, one iteration after
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy import Event
+
+from models.cost.step import StepTable
+from sim.devices.kv_cache import blocks_for, check_kv_cache
+from sim.engine.clock import Clock
+from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch
+from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.policies import compiled_policy
+from sim.serving.request import FAILED
+from sim.serving.state import EngineState, new_engine_state, num_waiting, submit
+
+STEPS_PER_ADVANCE = 1 << 16
+"""Steps in one compiled call, about 0.1 s: how long Ctrl-C may have to wait."""
+
+MAX_STEP_ROWS = 2_000_000
+"""Recorded steps of one replica unless told otherwise; 48 bytes each."""
+
+
+class ReplicaError(RuntimeError):
+    """The engine cannot go on, or a law of it does not hold; the text names the replica and the law."""
+
+
+class Fabric(Protocol):
+    """The part of the message-graph contract that serving uses."""
+
+    def start(self, graph: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What bounds a replica's batches.
+
+    policy                   a name in BATCHING_POLICIES
+    num_blocks, block_size   KV cache: blocks, and tokens per block
+    host_s                   host time per step; a step takes max(accelerator, host)
+    max_context_tokens       longest prompt plus output, as the model has it; None: only the KV cache limits
+    it
+    max_step_rows            recorded steps; later ones are counted only. 0 records none
+    """
+
+    policy: str
+    num_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    host_s: float = 0.0
+    max_context_tokens: int | None = None
+    max_step_rows: int = MAX_STEP_ROWS
+
+
+class Engine:
+    """The Python side of an engine: its arrays, its policy, and what it refuses."""
+
+    def __init__(
+        self,
+        index: int,
+        requests: NDArray[Any],
+        token_time_s: NDArray[np.float64],
+        chains: NDArray[Any],
+        limits: EngineLimits,
+    ) -> None:
+        self.index = index
+        self.limits = limits
+        self.policy = compiled_policy(limits.policy)
+        self.num_failed = 0
+        self.state: EngineState = new_engine_state(
+            requests,
+            token_time_s,
+            chains,
+            num_blocks=limits.num_blocks,
+            block_size=limits.block_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            host_s=limits.host_s,
+            num_step_rows=min(1 << 14, limits.max_step_rows),
+        )
+
+    def submit(self, request: int) -> str | None:
+        """Take a request at its arrival time; returns why, where it is refused.
+
+        Refused is what could never finish: the keys and values of prompt and output, all but the last token,
+        do not fit into an empty cache, or the context is longer than the model's. A real server that is told
+        no output limit would notice the former only after having generated most of it.
+        """
+        row = self.state.requests[request]
+        context = int(row["num_prompt_tokens"]) + int(row["num_output_tokens"])
+        self.state.requests["replica"][request] = self.index
+        reason = None
+        if self.limits.max_context_tokens is not None and context > self.limits.max_context_tokens:
+            reason = "longer than the model's context"
+        elif blocks_for(self.state.kv, context - 1) > self.limits.num_blocks:
+            reason = "larger than the KV cache"
+        if reason is not None:
+            self.state.requests["outcome"][request] = FAILED
+            self.num_failed += 1
+            return reason
+        self.state = submit(self.state, request)
+        return None
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests submitted and not completed."""
+        counts = self.state.counts[0]
+        return int(counts["submitted"] - counts["head"] + counts["num_running"])
+
+    def grow_steps(self) -> None:
+        """Double the room for recorded steps, up to the limit."""
+        steps = self.state.steps
+        grown = np.zeros(min(2 * len(steps) + (1 << 14), self.limits.max_step_rows), dtype=steps.dtype)
+        grown[: len(steps)] = steps
+        self.state = self.state._replace(steps=grown)
+
+    @property
+    def steps(self) -> NDArray[Any]:
+        """The recorded steps so far."""
+        return self.state.steps[: self.state.counts["num_recorded"][0]]
+
+    def count(self, name: str) -> int:
+        """One of the integer COUNTS."""
+        return int(self.state.counts[name][0])
+
+    def stalled(self) -> ReplicaError:
+        """The error for requests that nothing will ever schedule."""
+        return ReplicaError(
+            f"replica {self.index} stands still at {float(self.state.counts['now_s'][0])!r} s: policy "
+            f"{self.limits.policy!r} schedules nothing, with {num_waiting(self.state)} waiting, "
+            f"{self.count('num_running')} running and {int(self.state.kv.counts['num_free'][0])} free blocks"
+        )
+
+    def check(self) -> None:
+        """Raises ReplicaError or KVCacheError unless the cache's books are right, and empty when idle."""
+        check_kv_cache(self.state.kv)
+        kv = self.state.kv.counts[0]
+        if self.num_outstanding == 0 and kv["num_free"] != kv["num_blocks"]:
+            raise ReplicaError(
+                f"replica {self.index} is idle with {kv['num_blocks'] - kv['num_free']} KV blocks in use"
+            )
+
+
+class LocalReplica:
+    """A replica whose step times follow from its own batch; communication inside the host is in the table.
+
+    Requests are submitted as they arrive; the engine then catches up when it is asked to.
+    """
+
+    def __init__(self, clock: Clock, engine: Engine, table: StepTable) -> None:
+        self.clock = clock
+        self.engine = engine
+        self.table = table
+
+    @property
+    def num_outstanding(self) -> int:
+        return self.engine.num_outstanding
+
+    def submit(self, request: int) -> str | None:
+        return self.engine.submit(request)
+
+    def catch_up(self) -> None:
+        """Bring the engine to the clock's time."""
+        while self._advance(self.clock.now) == PAUSED:
+            pass
+
+    def drain(self) -> Generator[Event, None, None]:
+        """Run until everything submitted has ended; a process.
+
+        The engine runs ahead of the clock by at most STEPS_PER_ADVANCE steps, so whoever records at an
+        earlier time leaves out what lies after it.
+        """
+        while self.engine.num_outstanding > 0:
+            self._advance(np.inf)
+            reached = self.clock.event()
+            self.clock.succeed_at(reached, max(self.clock.now, float(self.engine.state.counts["now_s"][0])))
+            yield reached
+
+    def _advance(self, until_s: float) -> int:
+        engine = self.engine
+        while True:
+            reason = advance(
+                engine.state,
+                engine.policy,
+                self.table,
+                until_s,
+                STEPS_PER_ADVANCE,
+                engine.limits.max_step_rows,
+            )
+            if reason == STALLED:
+                raise engine.stalled()
+            if reason != ROWS_FULL:
+                return reason
+            engine.grow_steps()
+
+
+class FabricReplica:
+    """A replica whose experts lie on several accelerators: each step is one message graph on the fabric.
+
+    Without a fabric (None) transfers take no time.
+    """
+
+    def __init__(
+        self, clock: Clock, engine: Engine, iteration: ExpertParallelIteration, fabric: Fabric | None
+    ) -> None:
+        self.clock = clock
+        self.engine = engine
+        self.iteration = iteration
+        self.fabric = fabric
+        self._idle: Event | None = None
+        self._drained: Event | None = None
+        clock.process(self._serve())
+
+    @property
+    def num_outstanding(self) -> int:
+        return self.engine.num_outstanding
+
+    def submit(self, request: int) -> str | None:
+        reason = self.engine.submit(request)
+        if reason is None and self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle.succeed()
+        return reason
+
+    def catch_up(self) -> None:
+        """Nothing to do: this engine lives at the clock's time."""
+
+    def drain(self) -> Generator[Event, None, None]:
+        """Wait until everything submitted has ended; a process."""
+        if self.engine.num_outstanding > 0:
+            self._drained = self.clock.event()
+            yield self._drained
+
+    def _serve(self) -> Generator[Event, None, None]:
+        """The serving loop: form a batch, run its operators and its messages, finish it."""
+        engine, clock = self.engine, self.clock
+        while True:
+            counts = engine.state.counts[0]
+            counts["now_s"] = started_s = clock.now
+            form_batch(engine.state, engine.policy)
+            if counts["batch_size"] == 0:
+                yield self._next_arrival()
+                continue
+            step = self.iteration.draw(engine.state, started_s)
+            if self.fabric is None:
+                yield clock.timeout(step.compute_s)
+            else:
+                yield self.fabric.start(step.graph()).done
+            accelerator_s = clock.now - started_s
+            if accelerator_s < engine.limits.host_s:
+                yield clock.timeout(engine.limits.host_s - accelerator_s)
+            counts["compute_s"] = step.compute_s
+            counts["communication_s"] = max(accelerator_s - step.compute_s, 0.0)
+            if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
+                engine.grow_steps()
+            complete_step(engine.state, clock.now)
+
+    def _next_arrival(self) -> Event:
+        if self.engine.num_outstanding > 0:
+            raise self.engine.stalled()
+        if self._drained is not None:
+            self._drained.succeed()
+            self._drained = None
+        self._idle = self.clock.event()
+        return self._idle
+
+
+Replica = LocalReplica | FabricReplica

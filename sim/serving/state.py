@@ -1,0 +1,317 @@
+"""The state of one replica's engine, and the verbs that batching policies are written in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, typeof
+from numpy.typing import NDArray
+
+from sim.devices.kv_cache import (
+    KVCache,
+    blocks_for,
+    can_hold,
+    hold,
+    new_chains,
+    new_kv_cache,
+    release,
+)
+from sim.serving.request import REQUEST, UNFINISHED
+
+COUNTS = np.dtype(
+    [
+        ("now_s", "f8"),
+        ("finish_s", "f8"),
+        ("compute_s", "f8"),
+        ("communication_s", "f8"),
+        ("host_s", "f8"),
+        ("max_num_seqs", "i8"),
+        ("max_num_batched_tokens", "i8"),
+        ("num_running", "i8"),
+        ("head", "i8"),
+        ("arrived", "i8"),
+        ("submitted", "i8"),
+        ("batch_size", "i8"),
+        ("tokens", "i8"),
+        ("decodes", "i8"),
+        ("prefill_pairs", "i8"),
+        ("prefill_context", "i8"),
+        ("decode_context", "i8"),
+        ("num_steps", "i8"),
+        ("num_recorded", "i8"),
+        ("num_preemptions", "i8"),
+        ("num_completed", "i8"),
+        ("is_in_flight", "i8"),
+    ],
+    align=True,
+)
+"""The engine's numbers.
+
+now_s                      start of the step in flight, or the moment the engine stands at between steps
+finish_s, compute_s, communication_s    of the step in flight
+head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
+                           are known to come later
+batch_size … decode_context    the batch: entries, and the sums that its cost follows from
+                           (`models.operators.Feature`)
+"""
+
+BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4")], align=True)
+
+STEP = np.dtype(
+    [
+        ("started_s", "f8"),
+        ("finished_s", "f8"),
+        ("compute_s", "f8"),
+        ("communication_s", "f8"),
+        ("num_prefill_tokens", "i4"),
+        ("num_decodes", "i4"),
+        ("num_kv_blocks", "i4"),
+    ],
+    align=True,
+)
+"""One engine step as it is recorded; num_kv_blocks counts those held while it ran."""
+
+MAX_LEAP = 4096
+"""Most steps advanced together."""
+
+
+class EngineState(NamedTuple):
+    """One replica as arrays.
+
+    requests       [num_requests] REQUEST, shared with the workload
+    token_time_s   [all output tokens] when each was generated, shared with the workload
+    counts         [1] COUNTS
+    waiting        ring of request ids, a power of two long
+    running        [max_num_seqs] request ids in order of admission; the first num_running are valid
+    batch          [max_num_seqs] BATCH_ENTRY; the first batch_size are valid
+    steps          recorded steps
+    kv             the KV cache
+    leap_finish_s  [MAX_LEAP] scratch
+    block_fill     [block_size] scratch
+    """
+
+    requests: NDArray[Any]
+    token_time_s: NDArray[np.float64]
+    counts: NDArray[Any]
+    waiting: NDArray[np.int64]
+    running: NDArray[np.int64]
+    batch: NDArray[Any]
+    steps: NDArray[Any]
+    kv: KVCache
+    leap_finish_s: NDArray[np.float64]
+    block_fill: NDArray[np.int64]
+
+
+def new_engine_state(
+    requests: NDArray[Any],
+    token_time_s: NDArray[np.float64],
+    chains: NDArray[Any],
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    host_s: float = 0.0,
+    num_step_rows: int = 1 << 16,
+) -> EngineState:
+    """An idle engine at time 0.
+
+    Raises ValueError for limits below 1 or a host time that is negative or not finite.
+    """
+    if max_num_seqs < 1 or max_num_batched_tokens < 1:
+        raise ValueError(
+            f"a batch needs room, got max_num_seqs {max_num_seqs} and "
+            f"max_num_batched_tokens {max_num_batched_tokens}"
+        )
+    if not 0 <= host_s < np.inf:
+        raise ValueError(f"host time per step must be at least 0 s and finite, got {host_s}")
+    counts = np.zeros(1, dtype=COUNTS)
+    counts["host_s"] = host_s
+    counts["max_num_seqs"] = max_num_seqs
+    counts["max_num_batched_tokens"] = max_num_batched_tokens
+    ring = 1 << (2 * max_num_seqs + 16).bit_length()
+    return EngineState(
+        requests,
+        token_time_s,
+        counts,
+        np.zeros(ring, dtype=np.int64),
+        np.zeros(max_num_seqs, dtype=np.int64),
+        np.zeros(max_num_seqs, dtype=BATCH_ENTRY),
+        np.zeros(num_step_rows, dtype=STEP),
+        new_kv_cache(num_blocks, block_size, chains),
+        np.zeros(MAX_LEAP),
+        np.zeros(block_size, dtype=np.int64),
+    )
+
+
+STATE_TYPE = typeof(
+    new_engine_state(
+        np.zeros(0, REQUEST),
+        np.zeros(0),
+        new_chains(0),
+        num_blocks=1,
+        block_size=1,
+        max_num_seqs=1,
+        max_num_batched_tokens=1,
+        num_step_rows=0,
+    )
+)
+"""The compiled type of every engine state: the argument of a batching policy."""
+
+
+@njit(cache=True)
+def num_waiting(state: EngineState) -> int:
+    """Requests that have arrived and are not running."""
+    counts = state.counts[0]
+    return counts.arrived - counts.head
+
+
+@njit(cache=True)
+def waiting_head(state: EngineState) -> int:
+    """The first request in the waiting line; `num_waiting` must be positive."""
+    return state.waiting[state.counts[0].head & (state.waiting.size - 1)]
+
+
+@njit(cache=True)
+def num_missing(state: EngineState, request: int) -> int:
+    """Tokens known and not yet computed: the rest of the prompt, or the last generated token.
+
+    After a preemption the tokens generated so far count as prompt.
+    """
+    row = state.requests[request]
+    return row.num_prompt_tokens + row.num_generated - row.num_computed
+
+
+@njit(cache=True)
+def is_decode(state: EngineState, request: int, num_tokens: int) -> bool:
+    """Whether the request's next num_tokens are a decode: one after all the others, once there is output."""
+    row = state.requests[request]
+    return (
+        num_tokens == 1
+        and row.num_generated > 0
+        and row.num_computed > 0
+        and row.num_computed + 1 == row.num_prompt_tokens + row.num_generated
+    )
+
+
+@njit(cache=True)
+def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
+    """Put the request's next tokens into the batch and take the blocks for them; the room must be there.
+
+    Returns whether it is a decode.
+    """
+    row = state.requests[request]
+    counts = state.counts[0]
+    context = row.num_computed + num_tokens
+    hold(state.kv, request, context)
+    entry = state.batch[counts.batch_size]
+    entry.request = request
+    entry.num_tokens = num_tokens
+    counts.batch_size += 1
+    counts.tokens += num_tokens
+    decodes = is_decode(state, request, num_tokens)
+    if decodes:
+        counts.decodes += 1
+        counts.decode_context += context
+    else:
+        counts.prefill_pairs += num_tokens * row.num_computed + num_tokens * (num_tokens + 1) // 2
+        counts.prefill_context += context
+    if np.isnan(row.scheduled_s):
+        row.scheduled_s = counts.now_s
+    return decodes
+
+
+@njit(cache=True)
+def can_admit(state: EngineState) -> bool:
+    """Whether somebody waits, a slot is free, and free blocks hold the whole prompt of the first in line."""
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    request = waiting_head(state)
+    return blocks_for(state.kv, num_missing(state, request)) <= state.kv.counts[0].num_free
+
+
+@njit(cache=True)
+def admit(state: EngineState) -> int:
+    """Move the first in line to the end of the running list; returns it."""
+    counts = state.counts[0]
+    request = waiting_head(state)
+    counts.head += 1
+    state.running[counts.num_running] = request
+    counts.num_running += 1
+    return request
+
+
+@njit(cache=True)
+def preempt_last(state: EngineState) -> None:
+    """Give up the last of the running list: its blocks are freed, it goes to the head of the waiting line.
+
+    Its tokens, prompt and generated, will be computed again.
+    """
+    counts = state.counts[0]
+    counts.num_running -= 1
+    request = state.running[counts.num_running]
+    release(state.kv, request)
+    row = state.requests[request]
+    row.num_computed = 0
+    row.num_preemptions += 1
+    counts.num_preemptions += 1
+    counts.head -= 1
+    state.waiting[counts.head & (state.waiting.size - 1)] = request
+
+
+@njit(cache=True)
+def make_room(state: EngineState, position: int, num_tokens: int) -> bool:
+    """Preempt from the tail of the running list until the request at `position` can take num_tokens more.
+
+    False where that request itself had to go.
+    """
+    counts = state.counts[0]
+    request = state.running[position]
+    needed = state.requests[request].num_computed + num_tokens
+    while not can_hold(state.kv, request, needed):
+        preempt_last(state)
+        if counts.num_running == position:
+            return False
+    return True
+
+
+@njit(cache=True)
+def take_arrivals(state: EngineState) -> None:
+    """Let those who have arrived by now join the waiting line."""
+    counts = state.counts[0]
+    mask = state.waiting.size - 1
+    while counts.arrived < counts.submitted:
+        row = state.requests[state.waiting[counts.arrived & mask]]
+        if row.arrival_s > counts.now_s:
+            break
+        counts.arrived += 1
+
+
+@njit(cache=True)
+def next_arrival_s(state: EngineState) -> float:
+    """Time of the next arrival that is known, infinity when there is none."""
+    counts = state.counts[0]
+    if counts.arrived == counts.submitted:
+        return np.inf
+    return state.requests[state.waiting[counts.arrived & (state.waiting.size - 1)]].arrival_s
+
+
+def submit(state: EngineState, request: int) -> EngineState:
+    """Append a request, which arrives at its arrival_s, to the ring.
+
+    Returns the state, with a longer ring where it was full.
+    """
+    counts = state.counts[0]
+    head, submitted = int(counts["head"]), int(counts["submitted"])
+    # Preempted requests come back to the head, so that many places stay free.
+    if submitted - head + len(state.running) >= len(state.waiting):
+        entries = np.arange(head, submitted)
+        longer = np.zeros(2 * len(state.waiting), dtype=np.int64)
+        longer[entries & (len(longer) - 1)] = state.waiting[entries & (len(state.waiting) - 1)]
+        state = state._replace(waiting=longer)
+    state.waiting[submitted & (len(state.waiting) - 1)] = request
+    counts["submitted"] = submitted + 1
+    state.requests["outcome"][request] = UNFINISHED
+    return state

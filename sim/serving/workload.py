@@ -1,0 +1,196 @@
+"""The serving workload: requests arrive, are routed to replicas, and are accounted for at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy import Event
+
+from models.cost.step import StepTable
+from sim.devices.kv_cache import new_chains
+from sim.engine.clock import Clock
+from sim.engine.recorder import Recorder
+from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.metrics import as_of, serving_metrics
+from sim.serving.replica import Engine, EngineLimits, Fabric, FabricReplica, LocalReplica, Replica
+from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
+from sim.serving.router import ROUTERS
+
+ARRIVALS_PER_CATCH_UP = 1024
+"""Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
+
+
+class ConservationError(RuntimeError):
+    """Requests or tokens do not add up; the text gives the law and both sides."""
+
+
+class ServingWorkload:
+    """An open loop of requests on replicas of one model.
+
+    arrival_s, num_prompt_tokens, num_output_tokens   [requests]; arrivals count from `start`
+    num_replicas, limits, router     replicas are alike; router is a name in ROUTERS
+    table        the cost of a step that stays inside one host …
+    iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
+                 take no time)
+    Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
+    """
+
+    kind = "serving"
+    is_background = False
+
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        *,
+        arrival_s: NDArray[np.float64],
+        num_prompt_tokens: NDArray[np.int64],
+        num_output_tokens: NDArray[np.int64],
+        limits: EngineLimits,
+        num_replicas: int = 1,
+        router: str = "round_robin",
+        table: StepTable | None = None,
+        iterations: Sequence[ExpertParallelIteration] = (),
+        fabric: Fabric | None = None,
+        record_batches: bool = True,
+        record_token_times: bool = True,
+    ) -> None:
+        if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
+            raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
+        self.name = name
+        self.clock = clock
+        self.requests = new_requests(arrival_s, num_prompt_tokens, num_output_tokens)
+        self.token_time_s = new_token_times(self.requests)
+        self.router = ROUTERS[router]
+        self.failures: Counter[str] = Counter()
+        """Refused requests by reason."""
+        self.record_batches = record_batches
+        self.record_token_times = record_token_times
+        self._num_arrived = 0
+        if not record_batches:
+            limits = replace(limits, max_step_rows=0)
+        chains = new_chains(len(self.requests))
+        engines = [Engine(i, self.requests, self.token_time_s, chains, limits) for i in range(num_replicas)]
+        self.replicas: list[Replica] = []
+        for engine in engines:
+            if table is not None:
+                self.replicas.append(LocalReplica(clock, engine, table))
+            else:
+                self.replicas.append(FabricReplica(clock, engine, iterations[engine.index], fabric))
+
+    def start(self) -> Event:
+        """Let requests arrive from now on; the event triggers when all have ended."""
+        self.requests["arrival_s"] += self.clock.now
+        return self.clock.process(self._run())
+
+    def _run(self) -> Generator[Event, None, None]:
+        for request, arrival_s in enumerate(self.requests["arrival_s"].tolist()):
+            arrival = self.clock.event()
+            self.clock.succeed_at(arrival, arrival_s)
+            yield arrival
+            if self.router.sees_replicas or request % ARRIVALS_PER_CATCH_UP == 0:
+                self._catch_up()
+            replica = self.replicas[self.router.choose(self.replicas, request)]
+            reason = replica.submit(request)
+            if reason is not None:
+                self.failures[reason] += 1
+            self._num_arrived += 1
+        for replica in self.replicas:
+            yield from replica.drain()
+        self.check()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(requests that have ended, all requests)."""
+        ended = self.failures.total() + sum(r.engine.count("num_completed") for r in self.replicas)
+        return ended, len(self.requests)
+
+    @property
+    def num_steps(self) -> int:
+        """Engine steps simulated so far."""
+        return sum(r.engine.count("num_steps") for r in self.replicas)
+
+    def notes(self) -> list[str]:
+        """What a reader of the results has to know: refused requests, and steps that were not recorded."""
+        notes = [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
+        missing = self.num_steps - sum(len(r.engine.steps) for r in self.replicas)
+        if self.record_batches and missing:
+            notes.append(f"{missing} of {self.num_steps} steps are not in the batches table, which is full")
+        return notes
+
+    def metrics(self) -> dict[str, float | None]:
+        self._catch_up()
+        metrics = serving_metrics(*as_of(self.requests, self.token_time_s, self.clock.now))
+        return metrics | {"num_steps": self.num_steps}
+
+    def record(self, recorder: Recorder) -> None:
+        """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""
+        self._catch_up()
+        now_s = self.clock.now
+        requests, token_time_s = as_of(self.requests, self.token_time_s, now_s)
+        ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
+        rows = requests[ids]
+        recorder.append(
+            "requests",
+            workload=self.name,
+            request=ids,
+            replica=rows["replica"],
+            arrival_s=rows["arrival_s"],
+            scheduled_s=rows["scheduled_s"],
+            first_token_s=rows["first_token_s"],
+            finished_s=rows["finished_s"],
+            input_tokens=rows["num_prompt_tokens"],
+            output_tokens=rows["num_generated"],
+            num_preemptions=rows["num_preemptions"],
+            outcome=np.array(OUTCOMES)[rows["outcome"]],
+        )
+        if self.record_batches:
+            for replica in self.replicas:
+                self._record_batches(recorder, replica, now_s)
+        if self.record_token_times:
+            known = ~np.isnan(token_time_s)
+            owner = np.repeat(np.arange(len(requests)), requests["num_output_tokens"])
+            recorder.append(
+                "token_times", workload=self.name, request=owner[known], time_s=token_time_s[known]
+            )
+
+    def _record_batches(self, recorder: Recorder, replica: Replica, now_s: float) -> None:
+        steps = replica.engine.steps
+        steps = steps[: np.searchsorted(steps["finished_s"], now_s, side="right")]
+        recorder.append(
+            "batches",
+            workload=self.name,
+            replica=replica.engine.index,
+            step=np.arange(len(steps)),
+            **{field: steps[field] for field in ("started_s", "finished_s")},
+            **{f: steps[f] for f in ("num_prefill_tokens", "num_decodes", "num_kv_blocks")},
+            **{field: steps[field] for field in ("compute_s", "communication_s")},
+        )
+
+    def _catch_up(self) -> None:
+        for replica in self.replicas:
+            replica.catch_up()
+
+    def check(self) -> None:
+        """Raises ConservationError unless every request, and every token generated, is accounted for."""
+        outcome = self.requests["outcome"]
+        outstanding = sum(replica.num_outstanding for replica in self.replicas)
+        completed, failed = int((outcome == COMPLETED).sum()), int((outcome == FAILED).sum())
+        if completed + failed + outstanding != self._num_arrived:
+            raise ConservationError(
+                f"{self.name}: {completed} completed + {failed} failed + {outstanding} unfinished requests, "
+                f"but {self._num_arrived} arrived"
+            )
+        done = self.requests[outcome == COMPLETED]
+        if (done["num_generated"] != done["num_output_tokens"]).any():
+            raise ConservationError(f"{self.name}: a completed request lacks output tokens")
+        expected = int(self.requests["num_generated"].sum())
+        timed = int((~np.isnan(self.token_time_s)).sum())
+        if timed != expected:
+            raise ConservationError(f"{self.name}: {expected} tokens generated, {timed} have a time")
+        for replica in self.replicas:
+            replica.engine.check()

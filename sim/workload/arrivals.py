@@ -1,0 +1,72 @@
+"""When requests arrive: arrival processes of an open loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def poisson_gaps_s(rng: np.random.Generator, num: int, rate_per_s: float, burstiness: float) -> Float64:
+    """Exponential gaps of mean 1 / rate; burstiness is ignored."""
+    return rng.exponential(1.0 / rate_per_s, num)
+
+
+def gamma_gaps_s(rng: np.random.Generator, num: int, rate_per_s: float, burstiness: float) -> Float64:
+    """Gamma gaps of mean 1 / rate and shape `burstiness`, with the meaning of `vllm bench serve
+    --burstiness`.
+
+    Their coefficient of variation is 1 / sqrt(burstiness): 1 is a Poisson process, smaller is burstier.
+    """
+    return rng.gamma(burstiness, 1.0 / (rate_per_s * burstiness), num)
+
+
+def constant_gaps_s(rng: np.random.Generator, num: int, rate_per_s: float, burstiness: float) -> Float64:
+    """Equal gaps of 1 / rate; burstiness is ignored."""
+    return np.full(num, 1.0 / rate_per_s)
+
+
+ARRIVALS: dict[str, Callable[[np.random.Generator, int, float, float], Float64]] = {
+    "poisson": poisson_gaps_s,
+    "gamma": gamma_gaps_s,
+    "constant": constant_gaps_s,
+}
+
+
+def arrival_times_s(
+    kind: str,
+    rate_per_s: float,
+    rng: np.random.Generator,
+    *,
+    num_requests: int | None = None,
+    duration_s: float | None = None,
+    burstiness: float = 1.0,
+) -> Float64:
+    """Arrival times from 0 on; request i comes after i + 1 gaps.
+
+    As many as num_requests, or all before duration_s, or, with both, whichever ends first.
+
+    Raises ValueError for an unknown kind, a rate or burstiness that is not positive and finite, or no end.
+    """
+    if kind not in ARRIVALS:
+        raise ValueError(f"unknown arrivals {kind!r}; known: {', '.join(ARRIVALS)}")
+    for what, value in (("rate", rate_per_s), ("burstiness", burstiness), ("duration", duration_s)):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{what} of arrivals must be positive and finite, got {value}")
+    if num_requests is None and duration_s is None:
+        raise ValueError("arrivals need an end: a number of requests or a duration")
+    if num_requests is not None and num_requests < 1:
+        raise ValueError(f"number of requests must be at least 1, got {num_requests}")
+    if num_requests is not None:
+        times_s = np.cumsum(ARRIVALS[kind](rng, num_requests, rate_per_s, burstiness))
+        return times_s if duration_s is None else times_s[times_s < duration_s]
+    assert duration_s is not None
+    chunk = int(rate_per_s * duration_s) + 64
+    gaps_s = ARRIVALS[kind](rng, chunk, rate_per_s, burstiness)
+    while gaps_s.sum() < duration_s:
+        gaps_s = np.concatenate([gaps_s, ARRIVALS[kind](rng, chunk, rate_per_s, burstiness)])
+    times_s = np.cumsum(gaps_s)
+    return times_s[times_s < duration_s]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from simpy import Environment, Event
 
+from models.bounds import bus_bytes_per_s
 from sim.collectives.algorithms import algorithm as find_algorithm
-from sim.collectives.bandwidth import bus_bytes_per_s
 from sim.fabric.messages import Float64, Int64, MessageGraph
 from sim.fabric.transfer import Fabric
 from sim.workload.transfer_log import DEFAULT_MAX_ROWS, Recorder, Summary, TransferLog, statistics
@@ -25,8 +25,8 @@ class RankJitter:
     def starting_at(self, graph: MessageGraph, time_s: float) -> MessageGraph:
         """The graph with each rank starting at time_s plus its delay, drawn anew at every call."""
         if self._jitter_s == 0:
-            return replace(graph, earliest_s=np.full(graph.num_messages, time_s))
-        start_s = np.full(int(self._ranks.max()) + 1, time_s)
+            return replace(graph, earliest_s=np.full(graph.num_messages, time_s, dtype=np.float64))
+        start_s = np.full(int(self._ranks.max()) + 1, time_s, dtype=np.float64)
         start_s[self._ranks] += self._rng.random(len(self._ranks)) * self._jitter_s
         return replace(graph, earliest_s=start_s[graph.source])
 
@@ -42,7 +42,6 @@ def record_collectives(
 ) -> None:
     """Append a row per repetition to table `collectives`."""
     for repetition, s in enumerate(summaries):
-        time_s = s.duration_s
         recorder.append(
             "collectives",
             workload=workload,
@@ -52,10 +51,13 @@ def record_collectives(
             size_bytes=size_bytes,
             started_s=s.started_s,
             finished_s=s.finished_s,
-            bus_bytes_per_s=None
-            if time_s is None
-            else bus_bytes_per_s(operation, num_ranks, size_bytes, time_s),
+            bus_bytes_per_s=_bus_bytes_per_s(operation, size_bytes, num_ranks, s.duration_s),
         )
+
+
+def _bus_bytes_per_s(operation: str, size_bytes: int, num_ranks: int, time_s: float | None) -> float | None:
+    """None where the collective did not finish, or took no time (one rank)."""
+    return bus_bytes_per_s(operation, size_bytes, num_ranks, time_s) if time_s else None
 
 
 class CollectiveWorkload:
@@ -137,11 +139,7 @@ class CollectiveWorkload:
         return {
             "completion_time_s": mean_s,
             "acknowledged_s": float(acknowledged.mean()) if len(acknowledged) else None,
-            "bus_bytes_per_s": (
-                None
-                if mean_s is None
-                else bus_bytes_per_s(self.operation, self.num_ranks, self.size_bytes, mean_s)
-            ),
+            "bus_bytes_per_s": _bus_bytes_per_s(self.operation, self.size_bytes, self.num_ranks, mean_s),
             **statistics(durations, "repetition_s", (99,)),
         }
 

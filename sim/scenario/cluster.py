@@ -1,0 +1,275 @@
+"""The cluster of a scenario: fabric, links, hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sim.scenario.errors import suggestion
+from sim.scenario.link_names import wrong_link
+from sim.scenario.quantities import (
+    LARGEST_COUNT,
+    BytesPerS,
+    Count,
+    Name,
+    Part,
+    PositiveBytes,
+    Seconds,
+    Text,
+    all_refused,
+    refused,
+)
+
+Where = tuple[str | int, ...]
+MOST_LINKS = 1 << 22
+
+
+class Link(Part):
+    """A kind of link: one direction of it."""
+
+    rate_bytes_per_s: BytesPerS = Field(description="what one direction carries")
+    latency_s: Seconds = Field(description="propagation and switching, from end to end of the link")
+
+
+class LinkOverride(Part):
+    """One link that differs from its kind, in both directions."""
+
+    link: Text = Field(
+        description="which: 'leaf0-spine0' (every lane and plane of the pair), 'leaf0-spine0.lane1', "
+        "'plane1/leaf0-spine0', 'host3-leaf0'",
+        examples=["leaf0-spine0"],
+    )
+    rate_bytes_per_s: BytesPerS | None = None
+    latency_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> LinkOverride:
+        if self.rate_bytes_per_s is None and self.latency_s is None:
+            raise refused(f"{self.link} is left as it is; give a rate or a latency")
+        return self
+
+
+class LeafSpine(Part):
+    """Every leaf has `lanes` links to every spine, in each of `planes` copies of the fabric."""
+
+    kind: Literal["leaf_spine"]
+    leaves: Count
+    spines: Count
+    hosts_per_leaf: Count = Field(
+        description="hosts on each leaf; with attach: rail, on each group of leaves, one leaf per NIC"
+    )
+    lanes: Count = Field(default=1, description="parallel links of each leaf-spine pair")
+    planes: Count = Field(default=1, description="independent copies of the fabric, a NIC port on each")
+    attach: Literal["host", "rail"] = Field(
+        default="host",
+        description="host: all NICs of a host on one leaf; rail: the i-th NIC of each host on leaf i",
+    )
+    host_link: Link
+    spine_link: Link
+    links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
+
+    @property
+    def num_leaves(self) -> int:
+        return self.leaves
+
+    def num_hosts(self, nics_per_host: int) -> int:
+        rails = nics_per_host if self.attach == "rail" else 1
+        return self.leaves // rails * self.hosts_per_leaf
+
+    @model_validator(mode="after")
+    def _fits_memory(self) -> LeafSpine:
+        num_links = self.leaves * self.spines * self.lanes * self.planes
+        if num_links > MOST_LINKS:
+            raise refused(
+                f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves"
+            )
+        return self
+
+
+class FatTree(Part):
+    """Three tiers; aggregation j of each pod connects to cores j·cores/aggregations_per_pod onwards."""
+
+    kind: Literal["fat_tree"]
+    pods: Count
+    edges_per_pod: Count
+    aggregations_per_pod: Count
+    cores: Count = Field(description="a multiple of aggregations_per_pod")
+    hosts_per_edge: Count
+    host_link: Link
+    edge_link: Link = Field(description="edge to aggregation")
+    core_link: Link = Field(description="aggregation to core")
+    links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
+
+    @property
+    def num_leaves(self) -> int:
+        return self.pods * self.edges_per_pod
+
+    def num_hosts(self, nics_per_host: int) -> int:
+        return self.pods * self.edges_per_pod * self.hosts_per_edge
+
+    @model_validator(mode="after")
+    def _tiers_fit(self) -> FatTree:
+        if self.cores % self.aggregations_per_pod:
+            below = self.cores // self.aggregations_per_pod * self.aggregations_per_pod
+            raise refused(
+                f"{self.cores} cores are no multiple of {self.aggregations_per_pod} aggregations per pod; "
+                f"write for example {below + self.aggregations_per_pod}",
+                "cores",
+            )
+        if self.pods * (self.edges_per_pod * self.aggregations_per_pod + self.cores) > MOST_LINKS:
+            raise refused(f"the tree has more than {MOST_LINKS} links; make it smaller", "pods")
+        return self
+
+
+Fabric = Annotated[LeafSpine | FatTree, Field(discriminator="kind")]
+
+
+class Nic(Part):
+    """What limits a NIC besides its link."""
+
+    injection_rate_bytes_per_s: BytesPerS | None = Field(
+        default=None, description="what it can read from memory and send; absent: no limit of its own"
+    )
+    message_overhead_s: Seconds = Field(
+        default=0.0, description="its time per message, or per segment of one"
+    )
+    segment_bytes: PositiveBytes | None = Field(
+        default=None, description="longer messages are posted in segments of this size; absent: whole"
+    )
+
+
+class NvLink(Part):
+    """The links inside a host; what is absent comes from the accelerator's preset."""
+
+    rate_bytes_per_s: BytesPerS | None = Field(default=None, description="one direction of one accelerator")
+    latency_s: Seconds | None = None
+
+
+class Host(Part):
+    """One kind of host."""
+
+    accelerators: Count = 1
+    accelerator: Text = Field(
+        default="h200", description="a preset of `spindle list hardware`", examples=["h200"]
+    )
+    nics: Count = Field(default=1, description="network cards; accelerator i uses NIC i·nics/accelerators")
+    nic: Nic = Nic()
+    nvlink: NvLink = NvLink()
+
+    @model_validator(mode="after")
+    def _accelerator_is_known(self) -> Host:
+        from models.hardware import ACCELERATORS
+
+        if self.accelerator not in ACCELERATORS:
+            raise refused(
+                f"unknown accelerator '{self.accelerator}'; {suggestion(self.accelerator, ACCELERATORS)}",
+                "accelerator",
+            )
+        return self
+
+
+class HostGroup(Host):
+    """Hosts of one kind among others."""
+
+    name: Name
+    count: Count = Field(description="hosts of this kind; the kinds come in this order")
+
+
+class Cluster(Part):
+    """Fabric and hosts. Accelerators are numbered host by host, from 0."""
+
+    fabric: Fabric
+    host: Host | None = Field(default=None, description="when all hosts are alike")
+    hosts: tuple[HostGroup, ...] | None = Field(
+        default=None, description="hosts of several kinds, in this order"
+    )
+
+    @property
+    def host_groups(self) -> tuple[tuple[Host, int], ...]:
+        """(kind, how many), in order."""
+        if self.hosts is not None:
+            return tuple((group, group.count) for group in self.hosts)
+        if self.host is None:
+            return ()
+        return ((self.host, self.fabric.num_hosts(self.host.nics)),)
+
+    @property
+    def num_hosts(self) -> int:
+        return sum(count for _, count in self.host_groups)
+
+    @property
+    def num_accelerators(self) -> int:
+        return sum(kind.accelerators * count for kind, count in self.host_groups)
+
+    @property
+    def num_nics(self) -> int:
+        return sum(kind.nics * count for kind, count in self.host_groups)
+
+    def host_of(self, accelerator: int) -> int:
+        """The host of an accelerator id."""
+        first_host, first = 0, 0
+        for kind, count in self.host_groups:
+            if accelerator < first + kind.accelerators * count:
+                return first_host + (accelerator - first) // kind.accelerators
+            first, first_host = first + kind.accelerators * count, first_host + count
+        raise IndexError(f"accelerator {accelerator} of {first}")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Cluster:
+        problems = list(self._host_problems()) or list(self._link_problems())
+        if problems:
+            raise all_refused(problems)
+        return self
+
+    def _host_problems(self) -> Iterator[tuple[Where, str]]:
+        if self.host is not None and self.hosts is not None:
+            yield (
+                ("hosts",),
+                "host and hosts are both given; host is for one kind, hosts for several: keep one",
+            )
+            return
+        if not self.host_groups:
+            yield (), "has no hosts; write for example host: {accelerators: 1, accelerator: h200}"
+            return
+        names = [group.name for group in self.hosts or ()]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                yield ("hosts", i, "name"), f"two kinds of hosts are named '{name}'; give each its own name"
+        nics = {kind.nics for kind, _ in self.host_groups}
+        leaves = self.fabric.num_leaves
+        if isinstance(self.fabric, LeafSpine) and self.fabric.attach == "rail":
+            if len(nics) > 1:
+                yield (
+                    ("hosts",),
+                    f"attach: rail needs the same number of nics in every kind of host, got {sorted(nics)}",
+                )
+                return
+            rails = min(nics)
+            if leaves % rails:
+                yield (
+                    ("fabric", "leaves"),
+                    f"{leaves} leaves are no multiple of the {rails} rails (nics of a host); "
+                    f"write for example {leaves // rails * rails + rails}",
+                )
+                return
+        room = self.fabric.num_hosts(min(nics))
+        if self.hosts is not None and self.num_hosts != room:
+            counts = " + ".join(str(count) for _, count in self.host_groups)
+            yield (
+                ("hosts",),
+                f"the counts add up to {counts} = {self.num_hosts} hosts, but the fabric has room for {room}",
+            )
+        if max(self.num_accelerators, self.num_nics) > LARGEST_COUNT:
+            yield (
+                (),
+                f"{self.num_accelerators} accelerators on {self.num_nics} NICs are more than {LARGEST_COUNT}",
+            )
+
+    def _link_problems(self) -> Iterator[tuple[Where, str]]:
+        named = [override.link for override in self.fabric.links]
+        for i, name in enumerate(named):
+            wrong = f"'{name}' is given twice; keep one" if name in named[:i] else wrong_link(self, name)
+            if wrong is not None:
+                yield ("fabric", "links", i, "link"), wrong

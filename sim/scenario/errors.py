@@ -1,0 +1,94 @@
+"""What is wrong with a scenario: where, which field, which value, and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+MOST_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was written: a line of a file, or an option such as `--set a.b` (line None)."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong; `field` is dotted, list items by name, "" for the file as a whole."""
+
+    place: Place
+    field: str
+    sentence: str
+    variant: str | None = None
+
+    def __str__(self) -> str:
+        parts = [str(self.place)]
+        if self.variant is not None:
+            parts.append(f"variant '{self.variant}'")
+        if self.field and str(self.place) != f"--set {self.field}":
+            parts.append(self.field)
+        return ": ".join([*parts, self.sentence])
+
+
+class ScenarioError(Exception):
+    """A scenario that is refused before anything runs; `problems` holds everything found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    @classmethod
+    def at(cls, place: Place, sentence: str, field: str = "") -> ScenarioError:
+        """A single problem."""
+        return cls([Problem(place, field, sentence)])
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
+        more = len(self.problems) - len(lines)
+        if more:
+            lines.append(f"… and {more} more problems")
+        return "\n".join(lines)
+
+
+def merged_problems(by_variant: Sequence[tuple[str, Sequence[Problem]]]) -> list[Problem]:
+    """The problems of all variants, each said once: without a variant's name when every variant has it."""
+    found: dict[Problem, list[str]] = {}
+    for variant, problems in by_variant:
+        for problem in problems:
+            variants = found.setdefault(problem, [])
+            if variant not in variants:
+                variants.append(variant)
+    return [
+        problem if len(variants) == len(by_variant) else replace(problem, variant="', '".join(variants))
+        for problem, variants in found.items()
+    ]
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean 'spray'?" where a known name is close, else the list of them."""
+    names = [str(name) for name in known]
+    folded = {name.lower().replace("-", "_"): name for name in names}
+    close = get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{folded[close[0]]}'?"
+    return f"choose one of {', '.join(names)}" if names else "there is none to choose from"
+
+
+def quoted(value: object) -> str:
+    """A value for a message: in quotes, cut where it is long."""
+    if value is None:
+        return "an empty value"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return f"'{shown}'" if len(shown) <= 80 else f"'{shown[:80]}…'"

@@ -1,0 +1,198 @@
+"""Loading a scenario file: read, merge, validate each variant, and say everything that is wrong at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sim.scenario.document import Node, mapping_node, parse_document, read_text
+from sim.scenario.errors import Place, Problem, ScenarioError, merged_problems, quoted
+from sim.scenario.explain import problems_of
+from sim.scenario.merge import item_name, merged, with_setting
+from sim.scenario.schema import MOST_SEEDS, Scenario, ScenarioFile
+
+ONLY_VARIANT = "run"
+MOST_VARIANTS = 1000
+_NOT_IN_VARIANTS = ("seed", "seeds", "question", "answer", "compare", "small")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedScenario:
+    """A scenario ready to run.
+
+    seeds        seed … seed + N − 1
+    variants     (label, scenario), in the order of `compare`; one named `run` without it
+    source_text  the file as read; `overrides` and `is_small` say what was changed for this run
+    """
+
+    name: str
+    question: str | None
+    answer: str | None
+    seeds: list[int]
+    variants: list[tuple[str, Scenario]]
+    source_text: str
+    path: Path
+    overrides: tuple[str, ...] = ()
+    is_small: bool = False
+
+
+def load_scenario(
+    path: str | Path, overrides: Sequence[str] = (), small: bool = False, seed: int | None = None
+) -> LoadedScenario:
+    """Read a scenario file and validate every variant.
+
+    The order: the file, its `small:` block (with small), each `--set` of overrides, `seed`, and then each
+    entry of `compare` over the result. So `--set` reaches what `small` has set, and a variant has the last
+    word.
+
+    Files that the scenario names are looked for beside it, then in the working directory.
+    Raises ScenarioError with everything that is wrong.
+    """
+    path = Path(path)
+    text = read_text(path)
+    root = _mapping(parse_document(text, str(path)), "the file")
+    if small:
+        if root.child("small") is None:
+            raise ScenarioError.at(
+                Place(str(path)), "has no `small:` block for --small; add one, or run it whole"
+            )
+        root = merged(root, _mapping(_child(root, "small"), "small"))
+    for setting in overrides:
+        root = with_setting(root, setting)
+    if seed is not None:
+        option = Place(f"--seed {seed}")
+        root = merged(root, mapping_node({"seed": Node(seed, option)}, option, {"seed": option}))
+    variants = _variants(root)
+    valid: list[tuple[str, Scenario]] = []
+    problems: list[tuple[str, list[Problem]]] = []
+    for label, node in variants:
+        try:
+            valid.append((label, Scenario.model_validate(node.plain(), context={"folder": path.parent})))
+            problems.append((label, []))
+        except ValidationError as error:
+            problems.append((label, problems_of(error, node, ScenarioFile)))
+    found = merged_problems(problems)
+    if found:
+        raise ScenarioError(found)
+    first = valid[0][1]
+    return LoadedScenario(
+        name=first.name,
+        question=first.question,
+        answer=first.answer,
+        seeds=[first.seed + i for i in range(first.seeds or 1)],
+        variants=valid,
+        source_text=text,
+        path=path,
+        overrides=tuple(overrides),
+        is_small=small,
+    )
+
+
+def _child(node: Node, key: str) -> Node:
+    child = node.child(key)
+    assert child is not None, key
+    return child
+
+
+def _mapping(node: Node, what: str) -> Node:
+    if node.mapping is None:
+        raise ScenarioError.at(node.place, f"{what} is not a mapping; write key: value pairs")
+    return node
+
+
+def _variants(root: Node) -> list[tuple[str, Node]]:
+    """Each entry of `compare` merged over the rest; the place of every part survives."""
+    base = _without(root, "compare", "small")
+    compare = root.child("compare")
+    if compare is None or compare.value is None:
+        return [(ONLY_VARIANT, base)]
+    place = root.key_places["compare"]
+    if not compare.sequence:
+        raise ScenarioError.at(
+            place,
+            "compare is a list of variants; write for example `- {name: spray, paths: {policy: spray}}`",
+            "compare",
+        )
+    if len(compare.sequence) > MOST_VARIANTS:
+        raise ScenarioError.at(place, f"more than {MOST_VARIANTS} variants", "compare")
+    problems: list[Problem] = []
+    variants: dict[str, Node] = {}
+    for i, entry in enumerate(compare.sequence):
+        label = item_name(entry)
+        wrong = _wrong_entry(entry, label, i, list(variants))
+        if wrong:
+            problems += wrong
+            continue
+        variants[str(label)] = merged(base, _without(entry, "name"))
+    if problems:
+        raise ScenarioError(problems)
+    return list(variants.items())
+
+
+def _wrong_entry(entry: Node, label: str | None, i: int, labels: list[str]) -> list[Problem]:
+    field = f"compare.{label}" if label else f"compare[{i}]"
+    if entry.mapping is None:
+        return [
+            Problem(
+                entry.place,
+                field,
+                f"{quoted(entry.plain())} is not a mapping; write name and what it changes",
+            )
+        ]
+    name = entry.child("name")
+    if name is None:
+        return [Problem(entry.place, field, "has no name; write for example `name: spray`")]
+    if label is None:
+        return [Problem(name.place, f"{field}.name", f"{quoted(name.plain())} is not text; put it in quotes")]
+    if not label.strip() or not label.isprintable() or len(label) > 120:
+        return [
+            Problem(name.place, f"{field}.name", "a variant's name is one line of at most 120 characters")
+        ]
+    if label in labels:
+        return [Problem(name.place, field, f"two variants are named '{label}'; give each its own name")]
+    return [
+        Problem(
+            entry.key_places[key],
+            f"{field}.{key}",
+            f"'{key}' is the same for all variants; move it to the top",
+        )
+        for key in _NOT_IN_VARIANTS
+        if key in entry.mapping
+    ]
+
+
+def _without(node: Node, *keys: str) -> Node:
+    entries = {key: child for key, child in (node.mapping or {}).items() if key not in keys}
+    return mapping_node(entries, node.place, {key: node.key_places[key] for key in entries})
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a scenario file, for editors."""
+    schema = ScenarioFile.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Spindle scenario"
+    _write_defaults_with_units(schema)
+    return schema
+
+
+_SI_UNIT = {"time": "s", "size": "B", "rate": "B/s", "frequency": "/s"}
+
+
+def _write_defaults_with_units(schema: Any) -> None:
+    """Defaults of quantities as a file would give them: '4096 B', not 4096."""
+    if isinstance(schema, list):
+        for item in schema:
+            _write_defaults_with_units(item)
+    elif isinstance(schema, dict):
+        default, unit = schema.get("default"), _SI_UNIT.get(str(schema.get("title")))
+        if unit is not None and schema.get("type") == "string" and isinstance(default, int | float):
+            schema["default"] = f"{default:g} {unit}"
+        for item in schema.values():
+            _write_defaults_with_units(item)
+
+
+__all__ = ["MOST_SEEDS", "LoadedScenario", "json_schema", "load_scenario"]

@@ -1,0 +1,274 @@
+"""A serving workload: model, parallelism, batching, arrivals, lengths."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
+
+from sim.scenario.errors import quoted, suggestion
+from sim.scenario.quantities import (
+    Count,
+    InputFile,
+    Part,
+    PerS,
+    PositiveNumber,
+    PositiveSeconds,
+    PositiveShare,
+    Ranks,
+    Seconds,
+    found_file,
+    refused,
+)
+from sim.scenario.traffic import Workload
+
+
+def _read_model(value: Any, info: ValidationInfo) -> str:
+    """A preset's name, or the path of a config.json that is there."""
+    from models.architecture import ARCHITECTURES
+
+    if not isinstance(value, str) or not value:
+        raise refused(f"{quoted(value)} is no model; write for example 'llama-3.1-8b'")
+    if value in ARCHITECTURES:
+        return value
+    if value.endswith(".json") or "/" in value:
+        path = found_file(value, (info.context or {}).get("folder"))
+        if path is None:
+            raise refused(
+                f"there is no file {quoted(value)}; give the path of a Hugging Face config.json, or one of "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        return str(path)
+    raise refused(
+        f"unknown model {quoted(value)}; {suggestion(value, ARCHITECTURES)} "
+        "(or give the path of a Hugging Face config.json)"
+    )
+
+
+Model = Annotated[
+    str,
+    BeforeValidator(_read_model),
+    WithJsonSchema({"type": "string", "examples": ["llama-3.1-8b", "config.json"]}),
+]
+
+
+class Precision(Part):
+    """How weights and keys and values are stored."""
+
+    weights: Literal["bf16", "fp8"] = "bf16"
+    kv: Literal["bf16", "fp8"] = "bf16"
+
+
+class Degrees(Part):
+    """How one replica is cut. With expert > 1 it must be a multiple of tensor."""
+
+    tensor: Count = Field(default=1, description="accelerators of one host that share each layer")
+    expert: Count = Field(default=1, description="accelerators over which the routed experts lie")
+
+    @property
+    def num_accelerators(self) -> int:
+        """Of one replica."""
+        return max(self.tensor, self.expert)
+
+    @model_validator(mode="after")
+    def _nests(self) -> Degrees:
+        if self.expert > 1 and self.expert % self.tensor:
+            raise refused(
+                f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: the "
+                "same accelerators hold attention and experts",
+                "expert",
+            )
+        return self
+
+
+class Batching(Part):
+    """What a step computes: whole prompts first, or one token budget that decodes and prompts share."""
+
+    policy: Literal["prefill_first", "chunked_prefill"] = "chunked_prefill"
+    max_num_seqs: Count = Field(default=256, description="running requests at most")
+    max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
+
+
+class KvCache(Part):
+    """Paged keys and values."""
+
+    block_size: Count = Field(default=16, description="tokens per block")
+    memory_fraction: PositiveShare = Field(
+        default=0.9, description="of the device's memory, for weights and cache together"
+    )
+    num_blocks: Count | None = Field(
+        default=None, description="given outright instead of computed from the memory"
+    )
+
+
+class Router(Part):
+    """Which replica a request goes to; least_outstanding counts queued and running requests."""
+
+    policy: Literal["round_robin", "least_outstanding"] = "round_robin"
+
+
+class PoissonArrivals(Part):
+    """Independent arrivals at a mean rate."""
+
+    kind: Literal["poisson"]
+    rate_per_s: PerS = Field(examples=["4 /s"])
+
+
+class GammaArrivals(Part):
+    """Gamma-distributed gaps: shape below 1 is burstier than Poisson, 1 is Poisson."""
+
+    kind: Literal["gamma"]
+    rate_per_s: PerS = Field(examples=["4 /s"])
+    burstiness: PositiveNumber = Field(default=1.0, description="shape of the gamma law of the gaps")
+
+
+class ConstantArrivals(Part):
+    """One request every 1/rate."""
+
+    kind: Literal["constant"]
+    rate_per_s: PerS = Field(examples=["4 /s"])
+
+
+class TraceArrivals(Part):
+    """The trace's own times, at `scale` times its rate."""
+
+    kind: Literal["trace"]
+    scale: PositiveNumber = Field(default=1.0, description="2 doubles the rate")
+
+
+Arrivals = Annotated[
+    PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals, Field(discriminator="kind")
+]
+
+
+class FixedLength(Part):
+    """Always the same."""
+
+    law: Literal["fixed"]
+    tokens: Count
+
+
+class UniformLength(Part):
+    """Every whole number from low to high equally likely."""
+
+    law: Literal["uniform"]
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _rises(self) -> UniformLength:
+        if self.low > self.high:
+            raise refused(f"low is {self.low}, above high, {self.high}; swap them", "low")
+        return self
+
+
+class LognormalLength(Part):
+    """Lognormal of the given mean; sigma is the spread of the logarithm."""
+
+    law: Literal["lognormal"]
+    mean: Annotated[PositiveNumber, Field(le=2**20)]
+    sigma: Annotated[PositiveNumber, Field(le=5)]
+    max: Count | None = Field(default=None, description="longer ones are cut to this")
+
+
+Length = Annotated[FixedLength | UniformLength | LognormalLength, Field(discriminator="law")]
+
+
+class Lengths(Part):
+    """Tokens in and out of each request, drawn independently."""
+
+    input: Length
+    output: Length
+
+
+class Trace(Part):
+    """Requests from a file: arrival times, and lengths unless `lengths` is given."""
+
+    format: Literal["azure"] = Field(
+        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
+    )
+    file: InputFile
+    from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
+    until_s: PositiveSeconds | None = None
+
+    @model_validator(mode="after")
+    def _is_a_span(self) -> Trace:
+        if self.until_s is not None and self.until_s <= self.from_s:
+            raise refused("until is not after from; no request would be left", "until")
+        return self
+
+
+class Experts(Part):
+    """How popular a mixture's experts are."""
+
+    popularity: Literal["uniform", "zipf"] = "uniform"
+    alpha: PositiveNumber | None = Field(
+        default=None, description="zipf: the i-th expert is drawn as often as i to the power −alpha"
+    )
+
+    @model_validator(mode="after")
+    def _alpha_goes_with_zipf(self) -> Experts:
+        if (self.popularity == "zipf") != (self.alpha is not None):
+            raise refused("alpha goes with popularity: zipf, and only with it", "alpha")
+        return self
+
+
+class Serving(Workload):
+    """Replicas of a model that serve requests."""
+
+    kind: Literal["serving"]
+    model: Model = Field(
+        description="a preset of `spindle list models`, or the path of a Hugging Face config.json"
+    )
+    precision: Precision = Precision()
+    replicas: Count = 1
+    parallelism: Degrees = Degrees()
+    ranks: Ranks = Field(
+        default=None, description="accelerators given to it; by default as many as it needs, from 0"
+    )
+    batching: Batching = Batching()
+    kv: KvCache = KvCache()
+    router: Router = Router()
+    arrivals: Arrivals
+    lengths: Lengths | None = Field(
+        default=None, description="token counts; needed unless a trace gives them"
+    )
+    trace: Trace | None = None
+    num_requests: Count | None = Field(default=None, description="stop arrivals after so many")
+    duration_s: PositiveSeconds | None = Field(default=None, description="stop arrivals after this time")
+    host_time_s: Seconds = Field(
+        default=0.0,
+        description="the engine's own time per step; a step takes the larger of it and the accelerator's",
+    )
+    experts: Experts = Experts()
+
+    @property
+    def num_accelerators(self) -> int:
+        """That it needs: all replicas."""
+        return self.replicas * self.parallelism.num_accelerators
+
+    @model_validator(mode="after")
+    def _has_requests(self) -> Serving:
+        if self.arrivals.kind == "trace" and self.trace is None:
+            raise refused(
+                "arrivals: trace needs a trace; write for example trace: {format: azure, file: requests.csv}",
+                "trace",
+            )
+        if self.lengths is None and self.trace is None:
+            raise refused(
+                "lengths are missing, and there is no trace to take them from; write for example "
+                "lengths: {input: {law: fixed, tokens: 512}, output: {law: fixed, tokens: 128}}",
+                "lengths",
+            )
+        if self.trace is None and self.num_requests is None and self.duration_s is None:
+            raise refused("arrivals have no end; give num_requests or duration")
+        if self.batching.policy == "chunked_prefill" and (
+            self.batching.max_num_batched_tokens < self.batching.max_num_seqs
+        ):
+            raise refused(
+                f"max_num_batched_tokens is {self.batching.max_num_batched_tokens}, below max_num_seqs, "
+                f"{self.batching.max_num_seqs}: not every running request could decode; raise it",
+                "batching",
+                "max_num_batched_tokens",
+            )
+        return self

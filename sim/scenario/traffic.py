@@ -1,0 +1,250 @@
+"""Workloads that only move bytes: traffic patterns, collectives, training-like jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sim.scenario.errors import suggestion
+from sim.scenario.quantities import (
+    Count,
+    CountOrZero,
+    Flag,
+    InputFile,
+    Name,
+    Part,
+    PositiveBytes,
+    PositiveNumber,
+    PositiveSeconds,
+    Ranks,
+    Seconds,
+    refused,
+)
+
+
+class FixedSizes(Part):
+    """Every message alike."""
+
+    law: Literal["fixed"]
+    size_bytes: PositiveBytes
+
+
+class UniformSizes(Part):
+    """Every whole number of bytes from low to high equally likely."""
+
+    law: Literal["uniform"]
+    low_bytes: PositiveBytes
+    high_bytes: PositiveBytes
+
+    @model_validator(mode="after")
+    def _rises(self) -> UniformSizes:
+        if self.low_bytes > self.high_bytes:
+            raise refused(f"low is {self.low_bytes} B, above high, {self.high_bytes} B; swap them", "low")
+        return self
+
+
+class LognormalSizes(Part):
+    """Lognormal; sigma is the spread of the logarithm."""
+
+    law: Literal["lognormal"]
+    mean_bytes: PositiveBytes
+    sigma: PositiveNumber
+
+
+class ParetoSizes(Part):
+    """Pareto: P(size > x) falls as x to the power −shape."""
+
+    law: Literal["pareto"]
+    mean_bytes: PositiveBytes
+    shape: Annotated[PositiveNumber, Field(gt=1)] = Field(
+        description="above 1, or the mean would be infinite"
+    )
+
+
+class FileSizes(Part):
+    """A distribution from lines `bytes probability` (that a message is at most so long)."""
+
+    law: Literal["file"]
+    file: InputFile
+
+
+Sizes = Annotated[
+    FixedSizes | UniformSizes | LognormalSizes | ParetoSizes | FileSizes, Field(discriminator="law")
+]
+
+
+class Workload(Part):
+    """What every workload has."""
+
+    name: Name = Field(description="part of its metrics' names: <kind>.<name>.<metric>")
+
+    @property
+    def is_endless(self) -> bool:
+        """Runs until the others have finished."""
+        return False
+
+
+class _Traffic(Workload):
+    kind: Literal["traffic"]
+    ranks: Ranks = Field(default=None, description="accelerators that take part; all by default")
+    start_s: Seconds = 0.0
+    jitter_s: Seconds = Field(
+        default=0.0, description="each flow starts later by up to this much, evenly drawn"
+    )
+    queue_pairs: Count = Field(default=1, description="queue pairs that each flow is striped over")
+
+
+class _Repeated(_Traffic):
+    size_per_flow_bytes: PositiveBytes = Field(description="bytes of each ordered pair")
+    repeat: Count = 1
+    gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
+
+
+class Permutation(_Repeated):
+    """Everyone sends to one and receives from one, drawn at random."""
+
+    pattern: Literal["permutation"]
+    cross_leaf: Flag = Field(default=True, description="every pair crosses leaves")
+
+
+class Shift(_Repeated):
+    """Every host sends to its twin `leaves_by` leaves further on."""
+
+    pattern: Literal["shift"]
+    leaves_by: Count = 1
+
+
+class Incast(_Repeated):
+    """Many send to one."""
+
+    pattern: Literal["incast"]
+    fan_in: Count | None = Field(default=None, description="number of senders; all others by default")
+    receiver: CountOrZero = Field(default=0, description="position among the ranks")
+
+
+class AllToAll(_Repeated):
+    """Everyone sends to everyone else."""
+
+    pattern: Literal["all_to_all"]
+
+
+class Matrix(_Traffic):
+    """Flows from a file: CSV, or htsim's connection files (.cm)."""
+
+    pattern: Literal["matrix"]
+    file: InputFile
+    repeat: Count = 1
+    gap_s: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _is_known_form(self) -> Matrix:
+        if self.file.suffix.lower() not in (".csv", ".cm"):
+            raise refused(
+                f"'{self.file.name}' is neither .csv nor .cm; the ending says how it is read", "file"
+            )
+        return self
+
+
+class Poisson(_Traffic):
+    """Flows between random pairs, at random times."""
+
+    pattern: Literal["poisson"]
+    load: Annotated[PositiveNumber, Field(le=10)] = Field(
+        description="offered wire bytes/s over the sum of the host links' rates", examples=[0.5]
+    )
+    duration_s: PositiveSeconds = Field(description="how long flows keep arriving")
+    sizes: Sizes
+
+
+Traffic = Annotated[
+    Permutation | Shift | Incast | AllToAll | Matrix | Poisson, Field(discriminator="pattern")
+]
+
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
+AlgorithmName = Literal["ring", "halving_doubling", "double_binary_tree", "direct"]
+_USUAL_ALGORITHM = {
+    "all_reduce": "ring",
+    "all_gather": "ring",
+    "reduce_scatter": "ring",
+    "all_to_all": "direct",
+    "broadcast": "ring",
+    "send_recv": "direct",
+}
+
+
+class _Communicates(Workload):
+    """A collective operation among some ranks."""
+
+    ranks: Ranks = Field(
+        default=None, description="accelerators that take part, in rank order; all by default"
+    )
+    operation: Operation
+    algorithm: AlgorithmName = Field(
+        description="default: ring for all_reduce, all_gather, reduce_scatter and broadcast, else direct"
+    )
+    size_bytes: PositiveBytes = Field(
+        description="as nccl-tests prints it: the larger of a rank's send and receive buffer",
+        examples=["64 MB"],
+    )
+    start_s: Seconds = 0.0
+    jitter_s: Seconds = Field(
+        default=0.0, description="each rank starts later by up to this much, evenly drawn"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_algorithm(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("algorithm") is None:
+            usual = _USUAL_ALGORITHM.get(str(value.get("operation")))
+            return value if usual is None else {**value, "algorithm": usual}
+        return value
+
+    @model_validator(mode="after")
+    def _algorithm_fits(self):
+        from sim.collectives.algorithms import ALGORITHMS
+
+        if (self.operation, self.algorithm) not in ALGORITHMS:
+            names = [name for operation, name in ALGORITHMS if operation == self.operation]
+            raise refused(
+                f"{self.operation} has no algorithm '{self.algorithm}'; {suggestion(self.algorithm, names)}",
+                "algorithm",
+            )
+        return self
+
+
+class Collective(_Communicates):
+    """A collective, once or several times."""
+
+    kind: Literal["collective"]
+    chunk_bytes: PositiveBytes | None = Field(default=None, description="pipelining unit of trees and chains")
+    hierarchical: Flag = Field(default=False, description="inside the hosts first, then across them on rails")
+    repeat: Count = 1
+    gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
+    queue_pairs: Count = 1
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> Collective:
+        from sim.collectives.algorithms import ALGORITHMS
+        from sim.collectives.hierarchical import HIERARCHICAL
+
+        if self.chunk_bytes is not None and not ALGORITHMS[self.operation, self.algorithm].takes_chunk:
+            takers = ", ".join(f"{o} with {a}" for (o, a), found in ALGORITHMS.items() if found.takes_chunk)
+            raise refused(f"{self.operation} with {self.algorithm} takes no chunk; {takers} do", "chunk")
+        if self.hierarchical and self.operation not in HIERARCHICAL:
+            raise refused(
+                f"{self.operation} has no hierarchical form; {', '.join(HIERARCHICAL)} have", "hierarchical"
+            )
+        return self
+
+
+class Training(_Communicates):
+    """A training-like neighbour: compute, then a collective, again and again."""
+
+    kind: Literal["training"]
+    compute_s: Seconds = Field(description="time of a step without communication")
+    steps: Count | None = Field(default=None, description="absent: as long as the other workloads run")
+
+    @property
+    def is_endless(self) -> bool:
+        return self.steps is None

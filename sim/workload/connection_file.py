@@ -190,7 +190,7 @@ def _linked(
         if len(trigger.fired_by) != trigger.count and (trigger.starts or trigger.fired_by):
             raise TrafficFileError(
                 path, trigger.line,
-                f"trigger {trigger_id} needs {trigger.count} flows to fire it and {len(trigger.fired_by)} do",
+                f"trigger {trigger_id} needs {trigger.count} to fire it, has {len(trigger.fired_by)}",
             )  # fmt: skip
         fired_by = sorted(set(trigger.fired_by))
         if len(fired_by) > 1 and len(trigger.starts) > 1:

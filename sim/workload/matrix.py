@@ -16,9 +16,9 @@ def read_csv(path: str | Path) -> MatrixFlows:
     """Bytes between ranks, in one of three forms told apart by the first line.
 
     A square table of bytes, row = source, column = destination; the same with a first row and a first
-    column of labels, equal and in the same order; or an edge list under the header
-    `source,destination,bytes`, ranks from 0. Cells of 0 or nothing send nothing. A rank sends nothing to
-    itself.
+    column of labels, equal and in the same order (the cell in the corner is empty, or no number); or an edge
+    list under the header `source,destination,bytes`, ranks from 0. A cell of 0 or nothing sends nothing,
+    and a rank sends nothing to itself.
     """
     path = Path(path)
     rows = [(number, [cell.strip() for cell in line.split(",")]) for number, line in numbered_lines(path)]
@@ -53,7 +53,7 @@ def _edge_list(path: Path, rows: list[tuple[int, list[str]]]) -> MatrixFlows:
 
 def _square(path: Path, rows: list[tuple[int, list[str]]]) -> MatrixFlows:
     labels = None
-    if not all(_is_number(cell) for cell in rows[0][1]):
+    if not _is_number(rows[0][1][0]):
         labels, rows = rows[0][1][1:], rows[1:]
     n = len(rows[0][1]) - (labels is not None) if rows else 0
     if len(rows) != n:
@@ -99,7 +99,7 @@ def _plain_flows(num_ranks: int, source: Int64, destination: Int64, size_bytes: 
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell or "0")
+        float(cell)
     except ValueError:
         return False
     return True

@@ -11,8 +11,11 @@ from sim.collectives.direct import rotated_pairs
 from sim.fabric.messages import Int64, MessageGraph, message_graph
 from sim.workload.flow_file import MatrixFlows
 
-MIXING_SWEEPS = 64
-"""Sweeps of random exchanges that shuffle a permutation under its constraint."""
+DRAWS = 64
+"""Permutations drawn whole before the last is exchanged into shape."""
+
+SWEEPS = 64
+"""Times that every rank is offered a random exchange, before and again after the repair."""
 
 
 class PatternError(ValueError):
@@ -57,22 +60,29 @@ def permutation(
 def _permutation_out_of_groups(group: Int64, rng: np.random.Generator) -> Int64:
     """A random permutation that sends nobody into the own group, which must hold at most half of all.
 
-    Small cases are drawn until one fits (exactly uniform). Otherwise random pairs exchange destinations
-    wherever that breaks no rule, for MIXING_SWEEPS sweeps: a symmetric walk, whose limit is uniform.
+    Drawn until one fits, which is exactly uniform; failing that, the last draw is exchanged into shape.
     """
-    n = len(group)
-    for _ in range(MIXING_SWEEPS):
-        destination = rng.permutation(n)
+    for _ in range(DRAWS):
+        destination = rng.permutation(len(group))
         if not np.any(group == group[destination]):
             return destination
-    for _ in range(MIXING_SWEEPS):
+    return _exchanged(destination, group, rng)
+
+
+def _exchanged(destination: Int64, group: Int64, rng: np.random.Generator) -> Int64:
+    """Random pairs swap destinations wherever both are then out of their groups.
+
+    That is a symmetric walk, whose limit is uniform. What SWEEPS of it leave inside its group gets a partner one
+    by one, and the walk goes on.
+    """
+    for _ in range(SWEEPS):
         _exchange_pairs(destination, group, rng)
     for i in np.flatnonzero(group == group[destination]):
         if group[i] == group[destination[i]]:
             partners = np.flatnonzero((group != group[i]) & (group[destination] != group[i]))
             j = partners[rng.integers(len(partners))]
             destination[i], destination[j] = destination[j], destination[i]
-    for _ in range(MIXING_SWEEPS):
+    for _ in range(SWEEPS):
         _exchange_pairs(destination, group, rng)
     return destination
 

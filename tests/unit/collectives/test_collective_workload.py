@@ -83,7 +83,7 @@ def test_joins_are_no_flows(clock, fixed_time_fabric):
 def test_one_rank_takes_no_time(clock, fixed_time_fabric):
     rng = np.random.default_rng(1)
     workload = CollectiveWorkload(
-        "sum", "all_reduce", "direct", RANKS, 400, clock=clock, fabric=fixed_time_fabric, rng=rng
+        "alone", "all_reduce", "ring", [3], 400, clock=clock, fabric=fixed_time_fabric, rng=rng, repeat=2
     )
     clock.run(workload.start())
     assert workload.metrics()["completion_time_s"] == 0.0

@@ -13,9 +13,11 @@ from typing import Any
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from sim.results.metrics import meaning_of, number, unit_for
 from sim.results.run_results import RunResults
@@ -69,7 +71,7 @@ def variant_styles(run: RunResults) -> dict[str, VariantStyle]:
         colours: list[Any] = list(PALETTE)
     else:
         scale = matplotlib.colormaps["viridis"]
-        colours = [scale(0.9 * i / (len(real) - 1)) for i in range(len(real))]
+        colours = [scale(0.78 * i / (len(real) - 1)) for i in range(len(real))]
     styles = {name: VariantStyle(colours[i]) for i, name in enumerate(real)}
     if run.ideal_variant is not None:
         styles[run.ideal_variant] = VariantStyle(IDEAL_COLOUR, (0, (3, 2)))
@@ -93,7 +95,16 @@ def literal(text: str) -> str:
 
 
 def shortened(name: str, length: int = 26) -> str:
-    return literal(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+    """A name cut in its middle: sweeps differ at the ends."""
+    if len(name) <= length:
+        return literal(name)
+    head = (length - 1) // 3
+    return literal(f"{name[:head].rstrip()}…{name[len(name) - (length - 1 - head) :].lstrip()}")
+
+
+def panel_title(name: str) -> str:
+    """A name over a narrow panel, on two lines where it needs them."""
+    return "\n".join(textwrap.wrap(literal(name), 22)[:2]) if len(name) <= 44 else shortened(name, 22)
 
 
 SECONDS = meaning_of("any.completion_time_s")
@@ -116,23 +127,52 @@ def spans_decades(smallest: float, largest: float) -> bool:
 
 
 def draw_key(
-    axes: Axes, styles: Mapping[str, VariantStyle], rows: Mapping[str, Sequence[str]], heads: Sequence[str]
+    axes: Axes,
+    styles: Mapping[str, VariantStyle],
+    rows: Mapping[str, Sequence[str]],
+    heads: Sequence[str],
+    note: str = "",
 ) -> None:
-    """A small table in place of a legend: per variant its line, its name and its numbers."""
+    """A small table in place of a legend: per variant its line, its name and its numbers; a note below."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    step = min(0.115, 0.92 / (len(rows) + 1))
+    step = min(0.115, 0.95 / (len(rows) + (2 if note else 1)))
     columns = [1.0 - 0.245 * (len(heads) - 1 - i) for i in range(len(heads))]
     size = 8.5 if len(rows) <= 7 else 7.5
     for x, head in zip(columns, heads, strict=True):
         axes.text(x, 0.97, head, ha="right", va="center", fontsize=size, color=QUIET)
-    room = 22 if len(heads) < 2 else (18 if len(heads) == 2 else 14)
+    room = 18 if len(rows) <= 7 else 20
     for i, (name, values) in enumerate(rows.items()):
         y = 0.97 - step * (i + 1)
         axes.plot([0, 0.07], [y, y], color=styles[name].colour, linestyle=styles[name].line, lw=2.6)
         axes.text(0.1, y, shortened(name, room), va="center", fontsize=size, color=INK)
         for x, value in zip(columns, values, strict=True):
             axes.text(x, y, value, ha="right", va="center", fontsize=size, color=INK)
+    if note:
+        y = 0.97 - step * (len(rows) + 1)
+        axes.text(1.0, y, note, ha="right", va="center", fontsize=size - 0.5, color=QUIET)
+
+
+def line_widths(lines: Sequence[NDArray[np.float64]]) -> list[float]:
+    """Widths for lines drawn in this order: one that a later, equal one would hide is drawn wider.
+
+    Not in a sweep, where many lines nearly coincide.
+    """
+    if len(lines) > 5:
+        return [1.5] * len(lines)
+    top = max((float(np.nanmax(line)) for line in lines if len(line)), default=1.0)
+
+    def same(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+        return len(a) == len(b) and bool(np.nanmax(np.abs(a - b)) < 0.012 * top)
+
+    hidden_by = [sum(same(line, other) for other in lines[i + 1 :]) for i, line in enumerate(lines)]
+    return [1.8 + 1.7 * min(count, 4) for count in hidden_by]
+
+
+def ranked_by(values: Mapping[str, float]) -> tuple[str, str, float]:
+    """(name of the smallest, name of the largest, their ratio)."""
+    low, high = min(values, key=lambda n: values[n]), max(values, key=lambda n: values[n])
+    return low, high, values[high] / values[low] if values[low] > 0 else math.inf
 
 
 def scaled(value: float | None, unit_s: float) -> str:
@@ -140,7 +180,7 @@ def scaled(value: float | None, unit_s: float) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     size = value / unit_s
-    return number(size, 0 if abs(size) >= 100 else 1 if abs(size) >= 10 else 2)
+    return number(size, 0 if abs(size) >= 100 else 1 if abs(size) >= 10 else 2 if abs(size) >= 1 else 3)
 
 
 def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
@@ -165,7 +205,15 @@ def sentence_of(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def few(run: RunResults, names: Sequence[str]) -> list[str]:
-    """The variants a caption names: all up to three, else the first, and the last two."""
-    known = [name for name in run.variants if name in names]
-    return known if len(known) <= 3 else [known[0], *known[-2:]]
+def few(run: RunResults, values: Mapping[str, float]) -> list[str]:
+    """The variants a caption names: all up to four, else those with the smallest and the largest value."""
+    known = [name for name in run.variants if name in values]
+    if len(known) <= 4:
+        return known
+    extremes = ranked_by(values)[:2]
+    return [name for name in known if name in extremes]
+
+
+def under(variant: str) -> str:
+    """` under spray`; nothing for the only variant of a scenario without `compare`."""
+    return "" if variant == "run" else f" under {variant}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from sim.results.drawing import (
@@ -15,10 +15,13 @@ from sim.results.drawing import (
     VariantStyle,
     few,
     new_figure,
+    panel_title,
     put_title,
+    ranked_by,
     seconds_unit,
     sentence_of,
     shortened,
+    under,
 )
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.samples import (
@@ -31,7 +34,12 @@ from sim.results.samples import (
 
 COLUMNS = 4
 CELLS_WITH_NUMBERS = 10
-EVEN = 0.01
+EVEN, NEARLY_EVEN = 0.01, 1.05
+LOAD_COLOURS = LinearSegmentedColormap.from_list(
+    "load", [(0.0, "#9DC3E0"), (0.5, "#F8F8F6"), (0.66, "#F6B48F"), (0.83, "#D6604D"), (1.0, "#7F0F1E")]
+)
+"""Idle links pale blue, even ones white, hot ones red: the eye goes to the hot spots. Safe for red-green
+blindness."""
 
 
 def first_results(run: RunResults) -> dict[str, VariantResult]:
@@ -45,7 +53,10 @@ def _of_seed(run: RunResults) -> str:
 
 
 def draw_load_map(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
-    """Leaf × spine heat map of payload over the fair share, up and down, one column per variant."""
+    """Leaf × spine heat map of payload over the fair share, up and down, one column per variant.
+
+    With more than four variants there is one map each: the more loaded direction of every pair.
+    """
     maps = {name: found for name, r in first_results(run).items() if (found := load_map(r)) is not None}
     maps = {name: found for name, found in maps.items() if np.isfinite(found.largest)}
     if not maps:
@@ -53,43 +64,45 @@ def draw_load_map(run: RunResults, styles: dict[str, VariantStyle]) -> list[Draw
     columns = min(COLUMNS, len(maps))
     blocks = -(-len(maps) // columns)
     num_leaves, num_spines = next(m.shape for f in maps.values() for m in (f.up, f.down) if m is not None)
+    directions = ("up", "down") if blocks == 1 else ("up or down",)
     side = min(2.6, 7.6 / columns)
-    height = 2 * blocks * (min(max(side * num_leaves / num_spines, 0.9), 3.2) + 0.42) + 0.9
-    figure = new_figure(WIDTH_IN, height)
-    grid = figure.subplots(2 * blocks, columns, squeeze=False)
+    tall = min(max(side * num_leaves / num_spines, 0.9), 3.2 if blocks == 1 else 2.2)
+    figure = new_figure(WIDTH_IN, len(directions) * blocks * (tall + 0.42) + 0.9)
+    grid = figure.subplots(len(directions) * blocks, columns, squeeze=False)
     norm = TwoSlopeNorm(1.0, 0.0, max(2.0, max(found.largest for found in maps.values())))
     image = None
     for axes in grid.flat:
         axes.set_axis_off()
     for i, (variant, found) in enumerate(maps.items()):
-        for row, (matrix, direction) in enumerate(((found.up, "up"), (found.down, "down"))):
-            axes = grid[2 * (i // columns) + row, i % columns]
+        for row, direction in enumerate(directions):
+            matrix = found.of(direction)
+            axes = grid[len(directions) * (i // columns) + row, i % columns]
             if matrix is None:
                 continue
             axes.set_axis_on()
             image = _draw_matrix(
                 axes, matrix, norm, with_numbers=columns * num_spines <= 4 * CELLS_WITH_NUMBERS
             )
-            most = f"{float(np.nanmax(matrix)):.1f}×" if np.isfinite(matrix).any() else "no link"
-            arrow = "leaf → spine" if direction == "up" else "spine → leaf"
+            most = f"{float(np.nanmax(matrix)):.2f}×" if np.isfinite(matrix).any() else "no link"
             if row == 0:
-                axes.set_title(shortened(variant, 24), color=styles[variant].colour)
-            axes.set_xlabel(f"{arrow}, hottest {most}", fontsize=8, color=QUIET)
+                axes.set_title(panel_title(variant), color=styles[variant].colour)
+            axes.set_xlabel(f"spine  (hottest {most})", fontsize=8, color=QUIET)
+            axes.tick_params(labelleft=i % columns == 0)
             if i % columns == 0:
-                axes.set_ylabel("leaf")
+                axes.set_ylabel(f"leaf  ({direction})")
     if image is not None:
         bar = figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.02)
         bar.set_label("payload over the fair share (1 = even)", color=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
     title, caption = _load_words(run, maps)
-    put_title(figure, title + _of_seed(run), WIDTH_IN)
+    put_title(figure, title, WIDTH_IN)
     alt = "Heat map of the load of every leaf-spine link over its fair share, per variant, up and down. "
     return [DrawnFigure("link-load", "Link load", title, caption, alt + caption, figure)]
 
 
 def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
     image = axes.imshow(
-        matrix, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest", origin="upper"
+        matrix, cmap=LOAD_COLOURS, norm=norm, aspect="auto", interpolation="nearest", origin="upper"
     )
     axes.grid(False)
     for spine in axes.spines.values():
@@ -98,25 +111,30 @@ def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
         step = 1 if count <= 8 else 2 ** int(np.ceil(np.log2(count / 8)))
         set_ticks(range(0, count, step))
     axes.tick_params(length=0, labelsize=7.5)
-    if with_numbers and matrix.shape[0] <= 16 and matrix.shape[1] <= 16:
+    if np.isfinite(matrix).any() and np.nanmax(np.abs(matrix - 1)) < NEARLY_EVEN - 1:
+        middle = (matrix.shape[1] - 1) / 2, (matrix.shape[0] - 1) / 2
+        axes.text(*middle, "even", ha="center", va="center", fontsize=10, color=QUIET)
+    elif with_numbers and matrix.shape[0] <= 16 and matrix.shape[1] <= 16:
         for (leaf, spine), value in np.ndenumerate(matrix):
             if np.isfinite(value):
-                ink = "white" if abs(norm(value) - 0.5) > 0.34 else "#333333"
+                ink = "white" if norm(value) > 0.78 else "#333333"
                 axes.text(spine, leaf, f"{value:.1f}", ha="center", va="center", fontsize=6.3, color=ink)
     return image
 
 
 def _load_words(run: RunResults, maps: dict[str, LoadMap]) -> tuple[str, str]:
     known = {name: found.largest for name, found in maps.items()}
+    if len(known) > 1:
+        known.pop(run.ideal_variant or "", None)
     worst, best = max(known, key=lambda n: known[n]), min(known, key=lambda n: known[n])
-    if known[worst] <= 1 + EVEN:
-        title = "Every leaf-spine link carries its fair share under every variant"
+    if known[worst] < NEARLY_EVEN:
+        title = f"No leaf-spine link carries more than {known[worst]:.2f} times its fair share"
     elif known[worst] - known[best] <= EVEN:
         title = f"The hottest leaf-spine link carries {known[worst]:.1f} times its fair share"
     else:
         title = f"The hottest link carries {known[worst]:.1f} times its fair share under {worst}"
         title += f", {known[best]:.1f} under {best}"
-    parts = [f"{known[name]:.2f} under {name}" for name in few(run, list(known))]
+    parts = [f"{known[name]:.2f}{under(name)}" for name in few(run, known)]
     seed = f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
     return title, f"The hottest leaf-spine link over its fair share{seed}: {sentence_of(parts)}."
 
@@ -160,10 +178,8 @@ def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[
         axes.set_title(f"{key[0]} links, {key[1]}")
         axes.set_xlabel("payload over the fair share (line: least to most; tick: median)", fontsize=8)
     tier, direction = max(shown, key=lambda k: max(float(f[k].max()) for f in loads.values() if k in f))
-    parts = [
-        f"{float(loads[name][tier, direction].max()):.2f} under {name}"
-        for name in few(run, [n for n in names if (tier, direction) in loads[n]])
-    ]
+    hottest = {n: float(loads[n][tier, direction].max()) for n in names if (tier, direction) in loads[n]}
+    parts = [f"{hottest[name]:.2f}{under(name)}" for name in few(run, hottest)]
     title = f"Balance within each tier{_of_seed(run)}"
     put_title(figure, title, WIDTH_IN)
     caption = f"The hottest {tier} link ({direction}) over its fair share: {sentence_of(parts)}."
@@ -178,6 +194,8 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     if not found:
         return []
     tiers = list(dict.fromkeys(tier for series in found.values() for tier in series))[:4]
+    if len(found) > COLUMNS and len(tiers) > 1:
+        tiers = [tier for tier in tiers if tier != "host"]
     columns = min(COLUMNS, len(found))
     blocks = -(-len(found) // columns)
     figure = new_figure(WIDTH_IN, blocks * len(tiers) * 1.55 + 0.75)
@@ -193,16 +211,16 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
             if tier in series:
                 _draw_bands(axes, series[tier], unit_s, styles[variant])
             if row == 0:
-                axes.set_title(shortened(variant, 24), color=styles[variant].colour)
+                axes.set_title(panel_title(variant), color=styles[variant].colour)
             if i % columns == 0:
                 axes.set_ylabel(f"{tier} links")
             if row == len(tiers) - 1:
                 axes.set_xlabel(f"time ({unit})")
                 axes.tick_params(labelbottom=True)
-    grid[0, 0].set_ylim(0, 1.03)
+    grid[0, 0].set(ylim=(0, 1.03), xlim=(0, 1.02 * end_s / unit_s))
     grid[0, 0].set_yticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
     title, caption = _utilisation_words(run, found, tiers)
-    put_title(figure, title + _of_seed(run), WIDTH_IN)
+    put_title(figure, title, WIDTH_IN)
     _explain_bands(figure)
     alt = f"Utilisation of the links of each tier against time, one column per variant. {caption}"
     return [DrawnFigure("utilisation", "Utilisation over time", title, caption, alt, figure)]
@@ -235,8 +253,11 @@ def _utilisation_words(
     typical = {name: float(series[tier].p50.mean()) for name, series in found.items() if tier in series}
     peak = {name: float(series[tier].largest.mean()) for name, series in found.items() if tier in series}
     parts = [
-        f"{100 * typical[n]:.0f} % (busiest: {100 * peak[n]:.0f} %) under {n}"
-        for n in few(run, list(typical))
+        f"{100 * typical[n]:.0f}\u00a0% (busiest: {100 * peak[n]:.0f}\u00a0%){under(n)}" for n in few(run, typical)
     ]
-    caption = f"Mean utilisation of the median {tier} link: {sentence_of(parts)}."
-    return "Utilisation over time", caption
+    caption = f"Mean utilisation of the median {tier} link{_of_seed(run)}: {sentence_of(parts)}."
+    low, high, _ = ranked_by(typical)
+    if typical[high] - typical[low] < 0.02:
+        return f"The median {tier} link is {100 * typical[high]:.0f}\u00a0% busy", caption
+    title = f"The median {tier} link is {100 * typical[low]:.0f}\u00a0% busy under {low}"
+    return f"{title}, {100 * typical[high]:.0f}\u00a0% under {high}", caption

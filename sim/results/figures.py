@@ -15,21 +15,18 @@ from sim.results.drawing import (
     literal,
     new_figure,
     put_title,
+    ranked_by,
     shortened,
     style,
     variant_styles,
 )
 from sim.results.fabric_figures import draw_load_map, draw_tier_balance, draw_utilisation
 from sim.results.headline import Headline, headline_of
-from sim.results.latency_figures import (
-    draw_flow_times,
-    draw_latencies,
-    draw_latency_over_time,
-    draw_repetitions,
-)
-from sim.results.metrics import MetricMeaning, format_percent, format_value, meaning_of, unit_for
+from sim.results.latency_figures import draw_flow_times, draw_latencies
+from sim.results.metrics import MetricMeaning, common_unit, format_percent, format_value, meaning_of
 from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate, mean_interval, paired_difference, present
+from sim.results.time_figures import draw_latency_over_time, draw_repetitions
 
 Drawing = Callable[[RunResults, dict[str, VariantStyle]], list[DrawnFigure]]
 
@@ -71,7 +68,7 @@ def draw_headline(
         return []
     reach = max(float(np.max(np.append(present(values[name]), means[name].high or 0.0))) for name in shown)
     reach = reach if reach > 0 else 1.0
-    factor, unit = unit_for(meaning, reach)
+    factor, unit = common_unit(meaning, [reach, *(means[name].mean for name in shown)])
     row = 0.52 if len(shown) <= 8 else 0.44
     figure = new_figure(width_in, row * len(shown) + 1.25)
     axes = figure.subplots()
@@ -85,13 +82,22 @@ def draw_headline(
             axes.plot(seeds, np.full(len(seeds), y), "o", ms=4.5, mfc="white", mec=INK, mew=0.7, zorder=4)
         if estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
             axes.plot([estimate.low / factor, estimate.high / factor], [y, y], color=INK, lw=1.6, zorder=3)
-        _label_row(axes, y, name, run, headline, meaning, values, estimate)
+        best = "  ·  best" if is_lead and headline.best else ""
+        axes.text(
+            0, y - 0.27, shortened(name, 34) + best, transform=axes.get_yaxis_transform(), va="bottom",
+            fontweight="bold", fontsize=9,
+        )  # fmt: skip
+        text = _value_text(run, name, meaning, values, (factor, unit))
+        axes.text(
+            1, y - 0.27, literal(text), transform=axes.get_yaxis_transform(), ha="right", va="bottom",
+            fontsize=9,
+        )  # fmt: skip
     lowest = min(0.0, *(float(present(values[n]).min()) / factor for n in shown))
     axes.set(xlim=(lowest, 1.02 * reach / factor), ylim=(len(shown) - 0.62, -0.78))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
-    if len(run.seeds) > 1:
+    if len(run.seeds) > 1 and ranked_by({n: abs(means[n].mean or 0.0) for n in shown})[2] < 1.5:
         _join_seeds(axes, [values[name] for name in shown], factor)
     unit_text = f" ({literal(unit)})" if unit else ""
     better = {"lower": ", less is better", "higher": ", more is better"}.get(meaning.better or "", "")
@@ -100,39 +106,34 @@ def draw_headline(
     seeds_text = (
         f"mean of {len(run.seeds)} seeds, 95 % CI, a dot per seed" if len(run.seeds) > 1 else "one seed"
     )
-    caption = f"{meaning.full_label[0].upper()}{meaning.full_label[1:]} per variant; {seeds_text}."
+    caption = f"{_sentence_start(meaning)} per variant; {seeds_text}."
     parts = "; ".join(f"{name}: {format_value(means[name].mean, meaning)}" for name in shown)
     return [DrawnFigure("headline", "Answer", headline.short, caption, f"{caption} {parts}.", figure)]
 
 
-def _label_row(
-    axes,
-    y: int,
-    name: str,
+def _value_text(
     run: RunResults,
-    headline: Headline,
+    name: str,
     meaning: MetricMeaning,
-    values,
-    estimate: Estimate,
-) -> None:
-    """Above each bar: the variant's name at the left, its value and its difference at the right."""
-    where = axes.get_yaxis_transform()
-    above = y - 0.27
-    best = "" if name != headline.best else "  ·  best"
-    axes.text(
-        0, above, shortened(name, 34) + best, transform=where, va="bottom", fontweight="bold", fontsize=9
-    )
-    text = format_percent(Estimate(estimate.mean, None, None, 1), False) if meaning.is_share else format_value(
-        estimate.mean, meaning
-    )  # fmt: skip
+    values: dict[str, list[float | None]],
+    scale: tuple[float, str],
+) -> str:
+    """The variant's mean and, for all but the first, its relative difference to the first."""
+    text = format_value(mean_interval(values[name]).mean, meaning, scale)
     first = run.variants[0]
-    if name != first and not meaning.is_share:
-        found = paired_difference(values[name], values[first], meaning.better)
-        if found.relative.mean is not None:
-            same = found.verdict == "no difference" or abs(found.relative.mean) < 5e-4
-            change = "no difference" if same else format_percent(Estimate(found.relative.mean, None, None, 1))
-            text = f"{text}   {change}"
-    axes.text(1, above, literal(text), transform=where, ha="right", va="bottom", fontsize=9, color=INK)
+    if name == first or meaning.is_share:
+        return text
+    found = paired_difference(values[name], values[first], meaning.better)
+    if found.relative.mean is None:
+        return text
+    if found.verdict == "no difference" or abs(found.relative.mean) < 5e-4:
+        return f"{text}   no difference"
+    return f"{text}   {format_percent(Estimate(found.relative.mean, None, None, 1))}"
+
+
+def _sentence_start(meaning: MetricMeaning) -> str:
+    label = meaning.label[:1].upper() + meaning.label[1:]
+    return f"{label} of {meaning.workload}" if meaning.workload else label
 
 
 def _join_seeds(axes, rows: list[list[float | None]], factor: float) -> None:

@@ -81,7 +81,7 @@ def headline_of(run: RunResults) -> Headline:
     text, short, best, ties = answer.compose()
     if run.partial:
         text += f"; partial: {_finished(run)}"
-    return Headline(text[0].upper() + text[1:] + ".", short, key, best, tuple(ties))
+    return Headline(_capital(text) + ".", short, key, best, tuple(ties))
 
 
 def _finished(run: RunResults) -> str:
@@ -131,7 +131,7 @@ class _Answer:
         else:
             first = self.run.variants[0]
             reference = first if first in clear else clear[-1]
-            text, short = self.against(best, reference)
+            text, short = self.against(best, reference, self.in_order([best, *ties]))
             text += self.others(best, reference, clear, ties, unclear)
         if not clear:
             return text + self.bound() + self.missing(), short, None, []
@@ -208,15 +208,19 @@ class _Answer:
             text += f"; {_listed(ties)} {_are(ties)} no different from {best} (within 1 %)"
         return text + "; more seeds would tell", "No clear difference between the variants"
 
-    def against(self, best: str, reference: str) -> tuple[str, str]:
+    def against(self, best: str, reference: str, leaders: list[str]) -> tuple[str, str]:
         if self.meaning.name == "network_tax":
             against = f"against {self.value(reference, True)} under {reference}"
             text = f"{self.lead(best)} over an ideal fabric, {against}"
-            short = f"Network tax: {self.value(best)} under {best}, {self.value(reference)} under {reference}"
+            short = f"Network tax: {self.value(best)} under {_listed(leaders)}"
+            short += f", {self.value(reference)} under {reference}"
             return f"{text} {self.confidence()}", short
         words, plain = self.ratio(best, reference)
         what = "" if self.meaning.name == "completion_time_s" else f"{self.meaning.label} "
-        return f"{self.lead(best)}, {words} {self.confidence()}", f"{_capital(best)}: {what}{plain}"
+        return (
+            f"{self.lead(best)}, {words} {self.confidence()}",
+            f"{_capital(_listed(leaders))}: {what}{plain}",
+        )
 
     def ratio(self, best: str, reference: str) -> tuple[str, str]:
         """How much better, with and without the interval: a factor from 1.5 on, a percentage below."""
@@ -295,4 +299,6 @@ def _are(names: list[str]) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """A capital first letter, unless the first word is a setting such as paths.policy=ecmp."""
+    first = text.split(" ", 1)[0].rstrip(",:;")
+    return text[:1].upper() + text[1:] if first.isalpha() else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
     "num_preemptions": ("preemptions", "count", "lower", ""),
     "network_tax": ("network tax", "share", "lower", ""),
-    "max_load_over_fair": ("largest link load over the fair share", "ratio", "lower", ""),
+    "max_load_over_fair": ("hottest link over fair share", "ratio", "lower", ""),
     "payload_bytes": ("payload on all links", "bytes", None, ""),
     "wire_bytes": ("wire bytes on all links", "bytes", None, ""),
     "max_utilisation": ("largest link utilisation", "share", None, ""),
@@ -129,6 +130,15 @@ def unit_for(meaning: MetricMeaning, magnitude: float | None) -> tuple[float, st
     return fitting[-1] if fitting else scales[0]
 
 
+def common_unit(meaning: MetricMeaning, values: Sequence[float | None]) -> tuple[float, str]:
+    """One unit for several values: the smallest one's, unless the largest then needs five digits."""
+    sizes = [abs(v) for v in values if v is not None and math.isfinite(v) and v != 0]
+    if not sizes:
+        return unit_for(meaning, None)
+    small = unit_for(meaning, min(sizes))
+    return small if max(sizes) / small[0] < 10_000 else unit_for(meaning, max(sizes))
+
+
 def _unscaled(scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
     return next(scale for scale in scales if scale[0] == 1.0)
 
@@ -162,20 +172,27 @@ def with_unit(text: str, unit: str) -> str:
     return f"{text}\u00a0{unit}" if unit else text
 
 
-def format_value(value: float | int | None, meaning: MetricMeaning) -> str:
-    """One value with its unit, four significant digits: 327.1 µs; "–" where there is none."""
+def format_value(
+    value: float | int | None, meaning: MetricMeaning, scale: tuple[float, str] | None = None
+) -> str:
+    """One value with its unit, four significant digits: 327.1 µs; "–" where there is none.
+
+    scale: the unit to use (`common_unit`); by default the value's own.
+    """
     if value is None or not math.isfinite(value):
         return "–"
-    factor, unit = unit_for(meaning, value)
+    factor, unit = scale or unit_for(meaning, value)
     scaled = value / factor
     return with_unit(number(scaled, _decimals(meaning, scaled)), unit)
 
 
-def format_interval(estimate: Estimate, meaning: MetricMeaning) -> str:
+def format_interval(
+    estimate: Estimate, meaning: MetricMeaning, scale: tuple[float, str] | None = None
+) -> str:
     """The interval in the mean's unit and digits: "[325.0, 329.2]"; empty where there is none."""
     if estimate.mean is None or estimate.low is None or estimate.high is None:
         return ""
-    factor, _ = unit_for(meaning, estimate.mean)
+    factor, _ = scale or unit_for(meaning, estimate.mean)
     decimals = _decimals(meaning, estimate.mean / factor)
     if meaning.quantity == "count":
         decimals = max(decimals, 0 if estimate.low == estimate.high else 1)

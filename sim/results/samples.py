@@ -157,6 +157,14 @@ class LoadMap:
     up: Float64 | None
     down: Float64 | None
 
+    def of(self, direction: str) -> Float64 | None:
+        """The matrix of "up" or "down"; of anything else the larger of both, pair by pair."""
+        if direction in ("up", "down"):
+            return self.up if direction == "up" else self.down
+        if self.up is None or self.down is None:
+            return self.up if self.down is None else self.down
+        return np.fmax(self.up, self.down)
+
     @property
     def largest(self) -> float:
         found = [float(np.nanmax(m)) for m in (self.up, self.down) if m is not None and np.isfinite(m).any()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -80,6 +81,7 @@ def mean_interval(values: Sequence[float | None], confidence: float = CONFIDENCE
     return Estimate(mean, mean - half, mean + half, n)
 
 
+@cache
 def _t(n: int, confidence: float) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, n - 1))
 
@@ -192,7 +194,7 @@ def percentile_interval(
 
 
 def cumulative(
-    samples: NDArray[np.float64], num_total: int | None = None, max_points: int = 400
+    samples: NDArray[np.float64], num_total: int | None = None, max_points: int = 250
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The empirical distribution function as a step line: (value, share of samples <= value).
 

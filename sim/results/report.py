@@ -1,0 +1,308 @@
+"""The report: one self-contained HTML page that answers the scenario's question, then shows why.
+
+It opens with the question and its computed answer, then the figure of that answer, the variants side by
+side, the details and where every number comes from. Nothing is loaded from elsewhere and nothing runs in it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.colors import to_hex
+
+from sim.results.drawing import DrawnFigure, VariantStyle, image_bytes, style, variant_styles
+from sim.results.figures import NARROW_IN, draw_all, draw_headline
+from sim.results.headline import Headline, headline_of, main_metric
+from sim.results.metrics import (
+    MetricMeaning,
+    common_unit,
+    format_interval,
+    format_percent,
+    format_value,
+    meaning_of,
+)
+from sim.results.run_results import RunResults, VariantResult
+from sim.results.statistics import Estimate, mean_interval, paired_difference
+from sim.results.store import read_run, write_atomically
+
+TEMPLATE = "report.html.jinja"
+MAIN_METRICS_AT_MOST = 6
+MAIN_ENDINGS = (
+    ".completion_time_s", ".network_tax", ".p99_itl_ms", ".p99_ttft_ms", ".request_throughput",
+    ".bus_bytes_per_s", ".step_s.mean", "links.max_load_over_fair", ".fct_s.p99", ".output_throughput",
+)  # fmt: skip
+"""The metrics of the side-by-side table, by their ending, the most telling first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a part of the report comes from: one run folder."""
+
+    label: str
+    run: RunResults
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Several runs as one comparison: variants renamed where they clash, and what a reader must know."""
+
+    run: RunResults
+    sources: tuple[Source, ...]
+    warnings: list[str] = field(default_factory=list)
+
+
+def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
+    """Write the report of one or several run folders, and its figures as PNG beside it; returns its path.
+
+    target: the HTML file, or a folder in which it becomes report.html. Several folders are compared: their
+    variants stand side by side, named after the folder where their names clash.
+    Raises RunFolderError when a folder holds no run, ValueError when there is no folder.
+    """
+    if not out_dirs:
+        raise ValueError("a report needs at least one run folder")
+    target = Path(target)
+    if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
+        target = target / "report.html"
+    combined = combine([(Path(path).resolve().name, read_run(path)) for path in out_dirs])
+    figures = draw_all(combined.run)
+    folder = target.parent / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawn in figures:
+        write_atomically(folder / f"{drawn.key}.png", image_bytes(drawn.figure, "png", combined.run))
+    write_atomically(target, render(combined, figures).encode())
+    return target
+
+
+def combine(labelled: Sequence[tuple[str, RunResults]]) -> Combined:
+    """Put runs side by side.
+
+    Seeds: those that all runs share, so that differences stay paired; without a common one, runs are
+    compared in the order of their seeds, and a warning says so.
+    """
+    if len(labelled) == 1:
+        label, run = labelled[0]
+        return Combined(run, (Source(label, run),))
+    labels = _unique([label for label, _ in labelled])
+    runs = [run for _, run in labelled]
+    warnings = []
+    common = [seed for seed in runs[0].seeds if all(seed in run.seeds for run in runs)]
+    count = len(common) or min(len(run.seeds) for run in runs)
+    if not common:
+        warnings.append("The runs share no seed: differences between them are not paired.")
+    names = [name for run in runs for name in run.variants]
+    results: dict[tuple[str, int], VariantResult] = {}
+    variants: list[str] = []
+    ideals = []
+    for label, run in zip(labels, runs, strict=True):
+        for name in run.variants:
+            own = name if names.count(name) == 1 else (label if name == "run" else f"{name} ({label})")
+            variants.append(own)
+            if name == run.ideal_variant:
+                ideals.append(own)
+            for seed, as_seed in zip(
+                common or run.seeds[:count], common or runs[0].seeds[:count], strict=True
+            ):
+                if (name, seed) in run.results:
+                    results[own, as_seed] = replace(run.results[name, seed], name=own, seed=as_seed)
+    questions = {run.question for run in runs}
+    scenarios = list(dict.fromkeys(run.scenario_name for run in runs))
+    merged = RunResults(
+        scenario_name=" and ".join(scenarios),
+        question=questions.pop() if len(questions) == 1 else None,
+        seeds=tuple(common or runs[0].seeds[:count]),
+        variants=tuple(_unique(variants)),
+        version=", ".join(dict.fromkeys(run.version for run in runs)),
+        calibration=", ".join(dict.fromkeys(run.calibration or "none" for run in runs)),
+        results=results,
+        partial=any(run.partial for run in runs),
+        answer=next((run.answer for run in runs if run.answer), None),
+        ideal_variant=ideals[0] if len(ideals) == 1 else None,
+    )
+    return Combined(merged, tuple(Source(*pair) for pair in zip(labels, runs, strict=True)), warnings)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    out: list[str] = []
+    for name in names:
+        candidate, count = name, 1
+        while candidate in out:
+            count += 1
+            candidate = f"{name} {count}"
+        out.append(candidate)
+    return out
+
+
+def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
+    """The page as text. Every value is escaped where it is put in."""
+    run = combined.run
+    headline = headline_of(run)
+    with style():
+        styles = variant_styles(run)
+        narrow = draw_headline(run, headline, styles, NARROW_IN)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    lead = next((drawn for drawn in figures if drawn.key == "headline"), None)
+    return environment.get_template(TEMPLATE).render(
+        run=run,
+        question=run.question or f"How do the variants of {run.scenario_name} compare?",
+        headline=headline,
+        num_expected=run.num_expected,
+        lead=lead and _shown(lead, run),
+        lead_narrow=_data_uri(narrow[0], run) if narrow else "",
+        table=side_by_side(run, styles, main_metrics(run)),
+        everything=side_by_side(run, styles, run.metric_keys()),
+        sections=_sections(figures, run),
+        sources=combined.sources,
+        fidelity=fidelities(run),
+        cost_sources=cost_shares(run),
+        warnings=combined.warnings + collected_warnings(run),
+    )
+
+
+def _data_uri(drawn: DrawnFigure, run: RunResults) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(image_bytes(drawn.figure, "svg", run)).decode()
+
+
+def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
+    return {
+        "uri": _data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
+        "fidelity": fidelities(run), "percentiles": drawn.percentiles, "key": drawn.key,
+    }  # fmt: skip
+
+
+def _sections(figures: Sequence[DrawnFigure], run: RunResults) -> list[dict[str, Any]]:
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for drawn in figures:
+        if drawn.key != "headline":
+            sections.setdefault(drawn.section, []).append(_shown(drawn, run))
+    return [{"name": name, "figures": shown} for name, shown in sections.items()]
+
+
+def main_metrics(run: RunResults) -> list[str]:
+    """The metrics of the side-by-side table: the one that answers first, then the most telling ones."""
+    keys = [
+        key
+        for key in run.metric_keys()
+        if any(v is not None for n in run.variants for v in run.values(n, key))
+    ]
+    chosen = [key for key in [main_metric(run)] if key is not None]
+    for ending in MAIN_ENDINGS:
+        chosen += [key for key in keys if key.endswith(ending) and key not in chosen]
+    return (chosen or keys)[:MAIN_METRICS_AT_MOST]
+
+
+def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequence[str]) -> dict[str, Any]:
+    """Rows are variants, columns metrics; a cell has the mean, its interval, its difference, its rank."""
+    columns, cells = [], []
+    for key in keys:
+        meaning = meaning_of(key)
+        estimates = {name: mean_interval(run.values(name, key)) for name in run.variants}
+        scale = common_unit(meaning, [estimate.mean for estimate in estimates.values()])
+        found = headline_of(replace(run, answer=key)) if meaning.better else Headline("", "", None)
+        leaders = {found.best, *found.ties} if found.key == key and found.best else set()
+        columns.append(
+            {"label": meaning.label, "workload": meaning.workload or "fabric", "better": meaning.better}
+        )
+        cells.append(
+            [_cell(run, key, meaning, estimates, name, scale, name in leaders) for name in run.variants]
+        )
+    rows = [
+        {
+            "name": name,
+            "colour": to_hex(styles[name].colour),
+            "is_ideal": name == run.ideal_variant,
+            "cells": [column[i] for column in cells],
+        }
+        for i, name in enumerate(run.variants)
+    ]
+    return {"columns": columns, "rows": rows, "first": run.variants[0] if run.variants else ""}
+
+
+def _cell(
+    run: RunResults,
+    key: str,
+    meaning: MetricMeaning,
+    estimates: Mapping[str, Estimate],
+    name: str,
+    scale: tuple[float, str],
+    is_best: bool,
+) -> dict[str, Any]:
+    estimate, first = estimates[name], run.variants[0]
+    cell = {
+        "value": format_value(estimate.mean, meaning, scale),
+        "interval": format_interval(estimate, meaning, scale) if estimate.low != estimate.high else "",
+        "difference": "",
+        "verdict": "",
+        "is_best": is_best,
+    }
+    if name != first and estimate.mean is not None:
+        found = paired_difference(
+            run.values(name, key), run.values(first, key), meaning.better, meaning.is_share
+        )
+        shown = found.difference if meaning.is_share else found.relative
+        if found.verdict == "no difference" or (found.verdict is None and found.difference.mean == 0):
+            cell["difference"], cell["verdict"] = "no difference", "same"
+        elif shown.mean is not None:
+            points = " points" if meaning.is_share else ""
+            cell["difference"] = format_percent(shown).replace("%", f"%{points}", 1)
+            cell["verdict"] = found.verdict or ""
+    return cell
+
+
+def fidelities(run: RunResults) -> str:
+    """The fidelity of the results, by variant where they differ."""
+    by_variant = {
+        name: str(results[0].notes["fidelity"])
+        for name in run.variants
+        if (results := run.of_variant(name)) and "fidelity" in results[0].notes
+    }
+    kinds = list(dict.fromkeys(by_variant.values()))
+    if len(kinds) <= 1:
+        return kinds[0] if kinds else ""
+    return "; ".join(f"{kind}: {', '.join(n for n, k in by_variant.items() if k == kind)}" for kind in kinds)
+
+
+def cost_shares(run: RunResults) -> list[dict[str, str]]:
+    """Share of the simulated time by the source of its cost figures: mean over results, and the range."""
+    shares: dict[str, list[float]] = {}
+    noted = [r.notes["cost_sources"] for r in run.results.values() if r.notes.get("cost_sources")]
+    for found in noted:
+        for name in found:
+            shares.setdefault(str(name), [])
+    for name, values in shares.items():
+        values.extend(float(found.get(name, 0.0)) for found in noted)
+    rows = []
+    for name, values in sorted(shares.items(), key=lambda item: -sum(item[1])):
+        mean, low, high = sum(values) / len(values), min(values), max(values)
+        text = format_percent(Estimate(mean, None, None, len(values)), signed=False)
+        if high - low > 5e-4:
+            text = format_percent(Estimate(mean, low, high, len(values)), signed=False)
+        rows.append({"name": name, "share": text})
+    return rows
+
+
+def collected_warnings(run: RunResults) -> list[str]:
+    """Each warning once, with the variants it concerns, and what is missing from a partial run."""
+    concerned: dict[str, dict[str, None]] = {}
+    for (variant, _), result in run.results.items():
+        for warning in result.notes.get("warnings", ()):
+            concerned.setdefault(str(warning), {})[variant] = None
+        if result.notes.get("partial"):
+            concerned.setdefault("This run was interrupted: its tables end early", {})[variant] = None
+    out = []
+    if run.partial:
+        out.append(f"Partial: {len(run.results)} of {run.num_expected} runs finished.")
+    for warning, variants in concerned.items():
+        is_everywhere = len(variants) == len(run.variants)
+        out.append(warning if is_everywhere else f"{warning} ({', '.join(variants)})")
+    return out

@@ -1,0 +1,175 @@
+"""Figures of what changes in the course of a run: latency against arrival, repetitions of a collective."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from sim.results.drawing import (
+    INK,
+    SECONDS,
+    WIDTH_IN,
+    DrawnFigure,
+    VariantStyle,
+    draw_key,
+    few,
+    line_widths,
+    new_figure,
+    panel_title,
+    put_title,
+    ranked_by,
+    scaled,
+    seconds_unit,
+    sentence_of,
+    under,
+)
+from sim.results.latency_figures import WORKLOADS_AT_MOST
+from sim.results.metrics import format_value
+from sim.results.run_results import RunResults
+from sim.results.samples import (
+    request_latencies,
+    table,
+    workloads_in,
+)
+
+POINTS_AT_MOST = 4000
+
+
+def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """TTFT and time per output token against arrival: each request a dot, a rolling median as a line."""
+    out: list[DrawnFigure] = []
+    for workload in workloads_in(run, "requests")[:WORKLOADS_AT_MOST]:
+        frames = {}
+        for variant in run.variants:
+            for result in run.of_variant(variant)[:1]:
+                frame = request_latencies(result, workload)
+                if frame is not None and np.isfinite(frame["ttft"]).sum() >= 10:
+                    frames[variant] = (result.seed, frame.sort_values("arrival_s", kind="stable"))
+        if not frames:
+            continue
+        columns = min(4, len(frames))
+        blocks = -(-len(frames) // columns)
+        figure = new_figure(WIDTH_IN, 0.7 + 3.1 * blocks)
+        grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True, sharey=False)
+        for row, quantity in enumerate(["ttft", "tpot"]):
+            everything = np.concatenate([f[quantity].to_numpy() for _, f in frames.values()])
+            everything = everything[np.isfinite(everything)]
+            largest = float(everything.max()) if len(everything) else 1.0
+            unit_s, unit = seconds_unit(float(np.percentile(everything, 90)) if len(everything) else 1.0)
+            for i, (variant, (_, frame)) in enumerate(frames.items()):
+                axes = grid[2 * (i // columns) + row, i % columns]
+                _draw_against_arrival(axes, frame, quantity, unit_s, styles[variant])
+                axes.set_ylim(0, 1.05 * largest / unit_s)
+                axes.tick_params(labelleft=i % columns == 0)
+                if row == 0:
+                    axes.set_title(panel_title(variant), color=styles[variant].colour)
+                if i % columns == 0:
+                    axes.set_ylabel(f"{quantity.upper()} ({unit})")
+                if row == 1:
+                    axes.set_xlabel("arrival (s)")
+        for i in range(len(frames), blocks * columns):
+            for row in (0, 1):
+                grid[2 * (i // columns) + row, i % columns].set_axis_off()
+        title, caption = _drift_words(workload, frames)
+        put_title(figure, title, WIDTH_IN)
+        if len(run.seeds) > 1:
+            caption += f" Seed {next(iter(frames.values()))[0]}."
+        out.append(
+            DrawnFigure(
+                f"latency-over-time-{len(out) + 1}", "Latency over time", title, caption,
+                f"Time to first token and time per output token of each request of {workload} against its "
+                f"arrival, one column per variant. {caption}", figure,
+            )
+        )  # fmt: skip
+    return out
+
+
+def draw_repetitions(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """Duration of each repetition of a repeated collective, one line per variant (first seed)."""
+    out: list[DrawnFigure] = []
+    for workload in workloads_in(run, "collectives")[:WORKLOADS_AT_MOST]:
+        lines = {}
+        for variant in run.variants:
+            for result in run.of_variant(variant)[:1]:
+                columns = ["workload", "repetition", "started_s", "finished_s"]
+                frame = table(result, "collectives", columns)
+                if frame is None:
+                    continue
+                own = frame[(frame["workload"] == workload).to_numpy()]
+                duration = (own["finished_s"] - own["started_s"]).to_numpy(dtype=np.float64)
+                if np.isfinite(duration).sum() >= 2:
+                    lines[variant] = (own["repetition"].to_numpy(), duration)
+        if not lines:
+            continue
+        figure = new_figure(WIDTH_IN, 3.2)
+        axes, key = figure.subplots(1, 2, width_ratios=[1.85, 1])
+        largest = max(float(np.nanmax(duration)) for _, duration in lines.values())
+        unit_s, unit = seconds_unit(largest)
+        rows = {}
+        widths = line_widths([duration for _, duration in lines.values()])
+        for (variant, (repetition, duration)), width in zip(lines.items(), widths, strict=True):
+            look = styles[variant]
+            marker = "o" if len(repetition) <= 40 else ""
+            axes.plot(
+                repetition, duration / unit_s, color=look.colour, linestyle=look.line, marker=marker,
+                ms=3.5, lw=width,
+            )  # fmt: skip
+            rows[variant] = [scaled(float(f(duration)), unit_s) for f in (np.nanmedian, np.nanmax)]
+        draw_key(key, styles, rows, ["median", "longest"], f"{unit}, seed {run.seeds[0]}")
+        axes.set(xlabel="repetition", ylabel=f"duration ({unit})", ylim=(0, 1.08 * largest / unit_s))
+        title = f"Repetitions of {workload}"
+        medians = {name: float(np.nanmedian(duration)) for name, (_, duration) in lines.items()}
+        best, worst, ratio = ranked_by(medians)
+        if len(lines) > 1:
+            by = f"{ratio:.2f} times as long under {worst} as under {best}"
+            title = f"{title} take {by}" if ratio > 1.01 else f"{title} take the same under every variant"
+        put_title(figure, title, WIDTH_IN)
+        parts = [f"{format_value(medians[name], SECONDS)}{under(name)}" for name in few(run, medians)]
+        caption = f"A repetition of {workload} takes a median of {sentence_of(parts)}."
+        out.append(
+            DrawnFigure(
+                f"repetitions-{len(out) + 1}", "Repeated collectives", title, caption,
+                f"Duration of each repetition of {workload}, one line per variant. {caption}", figure,
+            )
+        )  # fmt: skip
+    return out
+
+
+def _draw_against_arrival(axes: Axes, frame, quantity: str, unit_s: float, look: VariantStyle) -> None:
+    arrival, value = frame["arrival_s"].to_numpy(), frame[quantity].to_numpy() / unit_s
+    is_there = np.isfinite(value)
+    arrival, value = arrival[is_there], value[is_there]
+    if not len(value):
+        return
+    step = -(-len(value) // POINTS_AT_MOST)
+    axes.plot(
+        arrival[::step],
+        value[::step],
+        ".",
+        ms=3.5,
+        color=look.colour,
+        alpha=0.3 if len(value) > 800 else 0.55,
+        mew=0,
+        rasterized=True,
+    )
+    window = max(15, len(value) // 30)
+    median = frame[quantity][is_there].rolling(window, center=True, min_periods=max(3, window // 3)).median()
+    axes.plot(arrival, median.to_numpy() / unit_s, color=INK, lw=1.4)
+
+
+def _drift_words(workload: str, frames) -> tuple[str, str]:
+    """Title and caption: does the time to first token grow from the first to the last quarter?"""
+    variant, growth = "", 0.0
+    for name, (_, frame) in frames.items():
+        ttft = frame["ttft"].dropna().to_numpy()
+        quarter = max(1, len(ttft) // 4)
+        ratio = float(np.median(ttft[-quarter:]) / max(np.median(ttft[:quarter]), 1e-12))
+        if ratio > growth:
+            variant, growth = name, ratio
+    quarters = "from the first to the last quarter of the arrivals"
+    if growth > 2:
+        where = under(variant)
+        caption = f"The median time to first token grows {growth:.1f}-fold{where} {quarters}."
+        return f"Requests of {workload} pile up{where}", caption
+    caption = f"The median time to first token grows at most {growth:.1f}-fold {quarters}."
+    return f"Latency of {workload} holds its level over the run", caption

@@ -69,6 +69,7 @@ class TrainingWorkload:
         self._jitter = RankJitter(ranks, jitter_s, rng)
         self._log = TransferLog(name, fabric, rng, max_rows)
         self._process: Process | None = None
+        self._is_stopped = False
         self._step_s: list[float] = []
         self._communication_s: list[float] = []
 
@@ -80,7 +81,8 @@ class TrainingWorkload:
     def stop(self) -> None:
         """Give up the step under way and cancel its messages; it counts in no metric."""
         if self._process is not None and self._process.is_alive:
-            self._log.cancel()
+            self._is_stopped = True
+            self._log.abandon()
             self._process.interrupt("stopped")
 
     def _run(self) -> Generator[Event, Any, None]:
@@ -93,9 +95,10 @@ class TrainingWorkload:
                 if self._compute_s > 0:
                     yield self._clock.timeout(self._compute_s)
                 computed_s = self._clock.now
-                yield from self._log.carry(
-                    step, self._jitter.starting_at(self._graph, computed_s), self._clock
-                )
+                graph = self._jitter.starting_at(self._graph, computed_s)
+                yield from self._log.carry(step, graph, self._clock)
+                if self._is_stopped:
+                    return
                 self._step_s.append(self._clock.now - begin_s)
                 self._communication_s.append(self._clock.now - computed_s)
                 step += 1

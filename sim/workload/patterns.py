@@ -72,8 +72,8 @@ def _permutation_out_of_groups(group: Int64, rng: np.random.Generator) -> Int64:
 def _exchanged(destination: Int64, group: Int64, rng: np.random.Generator) -> Int64:
     """Random pairs swap destinations wherever both are then out of their groups.
 
-    That is a symmetric walk, whose limit is uniform. What SWEEPS of it leave inside its group gets a partner one
-    by one, and the walk goes on.
+    That is a symmetric walk, whose limit is uniform. What SWEEPS of it leave inside a group gets a partner by
+    hand, one by one, and the walk goes on.
     """
     for _ in range(SWEEPS):
         _exchange_pairs(destination, group, rng)

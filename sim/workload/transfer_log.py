@@ -74,25 +74,32 @@ class TransferLog:
         self._rows: list[_Rows] = []
         self._num_seen = 0
         self._open: tuple[int, MessageGraph, Transfer] | None = None
+        self._is_abandoned = False
 
     def carry(
         self, repetition: int, graph: MessageGraph, clock: Environment
     ) -> Generator[Event, Any, MessageResults | None]:
-        """Start the graph, wait until it is done, keep its rows and its summary; None for an empty graph."""
+        """Start the graph, wait until it is done, keep its rows and its summary.
+
+        None for an empty graph, and for an abandoned one.
+        """
         if graph.num_messages == 0:
             self.summaries.append(Summary(clock.now, clock.now, clock.now, 0.0))
             return None
         transfer = self._fabric.start(graph)
         self._open = (repetition, graph, transfer)
         yield transfer.done
+        if self._is_abandoned:
+            return None
         self._open = None
         results = transfer.results
         self._keep(repetition, graph, results)
         self.summaries.append(summary(graph, results))
         return results
 
-    def cancel(self) -> None:
-        """Cancel what is still on its way."""
+    def abandon(self) -> None:
+        """Cancel what is still on its way: its messages are recorded as they are, it gets no summary."""
+        self._is_abandoned = True
         if self._open is not None:
             _, _, transfer = self._open
             transfer.cancel()

@@ -111,8 +111,8 @@ MATRIX_READERS: dict[str, Callable[[str | Path], MatrixFlows]] = {".csv": read_c
 def read_matrix(path: str | Path) -> MatrixFlows:
     """The flows of a `.csv` or `.cm` file; raises TrafficFileError for any other name or bad content."""
     path = Path(path)
-    if path.suffix not in MATRIX_READERS:
+    if path.suffix.lower() not in MATRIX_READERS:
         raise TrafficFileError(
             path, None, "is neither .csv (bytes between ranks) nor .cm (htsim connections)"
         )
-    return MATRIX_READERS[path.suffix](path)
+    return MATRIX_READERS[path.suffix.lower()](path)

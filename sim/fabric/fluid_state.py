@@ -1,159 +1,216 @@
-"""The arrays the fluid core lives in, grouped by what they describe."""
+"""The arrays the fluid core lives in: one record array per kind of thing.
+
+The state is one flat tuple of arrays, so that a compiled function takes a single argument and touches only
+the arrays it names. A record holds what is read together; what the solver streams over stands alone.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit, types
+from numba.experimental import structref
 
+from sim.fabric.maxmin import Network, Scratch
 from sim.fabric.messages import PENDING
+from sim.fabric.policies import ENTRY, PLACED, PathNetwork
 from sim.fabric.topology import Topology
 
 NONE = -1
 
+MESSAGE = np.dtype(
+    [
+        ("source", "i8"),
+        ("destination", "i8"),
+        ("size_bytes", "i8"),
+        ("earliest_s", "f8"),
+        ("delay_s", "f8"),
+        ("successor_start", "i8"),  # into State.successors
+        ("successor_end", "i8"),
+        ("waits_for", "i8"),  # inputs (and a gate) that are not there yet
+        ("queue_pairs", "i8"),
+        ("transfer", "i8"),
+        ("input_s", "f8"),  # latest input so far
+        ("ready_s", "f8"),
+        ("started_s", "f8"),
+        ("received_s", "f8"),
+        ("acknowledged_s", "f8"),
+        ("delivered_bytes", "f8"),
+        ("latency_s", "f8"),
+        ("pieces_left", "i8"),
+        ("first_piece", "i8"),
+        ("next_in_window", "i8"),
+        ("first_watch", "i8"),
+        ("outcome", "i1"),
+    ],
+    align=True,
+)
+BLANK_MESSAGE = np.zeros(1, MESSAGE)
+for _name in ("ready_s", "started_s", "received_s", "acknowledged_s"):
+    BLANK_MESSAGE[_name] = np.nan
+for _name in ("first_piece", "next_in_window", "first_watch"):
+    BLANK_MESSAGE[_name] = NONE
+BLANK_MESSAGE["outcome"] = PENDING
 
-class Messages(NamedTuple):
-    """One entry per message; transfers own contiguous ranges."""
+PIECE = np.dtype(
+    [
+        ("message", "i8"),  # NONE: free
+        ("payload_bytes", "f8"),
+        ("wire_bytes", "f8"),
+        ("started_s", "f8"),
+        ("latency_s", "f8"),
+        ("next_of_message", "i8"),
+    ],
+    align=True,
+)
 
-    source: np.ndarray
-    destination: np.ndarray
-    size_bytes: np.ndarray
-    earliest_s: np.ndarray
-    delay_s: np.ndarray
-    successor_start: np.ndarray  # into Edges.successor
-    successor_end: np.ndarray
-    waits_for: np.ndarray  # inputs (and gate) not there yet
-    queue_pairs: np.ndarray
-    transfer: np.ndarray
-    input_s: np.ndarray  # latest input so far
-    ready_s: np.ndarray
-    started_s: np.ndarray
-    received_s: np.ndarray
-    acknowledged_s: np.ndarray
-    delivered_bytes: np.ndarray
-    outcome: np.ndarray
-    latency_s: np.ndarray
-    pieces_left: np.ndarray
-    first_piece: np.ndarray
-    next_in_window: np.ndarray
-    first_watch: np.ndarray
+COMPONENT = np.dtype(
+    [
+        ("first", "i8"),  # list of pieces
+        ("last", "i8"),
+        ("num_pieces", "i8"),
+        ("checked", "i8"),  # num_pieces when it was last checked for falling apart
+        ("settled_s", "f8"),  # the pieces' remaining bytes are as of this time
+        ("generation", "i8"),  # counts the lives of this slot, so that old labels are seen to be old
+        ("is_dirty", "?"),  # to be solved at this instant
+    ],
+    align=True,
+)
+
+SEGMENT = np.dtype(
+    [
+        ("label", "i8"),  # the component it was last part of: generation << 32 | slot
+        ("role", "i8"),
+        ("latency_s", "f8"),
+        ("rate", "f8"),
+        ("active", "i8"),  # pieces crossing it
+        ("settled_s", "f8"),
+        ("outstanding", "f8"),  # wire bytes placed and not yet sent, as of settled_s
+        ("payload_bytes", "f8"),
+        ("wire_bytes", "f8"),
+        ("parent", "i8"),  # work space of the check for falling apart
+    ],
+    align=True,
+)
+
+COUNT = np.dtype([("left", "i8"), ("last_s", "f8")], align=True)
+"""A transfer or a watch: messages that have not ended, and when the last one so far did."""
+NODE = np.dtype([("watch", "i8"), ("next", "i8")], align=True)
+FIRED = np.dtype([("code", "i8"), ("time_s", "f8")], align=True)
+"""Complete: a watch (code >= 0) or a transfer (-1 - code)."""
+WINDOW = np.dtype([("first", "i8"), ("last", "i8")], align=True)
+ACCELERATOR = np.dtype(
+    [("host", "i8"), ("nic", "i8"), ("leaf", "i8"), ("nvlink_up", "i8"), ("nvlink_down", "i8")], align=True
+)
+NIC = np.dtype([("up", "i8"), ("down", "i8"), ("overhead_s", "f8"), ("free_s", "f8")], align=True)
+SCOPE = np.dtype(
+    [("num_paths", "i8"), ("leaf_choices", "i8"), ("next_choices", "i8"), ("down_lanes", "i8"), ("first_plane", "i8")],
+    align=True,
+)
+
+COUNTERS = np.dtype(
+    [
+        ("now_s", "f8"),
+        ("next_s", "f8"),  # when the core next has something to do
+        ("tolerance", "f8"),
+        ("window_s", "f8"),
+        ("bin_s", "f8"),  # width of the time series' bins; doubles when they run out
+        ("num_agenda", "i8"),
+        ("num_ready", "i8"),
+        ("num_batch", "i8"),
+        ("free_piece", "i8"),  # head of the list of free pieces
+        ("num_free_pieces", "i8"),
+        ("needed_pieces", "i8"),
+        ("num_free_components", "i8"),
+        ("num_scheduled", "i8"),  # components in the heap
+        ("num_dirty", "i8"),
+        ("num_fired", "i8"),
+        ("num_events", "i8"),
+        ("num_solves", "i8"),
+        ("num_solved_pieces", "i8"),
+        ("num_planes", "i8"),
+        ("header_bytes", "i8"),
+        ("payload_per_packet", "i8"),
+        ("is_resuming", "?"),  # a batch waits for room
+        ("is_fair_by_message", "?"),
+        ("is_live", "?"),  # the policy reads outstanding bytes
+    ],
+    align=True,
+)
 
 
-class Edges(NamedTuple):
-    successor: np.ndarray
+class State(NamedTuple):
+    """Everything the core works on."""
 
-
-class Pieces(NamedTuple):
-    """One entry per piece of a message on one path (or spread over all)."""
-
-    message: np.ndarray
-    payload_bytes: np.ndarray
-    wire_bytes: np.ndarray
+    c: np.ndarray  # [1] COUNTERS
+    messages: np.ndarray
+    successors: np.ndarray
+    pieces: np.ndarray
+    next_piece: np.ndarray  # in its component, or in the free list
     remaining: np.ndarray  # wire bytes, as of its component's settled_s
     rate: np.ndarray
     weight: np.ndarray
-    segment: np.ndarray  # [pieces, 4]
-    started_s: np.ndarray
-    latency_s: np.ndarray
-    next_of_message: np.ndarray
-    next: np.ndarray  # in its component, or in the free list
-
-
-class Components(NamedTuple):
-    """Pieces that share links, directly or through others: solved together, and only when one of them changes."""
-
-    first: np.ndarray
-    last: np.ndarray
-    num_pieces: np.ndarray
-    checked: np.ndarray  # num_pieces when it was last checked for falling apart
-    settled_s: np.ndarray
-    merged_into: np.ndarray  # union-find parent; itself while it stands alone, NONE when free
-    is_dirty: np.ndarray
-    dirty: np.ndarray
-    finish_s: np.ndarray  # key of the heap: when its next piece ends
-    heap: np.ndarray
-    place: np.ndarray
-    free: np.ndarray
-    pieces: np.ndarray  # work space: the pieces of the component being solved
-
-
-class Loads(NamedTuple):
-    """Per segment; links get theirs at the end through the shares."""
-
-    component: np.ndarray
-    rate: np.ndarray
-    active: np.ndarray
-    settled_s: np.ndarray
-    outstanding: np.ndarray  # wire bytes not yet sent, as of settled_s
-    payload_bytes: np.ndarray
-    wire_bytes: np.ndarray
-    series: np.ndarray  # [segments, bins] wire bytes
-    link_component: np.ndarray
-
-
-class Transfers(NamedTuple):
-    left: np.ndarray
-    last_s: np.ndarray
-
-
-class Watches(NamedTuple):
-    left: np.ndarray
-    last_s: np.ndarray
-    node_watch: np.ndarray
-    node_next: np.ndarray
-    fired: np.ndarray  # watches (>= 0) and transfers (-1 - id) that are complete
-    fired_s: np.ndarray
-
-
-class Agenda(NamedTuple):
-    """What happens when: a heap of message events, and lists for the instant being worked on."""
-
-    heap_s: np.ndarray
-    heap_code: np.ndarray
-    now: np.ndarray  # messages ready at once
-    batch: np.ndarray  # messages to place at this instant
-    window_first: np.ndarray  # [leaves]
-    window_last: np.ndarray
-    nic_free_s: np.ndarray
-
-
-class Routes(NamedTuple):
-    """The topology as the core reads it."""
-
-    host: np.ndarray
-    nic: np.ndarray
-    leaf: np.ndarray
-    pod: np.ndarray
-    nvlink_up: np.ndarray
-    nvlink_down: np.ndarray
-    nic_up: np.ndarray
-    nic_down: np.ndarray
-    nic_overhead_s: np.ndarray
-    leaf_up: np.ndarray
+    route: np.ndarray  # [pieces, 4] segments
+    components: np.ndarray
+    finish_s: np.ndarray  # [components] when its next piece ends; the heap's key
+    place: np.ndarray  # [components] in the heap
+    scheduled: np.ndarray  # the heap
+    free_components: np.ndarray
+    dirty: np.ndarray  # labels of components to solve
+    solving: np.ndarray  # work space: pieces of the component being solved
+    segments: np.ndarray
+    series: np.ndarray  # [segments, bins] wire bytes sent in each stretch of time
+    link_label: np.ndarray
+    transfers: np.ndarray
+    watches: np.ndarray
+    nodes: np.ndarray
+    fired: np.ndarray
+    agenda_s: np.ndarray  # a heap of what happens when
+    agenda_code: np.ndarray
+    ready: np.ndarray  # messages ready at once
+    waiting: np.ndarray  # messages to place at this instant
+    windows: np.ndarray  # [leaves]
+    accelerators: np.ndarray
+    nics: np.ndarray
+    leaf_up: np.ndarray  # [leaves, scopes] first segment
     leaf_down: np.ndarray
-    scope_paths: np.ndarray  # [3]
-    scope_radix: np.ndarray  # [3, 3]
-    plane_start: np.ndarray  # [3] into plane
+    pod_of_leaf: np.ndarray
+    scopes: np.ndarray
     plane: np.ndarray
-    num_planes: np.ndarray
-    segment_latency_s: np.ndarray
-    segment_role: np.ndarray
+    batch: np.ndarray
+    placed: np.ndarray
+    network: Network
+    work: Scratch
+    paths: PathNetwork
 
 
-class Counters(NamedTuple):
-    """Scalars. `n` is indexed by the names below, `t` by T_*."""
+@structref.register
+class StateReferenceType(types.StructRef):
+    """Compiled type of StateReference."""
 
-    n: np.ndarray
-    t: np.ndarray
+    def preprocess_fields(self, fields):
+        return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
 
-(
-    HEAP_SIZE, NUM_NOW, NUM_BATCH, FREE_PIECE, FREE_PIECES, NUM_FREE_COMPONENTS, COMPONENT_HEAP_SIZE, NUM_DIRTY,
-    NUM_FIRED, NUM_EVENTS, NUM_SOLVES, NUM_SOLVED_PIECES, NEEDED_PIECES, RESUME, BY_MESSAGE, IS_LIVE, HEADER,
-    PAYLOAD_PER_PACKET, NUM_COUNTERS,
-) = range(19)  # fmt: skip
+class StateReference(structref.StructRefProxy):
+    """The state as one pointer.
 
-T_NOW, T_NEXT, T_TOLERANCE, T_WINDOW, T_BIN, NUM_TIMES = range(6)
+    A tuple of forty arrays is copied, and each array's reference count touched, at every call between compiled
+    functions: measured 2-5 us a message, and a minute of compile time. A pointer costs neither.
+    """
+
+    def __new__(cls, *fields):
+        return structref.StructRefProxy.__new__(cls, *fields)
+
+
+structref.define_proxy(StateReference, StateReferenceType, list(State._fields))
+
+
+@njit(cache=True)
+def reference(state):
+    """The compiled functions' view of a State; made anew when an array was replaced."""
+    return StateReference(*state)
 
 
 def grown(array: np.ndarray, n: int, fill=0) -> np.ndarray:
@@ -163,67 +220,75 @@ def grown(array: np.ndarray, n: int, fill=0) -> np.ndarray:
     return out
 
 
-def messages(n: int) -> Messages:
-    def ints():
-        return np.zeros(n, np.int64)
-
-    def floats():
-        return np.full(n, np.nan)
-
-    return Messages(ints(), ints(), ints(), floats(), floats(), ints(), ints(), ints(), ints(), ints(), floats(),
-                    floats(), floats(), floats(), floats(), np.zeros(n), np.full(n, PENDING, np.int8), np.zeros(n),
-                    ints(), np.full(n, NONE), np.full(n, NONE), np.full(n, NONE))  # fmt: skip
+def _records(dtype: np.dtype, **columns) -> np.ndarray:
+    out = np.zeros(len(next(iter(columns.values()))), dtype)
+    for name, values in columns.items():
+        out[name] = values
+    return out
 
 
-def pieces(n: int) -> Pieces:
-    def ints(fill=NONE):
-        return np.full(n, fill, np.int64)
-
-    return Pieces(ints(), np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), np.ones(n),
-                  np.full((n, 4), NONE, np.int32), np.zeros(n), np.zeros(n), ints(), ints())  # fmt: skip
-
-
-def components(n: int) -> Components:
-    def ints(fill=NONE):
-        return np.full(n, fill, np.int64)
-
-    return Components(ints(), ints(), ints(0), ints(0), np.zeros(n), ints(), np.zeros(n, np.bool_), ints(0),
-                      np.full(n, np.inf), ints(0), ints(), ints(0), ints(0))  # fmt: skip
-
-
-def loads(num_segments: int, num_links: int, num_bins: int) -> Loads:
-    def floats():
-        return np.zeros(num_segments)
-
-    return Loads(np.full(num_segments, NONE), floats(), np.zeros(num_segments, np.int64), floats(), floats(),
-                 floats(), floats(), np.zeros((num_segments, num_bins)), np.full(num_links, NONE))  # fmt: skip
-
-
-def agenda(num_messages: int, num_leaves: int, num_nics: int) -> Agenda:
-    def ints(n, fill=NONE):
-        return np.full(n, fill, np.int64)
-
-    room = num_messages + num_leaves
-    return Agenda(np.zeros(room), ints(room), ints(num_messages), ints(num_messages), ints(num_leaves),
-                  ints(num_leaves), np.zeros(num_nics))  # fmt: skip
-
-
-def routes(t: Topology) -> Routes:
+def static(t: Topology) -> dict[str, np.ndarray]:
+    """The topology as the core reads it."""
     role = np.zeros(t.num_segments, np.int64)
     for table, which in ((t.leaf_up, 1), (t.leaf_down, 2)):
         for scope in range(3):
             first = table[:, scope][table[:, scope] >= 0]
             for path in range(t.scopes[scope].num_paths + 1):
                 role[first + path] = which
-    for first in (t.nic_down[:, None] + np.arange(t.num_planes + 1)).ravel():
-        role[first] = 3
+    role[(t.nic_down[:, None] + np.arange(t.num_planes + 1)).ravel()] = 3
     role[t.nvlink_down[t.nvlink_down >= 0]] = 3
     planes = [scope.plane for scope in t.scopes]
-    return Routes(
-        t.host_of_accelerator, t.nic_of_accelerator, t.leaf_of_accelerator, t.pod_of_leaf, t.nvlink_up, t.nvlink_down,
-        t.nic_up, t.nic_down, t.nic_overhead_s, t.leaf_up, t.leaf_down,
-        np.array([s.num_paths for s in t.scopes], np.int64),
-        np.array([[*s.radix, s.down_lanes] for s in t.scopes], np.int64),
-        np.cumsum([0, *(len(p) for p in planes[:-1])]).astype(np.int64), np.concatenate(planes).astype(np.int64),
-        np.array([t.num_planes], np.int64), t.segment_latency_s, role,
-    )  # fmt: skip
+    return {
+        "segments": _records(SEGMENT, label=np.full(t.num_segments, NONE), role=role, latency_s=t.segment_latency_s),
+        "accelerators": _records(
+            ACCELERATOR, host=t.host_of_accelerator, nic=t.nic_of_accelerator, leaf=t.leaf_of_accelerator,
+            nvlink_up=t.nvlink_up, nvlink_down=t.nvlink_down,
+        ),
+        "nics": _records(NIC, up=t.nic_up, down=t.nic_down, overhead_s=t.nic_overhead_s),
+        "leaf_up": t.leaf_up,
+        "leaf_down": t.leaf_down,
+        "pod_of_leaf": t.pod_of_leaf,
+        "scopes": _records(
+            SCOPE, num_paths=[s.num_paths for s in t.scopes], leaf_choices=[s.radix[0] for s in t.scopes],
+            next_choices=[s.radix[1] for s in t.scopes], down_lanes=[s.down_lanes for s in t.scopes],
+            first_plane=np.cumsum([0, *(len(p) for p in planes[:-1])]),
+        ),
+        "plane": np.concatenate(planes).astype(np.int64),
+        "windows": np.full(t.num_leaves, NONE, np.int64).view(np.int64).repeat(2).view(WINDOW),
+        "link_label": np.full(t.num_links, NONE),
+    }  # fmt: skip
+
+
+def for_messages(n: int, num_leaves: int) -> dict[str, np.ndarray]:
+    """What grows with the number of messages under way."""
+    return {
+        "messages": np.repeat(BLANK_MESSAGE, n),
+        "agenda_s": np.zeros(n + num_leaves),
+        "agenda_code": np.zeros(n + num_leaves, np.int64),
+        "ready": np.zeros(n, np.int64),
+        "waiting": np.zeros(n, np.int64),
+        "batch": np.zeros(n, ENTRY),
+    }
+
+
+def for_pieces(n: int) -> dict[str, np.ndarray]:
+    """What grows with the number of pieces under way; a component has at least one piece."""
+    pieces = np.zeros(n, PIECE)
+    pieces["message"] = NONE
+    pieces["next_of_message"] = NONE
+    return {
+        "pieces": pieces,
+        "next_piece": np.full(n, NONE),
+        "remaining": np.zeros(n),
+        "rate": np.zeros(n),
+        "weight": np.ones(n),
+        "route": np.full((n, 4), NONE, np.int32),
+        "components": np.zeros(n, COMPONENT),
+        "finish_s": np.full(n, np.inf),
+        "place": np.full(n, NONE),
+        "scheduled": np.zeros(n, np.int64),
+        "free_components": np.zeros(n, np.int64),
+        "dirty": np.zeros(2 * n, np.int64),  # a slot can be dropped and used again within an instant
+        "solving": np.zeros(n, np.int64),
+        "placed": np.zeros(n, PLACED),
+    }

@@ -42,28 +42,34 @@ class Network(NamedTuple):
     capacity: np.ndarray
 
 
-class Scratch(NamedTuple):
-    """Work space of one solver; after a solve, segments[:count[0]] are those in use and segment_rate their loads."""
+SEGMENT_WORK = np.dtype(
+    [
+        ("stamp", "i8"),
+        ("weight", "f8"),  # unfrozen weight
+        ("open", "i8"),  # unfrozen variables
+        ("rate", "f8"),  # frozen load
+        ("first", "i8"),  # start of the segment's variables in its role's list
+        ("fill", "i8"),
+        ("total", "i8"),
+        ("changed_open", "i8"),
+        ("changed_weight", "f8"),
+        ("changed_rate", "f8"),
+    ],
+    align=True,
+)
+LINK_WORK = np.dtype([("stamp", "i8"), ("weight", "f8"), ("load", "f8"), ("open", "i8")], align=True)
+COUNT_WORK = np.dtype([("stamp", "i8"), ("num_segments", "i8"), ("num_links", "i8")], align=True)
 
-    stamp: np.ndarray  # [1] current solve
-    count: np.ndarray  # [2] segments in use, links in use
-    segments: np.ndarray
-    segment_stamp: np.ndarray
-    segment_weight: np.ndarray  # unfrozen weight
-    segment_open: np.ndarray  # unfrozen variables
-    segment_rate: np.ndarray  # frozen load
-    segment_first: np.ndarray  # start of the segment's variables in its role's list
-    segment_fill: np.ndarray
-    segment_total: np.ndarray
+
+class Scratch(NamedTuple):
+    """Work space of one solver. After a solve, used_segments[:num_segments] are those in use."""
+
+    count: np.ndarray  # [1] COUNT_WORK
+    segment: np.ndarray
+    link: np.ndarray
+    used_segments: np.ndarray
+    used_links: np.ndarray
     changed: np.ndarray
-    changed_weight: np.ndarray
-    changed_rate: np.ndarray
-    changed_open: np.ndarray
-    links: np.ndarray
-    link_stamp: np.ndarray
-    link_weight: np.ndarray
-    link_load: np.ndarray
-    link_open: np.ndarray
     heap_key: np.ndarray
     heap_link: np.ndarray
     role_variables: np.ndarray  # [roles, capacity of variables]
@@ -81,25 +87,18 @@ def network(segment_start, segment_link, segment_share, capacity) -> Network:
 
 
 def scratch(num_segments: int, num_links: int, max_variables: int) -> Scratch:
-    def ints(n):
-        return np.zeros(n, np.int64)
-
-    def floats(n):
-        return np.zeros(n, np.float64)
-
-    s, k = num_segments, num_links
     return Scratch(
-        ints(1), ints(2), ints(s), ints(s), floats(s), ints(s), floats(s), ints(s), ints(s), ints(s),
-        ints(s), floats(s), floats(s), ints(s), ints(k), ints(k), floats(k), floats(k), ints(k),
-        floats(k), ints(k), np.zeros((NUM_ROLES, max_variables), np.int32),
+        np.zeros(1, COUNT_WORK), np.zeros(num_segments, SEGMENT_WORK), np.zeros(num_links, LINK_WORK),
+        np.zeros(num_segments, np.int64), np.zeros(num_links, np.int64), np.zeros(num_segments, np.int64),
+        np.zeros(num_links), np.zeros(num_links, np.int64), np.zeros((NUM_ROLES, max_variables), np.int32),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def _open_segments(net, work, num_variables, variables, weight, segment):
     """Register the segments and links in use, with the weight that wants to cross them."""
-    work.stamp[0] += 1
-    stamp = work.stamp[0]
+    work.count[0].stamp += 1
+    stamp = work.count[0].stamp
     num_segments = 0
     for i in range(num_variables):
         v = variables[i]
@@ -108,33 +107,33 @@ def _open_segments(net, work, num_variables, variables, weight, segment):
             s = segment[v, role]
             if s == NO_SEGMENT:
                 continue
-            if work.segment_stamp[s] != stamp:
-                work.segment_stamp[s] = stamp
-                work.segment_weight[s] = 0.0
-                work.segment_open[s] = 0
-                work.segment_rate[s] = 0.0
-                work.segment_first[s] = -1
-                work.segments[num_segments] = s
+            if work.segment[s].stamp != stamp:
+                work.segment[s].stamp = stamp
+                work.segment[s].weight = 0.0
+                work.segment[s].open = 0
+                work.segment[s].rate = 0.0
+                work.segment[s].first = -1
+                work.used_segments[num_segments] = s
                 num_segments += 1
-            work.segment_weight[s] += w
-            work.segment_open[s] += 1
+            work.segment[s].weight += w
+            work.segment[s].open += 1
     num_links = 0
     for i in range(num_segments):
-        s = work.segments[i]
-        work.segment_total[s] = work.segment_open[s]
+        s = work.used_segments[i]
+        work.segment[s].total = work.segment[s].open
         for e in range(net.segment_start[s], net.segment_start[s + 1]):
             link = net.segment_link[e]
-            if work.link_stamp[link] != stamp:
-                work.link_stamp[link] = stamp
-                work.link_weight[link] = 0.0
-                work.link_load[link] = 0.0
-                work.link_open[link] = 0
-                work.links[num_links] = link
+            if work.link[link].stamp != stamp:
+                work.link[link].stamp = stamp
+                work.link[link].weight = 0.0
+                work.link[link].load = 0.0
+                work.link[link].open = 0
+                work.used_links[num_links] = link
                 num_links += 1
-            work.link_weight[link] += net.segment_share[e] * work.segment_weight[s]
-            work.link_open[link] += work.segment_open[s]
-    work.count[0] = num_segments
-    work.count[1] = num_links
+            work.link[link].weight += net.segment_share[e] * work.segment[s].weight
+            work.link[link].open += work.segment[s].open
+    work.count[0].num_segments = num_segments
+    work.count[0].num_links = num_links
 
 
 @njit(cache=True)
@@ -145,44 +144,44 @@ def _list_role(work, num_variables, variables, segment, role):
         s = segment[variables[i], role]
         if s == NO_SEGMENT:
             continue
-        if work.segment_first[s] < 0:
-            work.segment_first[s] = first
-            work.segment_fill[s] = first
-            first += work.segment_total[s]
-        work.role_variables[role, work.segment_fill[s]] = variables[i]
-        work.segment_fill[s] += 1
+        if work.segment[s].first < 0:
+            work.segment[s].first = first
+            work.segment[s].fill = first
+            first += work.segment[s].total
+        work.role_variables[role, work.segment[s].fill] = variables[i]
+        work.segment[s].fill += 1
 
 
 @njit(cache=True)
-def solve(net, work, num_variables, variables, weight, segment, role_of_segment, rate):
+def solve(net, work, num_variables, variables, weight, segment, roles, rate):
     """Fill `rate[v]` for the listed variables; every other array of the problem is only read.
 
     variables        [num_variables] indices into weight, segment and rate
     weight           [v] > 0;  rate[v] is the result, bytes/s
     segment          [v, 4] segment of each role or NO_SEGMENT; a variable with none gets rate infinity
-    role_of_segment  [segments]
+    roles            [segments] records with a field `role`
 
     Cost: each variable is touched once when it is listed and once when it freezes; O(links log links) on top.
     """
     for i in range(num_variables):
         rate[variables[i]] = -1.0
     _open_segments(net, work, num_variables, variables, weight, segment)
-    size = work.count[1]
+    size = work.count[0].num_links
     for i in range(size):
-        link = work.links[i]
+        link = work.used_links[i]
         work.heap_link[i] = link
-        work.heap_key[i] = net.capacity[link] / work.link_weight[link]
+        work.heap_key[i] = net.capacity[link] / work.link[link].weight
     heap.heapify(work.heap_key, work.heap_link, size)
-    stamp = work.stamp[0]
+    stamp = work.count[0].stamp
     level = 0.0
     left = num_variables
     while size > 0 and left > 0:
         key = work.heap_key[0]
         link = work.heap_link[0]
-        if work.link_open[link] == 0:
+        if work.link[link].open == 0:
             size = heap.pop(work.heap_key, work.heap_link, size)
             continue
-        now = (net.capacity[link] - work.link_load[link]) / max(work.link_weight[link], 1e-300)
+        now = (net.capacity[link] - work.link[link].load) / max(work.link[link].weight, 1e-300)
         now = max(now, level)
         if now > key * (1.0 + 1e-12):
             work.heap_key[0] = now
@@ -193,13 +192,13 @@ def solve(net, work, num_variables, variables, weight, segment, role_of_segment,
         num_changed = 0
         for e in range(net.link_start[link], net.link_start[link + 1]):
             s = net.link_segment[e]
-            if work.segment_stamp[s] != stamp or work.segment_open[s] == 0:
+            if work.segment[s].stamp != stamp or work.segment[s].open == 0:
                 continue
-            role = role_of_segment[s]
-            if work.segment_first[s] < 0:
+            role = roles[s].role
+            if work.segment[s].first < 0:
                 _list_role(work, num_variables, variables, segment, role)
-            first = work.segment_first[s]
-            for j in range(first, first + work.segment_total[s]):
+            first = work.segment[s].first
+            for j in range(first, first + work.segment[s].total):
                 v = work.role_variables[role, j]
                 if rate[v] >= 0.0:
                     continue
@@ -211,27 +210,28 @@ def solve(net, work, num_variables, variables, weight, segment, role_of_segment,
                     other = segment[v, other_role]
                     if other == NO_SEGMENT:
                         continue
-                    if work.changed_open[other] == 0:
+                    if work.segment[other].changed_open == 0:
                         work.changed[num_changed] = other
                         num_changed += 1
-                    work.changed_open[other] += 1
-                    work.changed_weight[other] += w
-                    work.changed_rate[other] += x
+                    work.segment[other].changed_open += 1
+                    work.segment[other].changed_weight += w
+                    work.segment[other].changed_rate += x
         for j in range(num_changed):
             other = work.changed[j]
-            n, w, x = work.changed_open[other], work.changed_weight[other], work.changed_rate[other]
-            work.changed_open[other] = 0
-            work.changed_weight[other] = 0.0
-            work.changed_rate[other] = 0.0
-            work.segment_open[other] -= n
-            work.segment_weight[other] -= w
-            work.segment_rate[other] += x
+            n, w = work.segment[other].changed_open, work.segment[other].changed_weight
+            x = work.segment[other].changed_rate
+            work.segment[other].changed_open = 0
+            work.segment[other].changed_weight = 0.0
+            work.segment[other].changed_rate = 0.0
+            work.segment[other].open -= n
+            work.segment[other].weight -= w
+            work.segment[other].rate += x
             for e in range(net.segment_start[other], net.segment_start[other + 1]):
                 share = net.segment_share[e]
                 k = net.segment_link[e]
-                work.link_open[k] -= n
-                work.link_weight[k] -= share * w
-                work.link_load[k] += share * x
+                work.link[k].open -= n
+                work.link[k].weight -= share * w
+                work.link[k].load += share * x
     for i in range(num_variables):
         if rate[variables[i]] < 0.0:
             rate[variables[i]] = np.inf

@@ -1,9 +1,9 @@
 """Path policies: which of the equal-cost paths a message takes.
 
-A flow policy is one compiled function `choose(batch, network, pieces) -> number of pieces`. It sees the
+A flow policy is one compiled function `choose(batch, count, network, placed) -> number of pieces`. It sees the
 messages that became ready together (sorted by id) and writes pieces: (entry of the batch, path up, path
 down, payload bytes, weight). Path number `num_paths` means "spread evenly over all"; NO_FABRIC means a fabric
-without limits. When `pieces` is too small it returns minus the number it needs and is called again.
+without limits. When `placed` is too small it returns minus the number it needs and is called again.
 
 To add one: a function, a line in PATH_POLICIES, a schema entry, a test.
 
@@ -22,20 +22,29 @@ from numba import cfunc, int64, njit, types, typeof, uint64
 NO_FABRIC = -1
 
 
-class Batch(NamedTuple):
-    """Messages to place, [n] each; the first `count[0]` entries are valid."""
+ENTRY = np.dtype(
+    [
+        ("source", "i8"),  # accelerator ids
+        ("destination", "i8"),
+        ("source_leaf", "i8"),
+        ("destination_leaf", "i8"),
+        ("scope", "i8"),
+        ("num_paths", "i8"),
+        ("leaf_choices", "i8"),  # what the leaf's hash picks from
+        ("next_choices", "i8"),  # what the next switch's hash picks from
+        ("down_lanes", "i8"),  # parallel links down, picked by the last switch on the way up
+        ("size_bytes", "i8"),
+        ("queue_pairs", "i8"),
+        ("start_delay_s", "f8"),  # out: seconds between the decision and the first byte
+    ],
+    align=True,
+)
+"""One message of a batch, as the policy sees it."""
 
-    count: np.ndarray
-    source: np.ndarray  # accelerator ids
-    destination: np.ndarray
-    source_leaf: np.ndarray
-    destination_leaf: np.ndarray
-    num_paths: np.ndarray
-    radix: np.ndarray  # [n, 3] choices at the leaf, at the next switch, among parallel links down
-    size_bytes: np.ndarray
-    queue_pairs: np.ndarray
-    scope: np.ndarray
-    start_delay_s: np.ndarray  # out: seconds between the decision and the first byte
+PLACED = np.dtype(
+    [("entry", "i8"), ("path_up", "i8"), ("path_down", "i8"), ("payload_bytes", "i8"), ("weight", "f8")], align=True
+)
+"""Out: one piece of a message on one path."""
 
 
 class PathNetwork(NamedTuple):
@@ -58,32 +67,7 @@ class PathNetwork(NamedTuple):
     parameters: np.ndarray
 
 
-class Pieces(NamedTuple):
-    """Out: one row per piece."""
-
-    entry: np.ndarray
-    path_up: np.ndarray
-    path_down: np.ndarray
-    payload_bytes: np.ndarray
-    weight: np.ndarray
-
-
 SUBFLOWS, JITTER, WINDOW, SEED = 0, 1, 2, 3
-
-
-def empty_batch(n: int) -> Batch:
-    def ints():
-        return np.zeros(n, np.int64)
-
-    return Batch(np.zeros(1, np.int64), ints(), ints(), ints(), ints(), ints(), np.ones((n, 3), np.int64), ints(),
-                 ints(), ints(), np.zeros(n))  # fmt: skip
-
-
-def empty_pieces(n: int) -> Pieces:
-    def ints():
-        return np.zeros(n, np.int64)
-
-    return Pieces(ints(), ints(), ints(), ints(), np.zeros(n))
 
 
 def path_network(topology, parameters, seed: int) -> PathNetwork:
@@ -98,7 +82,7 @@ def _example_network() -> PathNetwork:
     return PathNetwork(i2, i2, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1)
 
 
-SIGNATURE = int64(typeof(empty_batch(1)), typeof(_example_network()), typeof(empty_pieces(1)))
+SIGNATURE = int64(typeof(np.zeros(1, ENTRY)), int64, typeof(_example_network()), typeof(np.zeros(1, PLACED)))
 FUNCTION_TYPE = types.FunctionType(SIGNATURE)
 
 
@@ -143,10 +127,10 @@ def hashed_path(batch, network, i, queue_pair):
     parallel links down. With one seed for all tiers the choices would polarise. Returns (path up, path down).
     """
     seed = uint64(network.parameters[SEED])
-    header = mix(uint64(batch.source[i]) * uint64(0x9E3779B97F4A7C15) + uint64(batch.destination[i]))
+    header = mix(uint64(batch[i].source) * uint64(0x9E3779B97F4A7C15) + uint64(batch[i].destination))
     header = mix(header + uint64(queue_pair))
-    leaf = batch.source_leaf[i]
-    r0, r1, lanes = batch.radix[i, 0], batch.radix[i, 1], batch.radix[i, 2]
+    leaf = batch[i].source_leaf
+    r0, r1, lanes = batch[i].leaf_choices, batch[i].next_choices, batch[i].down_lanes
     d0 = int64(mix(header ^ mix(seed + uint64(4 * leaf + 1))) % uint64(r0))
     path = d0
     if r1 > 1:
@@ -160,80 +144,82 @@ def hashed_path(batch, network, i, queue_pair):
 
 
 @njit(cache=True)
-def _put(pieces, n, entry, up, down, payload_bytes, weight):
-    pieces.entry[n] = entry
-    pieces.path_up[n] = up
-    pieces.path_down[n] = down
-    pieces.payload_bytes[n] = payload_bytes
-    pieces.weight[n] = weight
+def _put(placed, n, entry, up, down, payload_bytes, weight):
+    placed[n].entry = entry
+    placed[n].path_up = up
+    placed[n].path_down = down
+    placed[n].payload_bytes = payload_bytes
+    placed[n].weight = weight
     return n + 1
 
 
 @njit(cache=True)
-def _hash_subflows(batch, network, pieces, per_queue_pair):
+def _hash_subflows(batch, count, network, placed, per_queue_pair):
     """Each queue pair becomes `per_queue_pair` sub-flows, hashed independently; bytes split as evenly as they go."""
     needed = 0
-    for i in range(batch.count[0]):
-        needed += batch.queue_pairs[i] * per_queue_pair
-    if needed > len(pieces.entry):
+    for i in range(count):
+        needed += batch[i].queue_pairs * per_queue_pair
+    if needed > len(placed):
         return -needed
     n = 0
-    for i in range(batch.count[0]):
-        k = batch.queue_pairs[i] * per_queue_pair
-        size = batch.size_bytes[i]
+    for i in range(count):
+        k = batch[i].queue_pairs * per_queue_pair
+        size = batch[i].size_bytes
         for q in range(k):
             part = size // k + (1 if q < size % k else 0)
             if part == 0 and q > 0:
                 break
             up, down = hashed_path(batch, network, i, q)
-            n = _put(pieces, n, i, up, down, part, 1.0)
+            n = _put(placed, n, i, up, down, part, 1.0)
     return n
 
 
 # --- the policies ---------------------------------------------------------------------------------------------------
 
 
-def choose_ideal(batch, network, pieces):
+def choose_ideal(batch, count, network, placed):
     """No fabric between the NICs."""
-    count = batch.count[0]
-    if count > len(pieces.entry):
+    if count > len(placed):
         return -count
     for i in range(count):
-        _put(pieces, i, i, NO_FABRIC, NO_FABRIC, batch.size_bytes[i], float(batch.queue_pairs[i]))
+        _put(placed, i, i, NO_FABRIC, NO_FABRIC, batch[i].size_bytes, float(batch[i].queue_pairs))
     return count
 
 
-def choose_ecmp(batch, network, pieces):
+def choose_ecmp(batch, count, network, placed):
     """One hashed path per queue pair (RFC 2992 in spirit; a hash seed per switch)."""
-    return _hash_subflows(batch, network, pieces, 1)
+    return _hash_subflows(batch, count, network, placed, 1)
 
 
-def choose_multipath(batch, network, pieces):
+def choose_multipath(batch, count, network, placed):
     """Each queue pair is cut into k static sub-flows, each hashed on its own (they may collide)."""
-    return _hash_subflows(batch, network, pieces, int64(network.parameters[SUBFLOWS]))
+    return _hash_subflows(batch, count, network, placed, int64(network.parameters[SUBFLOWS]))
 
 
-def choose_spray(batch, network, pieces):
+def choose_spray(batch, count, network, placed):
     """Every packet to the next path in turn: in fluid, 1/s of the rate on each of the s paths."""
-    count = batch.count[0]
-    if count > len(pieces.entry):
+    if count > len(placed):
         return -count
     for i in range(count):
-        _put(pieces, i, i, batch.num_paths[i], batch.num_paths[i], batch.size_bytes[i], float(batch.queue_pairs[i]))
+        _put(placed, i, i, batch[i].num_paths, batch[i].num_paths, batch[i].size_bytes, float(batch[i].queue_pairs))
     return count
 
 
 @njit(cache=True)
-def _grouped(batch, state, by_size):
+def _grouped(batch, count, state, by_size):
     """Entries ordered so that groups (destination leaf, and size if asked) are consecutive; flows shuffled inside.
 
     The order in which the groups come is shuffled as well. Returns (order, group starts with the end appended).
     """
-    count = batch.count[0]
     order = np.arange(count)
+    key = np.empty(count, np.int64)
     if by_size:
-        order = order[np.argsort(batch.size_bytes[:count], kind="mergesort")]
-    order = order[np.argsort(batch.destination_leaf[order], kind="mergesort")]
+        for i in range(count):
+            key[i] = batch[i].size_bytes
+        order = np.argsort(key, kind="mergesort")
+    for i in range(count):
+        key[i] = batch[order[i]].destination_leaf
+    order = order[np.argsort(key, kind="mergesort")]
     starts = np.empty(count + 1, np.int64)
     num_groups = 0
     for k in range(count):
@@ -242,8 +228,8 @@ def _grouped(batch, state, by_size):
             new = True
         else:
             j = order[k - 1]
-            new = batch.destination_leaf[i] != batch.destination_leaf[j] or (
-                by_size and batch.size_bytes[i] != batch.size_bytes[j]
+            new = batch[i].destination_leaf != batch[j].destination_leaf or (
+                by_size and batch[i].size_bytes != batch[j].size_bytes
             )
         if new:
             starts[num_groups] = k
@@ -274,35 +260,34 @@ def _gcd(a, b):
 
 
 @njit(cache=True)
-def _draw_jitter(batch, network):
+def _draw_jitter(batch, count, network):
     """Whole nanoseconds U{0 … jitter}, against synchronised incast."""
     steps = int64(np.round(network.parameters[JITTER] * 1e9)) + 1
-    for i in range(batch.count[0]):
-        batch.start_delay_s[i] = random_below(network.random, steps) * 1e-9
+    for i in range(count):
+        batch[i].start_delay_s = random_below(network.random, steps) * 1e-9
 
 
-def choose_ethereal(batch, network, pieces):
+def choose_ethereal(batch, count, network, placed):
     """Ethereal (arXiv 2407.00550): whole flows round robin, the last n mod s of a group in equal pieces.
 
     A group is the n flows of one size from this leaf to another; s paths, r = n mod s, g = gcd(r, s). The first
     n - r flows go whole; each of the last r is cut into s / g equal pieces (the last takes the byte remainder),
     all continuing one round robin over shuffled paths. The maximum load equals ideal spraying's.
     """
-    count = batch.count[0]
-    order, starts = _grouped(batch, network.random, True)
+    order, starts = _grouped(batch, count, network.random, True)
     needed = 0
     for g in range(len(starts) - 1):
         n = starts[g + 1] - starts[g]
-        s = batch.num_paths[order[starts[g]]]
+        s = batch[order[starts[g]]].num_paths
         r = n % s
         needed += n - r + (r * (s // _gcd(r, s)) if r else 0)
-    if needed > len(pieces.entry):
+    if needed > len(placed):
         return -needed
-    _draw_jitter(batch, network)
+    _draw_jitter(batch, count, network)
     num_pieces = 0
     for g in range(len(starts) - 1):
         n = starts[g + 1] - starts[g]
-        s = batch.num_paths[order[starts[g]]]
+        s = batch[order[starts[g]]].num_paths
         paths = np.arange(s)
         shuffle(network.random, paths, 0, s)
         r = n % s
@@ -310,7 +295,7 @@ def choose_ethereal(batch, network, pieces):
         turn = 0
         for k in range(n):
             i = order[starts[g] + k]
-            size, weight = batch.size_bytes[i], float(batch.queue_pairs[i])
+            size, weight = batch[i].size_bytes, float(batch[i].queue_pairs)
             parts = cuts if k >= n - r else 1
             part = size // parts
             for piece in range(parts):
@@ -319,66 +304,65 @@ def choose_ethereal(batch, network, pieces):
                 turn += 1
                 if payload == 0 and parts > 1 and size > 0:
                     continue
-                num_pieces = _put(pieces, num_pieces, i, path, path, payload, weight)
+                num_pieces = _put(placed, num_pieces, i, path, path, payload, weight)
                 if size == 0:
                     break
     return num_pieces
 
 
-def choose_wrap_around(batch, network, pieces):
+def choose_wrap_around(batch, count, network, placed):
     """The flows to one leaf laid end to end and cut at the s path boundaries: at most s - gcd(n, s) extra pieces.
 
     With N bytes in the group, path j gets bytes [j N / s, (j + 1) N / s), rounded down to whole bytes: equal load
     whatever the sizes are, with fewer pieces than equal ones need, at the price of unequal pieces.
     """
-    order, starts = _grouped(batch, network.random, False)
+    order, starts = _grouped(batch, count, network.random, False)
     needed = 0
     for g in range(len(starts) - 1):
-        needed += starts[g + 1] - starts[g] + batch.num_paths[order[starts[g]]]
-    if needed > len(pieces.entry):
+        needed += starts[g + 1] - starts[g] + batch[order[starts[g]]].num_paths
+    if needed > len(placed):
         return -needed
-    _draw_jitter(batch, network)
+    _draw_jitter(batch, count, network)
     num_pieces = 0
     for g in range(len(starts) - 1):
-        s = batch.num_paths[order[starts[g]]]
+        s = batch[order[starts[g]]].num_paths
         paths = np.arange(s)
         shuffle(network.random, paths, 0, s)
         total = 0
         for k in range(starts[g], starts[g + 1]):
-            total += batch.size_bytes[order[k]]
+            total += batch[order[k]].size_bytes
         position, j = 0, 0
         for k in range(starts[g], starts[g + 1]):
             i = order[k]
-            weight = float(batch.queue_pairs[i])
-            left = batch.size_bytes[i]
+            weight = float(batch[i].queue_pairs)
+            left = batch[i].size_bytes
             if left == 0:
-                num_pieces = _put(pieces, num_pieces, i, paths[min(j, s - 1)], paths[min(j, s - 1)], 0, weight)
+                num_pieces = _put(placed, num_pieces, i, paths[min(j, s - 1)], paths[min(j, s - 1)], 0, weight)
             while left > 0:
                 boundary = (j + 1) * total // s
                 if boundary <= position:
                     j += 1
                     continue
                 part = min(left, boundary - position)
-                num_pieces = _put(pieces, num_pieces, i, paths[j], paths[j], part, weight)
+                num_pieces = _put(placed, num_pieces, i, paths[j], paths[j], part, weight)
                 position += part
                 left -= part
     return num_pieces
 
 
-def choose_least_loaded(batch, network, pieces):
+def choose_least_loaded(batch, count, network, placed):
     """The path with the smallest maximum over its links of outstanding bytes / rate; ties at random.
 
     Live state, seen at once and everywhere (no delay): the best a placement without cutting flows could know.
     """
-    count = batch.count[0]
-    if count > len(pieces.entry):
+    if count > len(placed):
         return -count
     for i in range(count):
-        scope = batch.scope[i]
-        up = network.leaf_up[batch.source_leaf[i], scope]
-        down = network.leaf_down[batch.destination_leaf[i], scope]
+        scope = batch[i].scope
+        up = network.leaf_up[batch[i].source_leaf, scope]
+        down = network.leaf_down[batch[i].destination_leaf, scope]
         best, best_load, ties = 0, np.inf, 0
-        for path in range(batch.num_paths[i] if up >= 0 else 0):
+        for path in range(batch[i].num_paths if up >= 0 else 0):
             load = 0.0
             for base in (up, down):
                 for e in range(network.segment_start[base + path], network.segment_start[base + path + 1]):
@@ -393,8 +377,8 @@ def choose_least_loaded(batch, network, pieces):
         if up >= 0:
             for base in (up, down):
                 for e in range(network.segment_start[base + best], network.segment_start[base + best + 1]):
-                    network.outstanding[network.segment_link[e]] += batch.size_bytes[i]
-        _put(pieces, i, i, best, best, batch.size_bytes[i], float(batch.queue_pairs[i]))
+                    network.outstanding[network.segment_link[e]] += batch[i].size_bytes
+        _put(placed, i, i, best, best, batch[i].size_bytes, float(batch[i].queue_pairs))
     return count
 
 

@@ -1,0 +1,435 @@
+"""Components: which pieces share links, and their rates.
+
+A component is a list of pieces that are connected through shared links. Only the component that a change
+touches is settled (its pieces' remaining bytes brought up to now) and solved again. Components grow
+together when a new piece touches two of them, and are checked for falling apart when they have shrunk.
+
+Segments and links carry the label of the component that last used them. A label from an earlier life of a
+component's slot is recognised by its generation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sim.fabric import heap, maxmin
+from sim.fabric.fluid_state import NONE
+
+SMALL = 32
+"""Components up to this size are checked for falling apart at every change."""
+LARGE = 256
+"""From this size on, pieces that join may wait for a moment (within the tolerance) so that many are solved at once."""
+
+
+@njit(cache=True)
+def take_piece(state):
+    c = state.c[0]
+    p = c.free_piece
+    c.free_piece = state.next_piece[p]
+    c.num_free_pieces -= 1
+    return p
+
+
+@njit(cache=True)
+def give_piece(state, p):
+    c = state.c[0]
+    state.pieces[p].message = NONE
+    state.next_piece[p] = c.free_piece
+    c.free_piece = p
+    c.num_free_pieces += 1
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _fold_series(state):
+    """Twice the time in the same number of bins."""
+    bins = state.series.shape[1]
+    for row in range(state.series.shape[0]):
+        for b in range(bins // 2):
+            state.series[row, b] = state.series[row, 2 * b] + state.series[row, 2 * b + 1]
+        state.series[row, bins // 2 :] = 0.0
+    state.c[0].bin_s *= 2.0
+
+
+@njit(cache=True)
+def account(state, s, now):
+    """Bring a segment's outstanding bytes and time series up to now, at the rate it had."""
+    segment = state.segments[s]
+    since = segment.settled_s
+    if now <= since:
+        return
+    segment.settled_s = now
+    rate = segment.rate
+    if rate <= 0.0:
+        return
+    segment.outstanding -= rate * (now - since)
+    bins = state.series.shape[1]
+    if bins == 0:
+        return
+    while now >= state.c[0].bin_s * bins:
+        _fold_series(state)
+    width = state.c[0].bin_s
+    b = int(since / width)
+    last = int(now / width)
+    while b < last:
+        edge = (b + 1) * width
+        state.series[s, b] += rate * max(edge - since, 0.0)
+        since = max(edge, since)
+        b += 1
+    state.series[s, b] += rate * max(now - since, 0.0)
+
+
+@njit(cache=True)
+def settle(state, k, now):
+    """Bring the remaining bytes of component k's pieces up to now."""
+    dt = now - state.components[k].settled_s
+    if dt <= 0.0:
+        return
+    state.components[k].settled_s = now
+    p = state.components[k].first
+    while p != NONE:
+        state.remaining[p] = max(state.remaining[p] - state.rate[p] * dt, 0.0)
+        p = state.next_piece[p]
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _label(state, k):
+    return state.components[k].generation << 32 | k
+
+
+@njit(cache=True)
+def component_of(state, label):
+    """The component a label means, or NONE when that component is gone."""
+    if label < 0:
+        return NONE
+    k = label & 0xFFFFFFFF
+    return k if state.components[k].generation == label >> 32 else NONE
+
+
+@njit(cache=True)
+def _new_component(state, now):
+    c = state.c[0]
+    c.num_free_components -= 1
+    k = state.free_components[c.num_free_components]
+    component = state.components[k]
+    component.first = NONE
+    component.last = NONE
+    component.num_pieces = 0
+    component.checked = 0
+    component.settled_s = now
+    component.is_dirty = False
+    state.place[k] = NONE
+    return k
+
+
+@njit(cache=True)
+def unschedule(state, k):
+    c = state.c[0]
+    c.num_scheduled = heap.remove(state.scheduled, state.place, state.finish_s, c.num_scheduled, k)
+
+
+@njit(cache=True)
+def _schedule(state, k, time_s):
+    c = state.c[0]
+    c.num_scheduled = heap.move(state.scheduled, state.place, state.finish_s, c.num_scheduled, k, time_s)
+
+
+@njit(cache=True)
+def _drop_component(state, k):
+    state.components[k].generation += 1
+    unschedule(state, k)
+    c = state.c[0]
+    state.free_components[c.num_free_components] = k
+    c.num_free_components += 1
+
+
+@njit(cache=True)
+def mark_dirty(state, k):
+    """Component k is solved before this instant ends."""
+    if not state.components[k].is_dirty:
+        c = state.c[0]
+        state.components[k].is_dirty = True
+        state.dirty[c.num_dirty] = _label(state, k)
+        c.num_dirty += 1
+
+
+@njit(cache=True)
+def _append(state, k, p):
+    component = state.components[k]
+    state.next_piece[p] = NONE
+    if component.first == NONE:
+        component.first = p
+    else:
+        state.next_piece[component.last] = p
+    component.last = p
+    component.num_pieces += 1
+
+
+@njit(cache=True)
+def _stamp(state, p, label):
+    """Label the segments and links of a piece."""
+    for role in range(maxmin.NUM_ROLES):
+        s = state.route[p, role]
+        if s != NONE and state.segments[s].label != label:
+            state.segments[s].label = label
+            for e in range(state.network.segment_start[s], state.network.segment_start[s + 1]):
+                state.link_label[state.network.segment_link[e]] = label
+
+
+@njit(cache=True)
+def _merge(state, a, b, now):
+    """Join two components; the smaller is relabelled. Returns the one that lives on."""
+    if state.components[a].num_pieces < state.components[b].num_pieces:
+        a, b = b, a
+    settle(state, a, now)
+    settle(state, b, now)
+    label = _label(state, a)
+    p = state.components[b].first
+    while p != NONE:
+        _stamp(state, p, label)
+        p = state.next_piece[p]
+    state.next_piece[state.components[a].last] = state.components[b].first
+    state.components[a].last = state.components[b].last
+    state.components[a].num_pieces += state.components[b].num_pieces
+    if state.components[b].is_dirty:
+        mark_dirty(state, a)
+    if state.place[b] != NONE and (state.place[a] == NONE or state.finish_s[b] < state.finish_s[a]):
+        _schedule(state, a, state.finish_s[b])
+    _drop_component(state, b)
+    return a
+
+
+@njit(cache=True)
+def _join(state, k, found, now):
+    """The component of a piece that touched k (NONE so far) and now touches `found`."""
+    if found == NONE or found == k:
+        return k
+    return found if k == NONE else _merge(state, k, found, now)
+
+
+@njit(cache=True)
+def _when_to_solve(state, k, p, now):
+    """A new piece may wait for as long as its own time would move by no more than the tolerance."""
+    tolerance = state.c[0].tolerance
+    if tolerance > 0.0 and state.components[k].num_pieces > LARGE and not state.components[k].is_dirty:
+        link = state.network.segment_link[state.network.segment_start[state.route[p, 0]]]
+        solve_s = now + tolerance * state.pieces[p].wire_bytes / state.network.capacity[link]
+        if state.place[k] == NONE or solve_s < state.finish_s[k]:
+            _schedule(state, k, solve_s)
+    else:
+        mark_dirty(state, k)
+
+
+@njit(cache=True)
+def add_piece(state, p, now):
+    """Put a piece into the component it belongs to, joining components where it touches several."""
+    k = NONE
+    for role in range(maxmin.NUM_ROLES):
+        s = state.route[p, role]
+        if s == NONE:
+            continue
+        state.segments[s].active += 1
+        label = state.segments[s].label
+        if k != NONE and label == _label(state, k):
+            continue
+        found = component_of(state, label)
+        k = _join(state, k, found, now)
+        if found == NONE:
+            for e in range(state.network.segment_start[s], state.network.segment_start[s + 1]):
+                k = _join(state, k, component_of(state, state.link_label[state.network.segment_link[e]]), now)
+    if k == NONE:
+        k = _new_component(state, now)
+    state.rate[p] = 0.0
+    _append(state, k, p)
+    _stamp(state, p, _label(state, k))
+    _when_to_solve(state, k, p, now)
+
+
+@njit(cache=True)
+def leave(state, p, now):
+    """Take a piece's rate off its segments (it finished, or was cancelled)."""
+    for role in range(maxmin.NUM_ROLES):
+        s = state.route[p, role]
+        if s == NONE:
+            continue
+        account(state, s, now)
+        segment = state.segments[s]
+        segment.active -= 1
+        segment.outstanding -= state.remaining[p]
+        segment.rate = max(segment.rate - state.rate[p], 0.0) if segment.active > 0 else 0.0
+    state.rate[p] = 0.0
+
+
+# --- solving ----------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _gather(state, k):
+    """Copy a component's live pieces to the work list and drop the dead ones; returns their number."""
+    n = 0
+    previous = NONE
+    p = state.components[k].first
+    while p != NONE:
+        following = state.next_piece[p]
+        if state.pieces[p].message == NONE:
+            if previous == NONE:
+                state.components[k].first = following
+            else:
+                state.next_piece[previous] = following
+            give_piece(state, p)
+        else:
+            state.solving[n] = p
+            n += 1
+            previous = p
+        p = following
+    state.components[k].last = previous
+    state.components[k].num_pieces = n
+    return n
+
+
+@njit(cache=True)
+def _solve_alone(state, p):
+    """A piece that shares nothing runs at its slowest link."""
+    network = state.network
+    rate = np.inf
+    for role in range(maxmin.NUM_ROLES):
+        s = state.route[p, role]
+        if s == NONE:
+            continue
+        for e in range(network.segment_start[s], network.segment_start[s + 1]):
+            rate = min(rate, network.capacity[network.segment_link[e]] / network.segment_share[e])
+    state.rate[p] = rate
+
+
+@njit(cache=True)
+def _root(state, s):
+    while state.segments[s].parent != s:
+        state.segments[s].parent = state.segments[state.segments[s].parent].parent
+        s = state.segments[s].parent
+    return s
+
+
+@njit(cache=True)
+def _unite(state, first, s):
+    """Join the set of s to that of `first` (NONE: none yet). Returns (representative, 1 if two sets became one)."""
+    root = _root(state, s)
+    if first == NONE:
+        return root, 0
+    if root == first:
+        return first, 0
+    state.segments[root].parent = first
+    return first, 1
+
+
+@njit(cache=True)
+def _count_parts(state, num_pieces):
+    """Connected parts of the solved component, over its segments."""
+    network, work = state.network, state.work
+    stamp = work.count[0].stamp
+    parts = work.count[0].num_segments
+    for i in range(parts):
+        state.segments[work.used_segments[i]].parent = work.used_segments[i]
+    for i in range(work.count[0].num_links):
+        link = work.used_links[i]
+        first = NONE
+        for e in range(network.link_start[link], network.link_start[link + 1]):
+            s = network.link_segment[e]
+            if work.segment[s].stamp == stamp:
+                first, joined = _unite(state, first, s)
+                parts -= joined
+    for i in range(num_pieces):
+        first = NONE
+        for role in range(maxmin.NUM_ROLES):
+            s = state.route[state.solving[i], role]
+            if s != NONE:
+                first, joined = _unite(state, first, s)
+                parts -= joined
+    return parts
+
+
+@njit(cache=True)
+def _fall_apart(state, k, num_pieces, now):
+    """Split a solved component into its connected parts and schedule each; False when it is still one."""
+    work = state.work
+    state.components[k].checked = num_pieces
+    if _count_parts(state, num_pieces) == 1:
+        return False
+    _drop_component(state, k)
+    for i in range(work.count[0].num_segments):
+        work.segment[work.used_segments[i]].fill = NONE  # from here on: the root's new component
+    for i in range(num_pieces):
+        p = state.solving[i]
+        s = NONE
+        for role in range(maxmin.NUM_ROLES):
+            if state.route[p, role] != NONE:
+                s = state.route[p, role]
+        root = _root(state, s)
+        part = work.segment[root].fill
+        finish_s = now + state.remaining[p] / state.rate[p]
+        if part == NONE:
+            part = _new_component(state, now)
+            work.segment[root].fill = part
+            _schedule(state, part, finish_s)
+        elif finish_s < state.finish_s[part]:
+            _schedule(state, part, finish_s)
+        _append(state, part, p)
+        _stamp(state, p, _label(state, part))
+        state.components[part].checked = state.components[part].num_pieces
+    return True
+
+
+@njit(cache=True)
+def _catch_up(state, num_pieces, now):
+    """Pieces that waited for this solve get the bytes they would have sent since they joined."""
+    for i in range(num_pieces):
+        p = state.solving[i]
+        since = state.pieces[p].started_s
+        if since < now and state.remaining[p] == state.pieces[p].wire_bytes:
+            state.remaining[p] = max(state.remaining[p] - state.rate[p] * (now - since), 0.0)
+
+
+@njit(cache=True)
+def solve_component(state, k, now):
+    """New rates for a component, and when its next piece ends."""
+    state.components[k].is_dirty = False
+    settle(state, k, now)
+    n = _gather(state, k)
+    if n == 0:
+        _drop_component(state, k)
+        return
+    c = state.c[0]
+    c.num_solves += 1
+    c.num_solved_pieces += n
+    if n == 1:
+        p = state.solving[0]
+        _solve_alone(state, p)
+        _catch_up(state, n, now)
+        for role in range(maxmin.NUM_ROLES):
+            s = state.route[p, role]
+            if s != NONE:
+                account(state, s, now)
+                state.segments[s].rate = state.rate[p]
+        state.components[k].checked = 1
+        _schedule(state, k, now + state.remaining[p] / state.rate[p])
+        return
+    work = state.work
+    maxmin.solve(state.network, work, n, state.solving, state.weight, state.route, state.segments, state.rate)
+    _catch_up(state, n, now)
+    for i in range(work.count[0].num_segments):
+        s = work.used_segments[i]
+        account(state, s, now)
+        state.segments[s].rate = work.segment[s].rate
+    if (n <= SMALL or 2 * n <= state.components[k].checked) and _fall_apart(state, k, n, now):
+        return
+    finish_s = np.inf
+    for i in range(n):
+        p = state.solving[i]
+        finish_s = min(finish_s, now + state.remaining[p] / state.rate[p])
+    state.components[k].checked = max(state.components[k].checked, n)
+    _schedule(state, k, finish_s)

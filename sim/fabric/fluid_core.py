@@ -1,0 +1,545 @@
+"""The fluid core: messages become ready, are placed on paths, share links fairly, and finish.
+
+One call of `advance` runs from instant to instant. At an instant: messages whose inputs are there become
+ready, pieces that have sent their last byte leave, the path policy places what is ready, and each
+component that changed is solved once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float64, int64, njit, typeof
+
+from sim.fabric import components as comp
+from sim.fabric import heap
+from sim.fabric.fluid_state import NONE
+from sim.fabric.messages import CANCELLED, DELIVERED, PENDING
+from sim.fabric.policies import FUNCTION_TYPE, NO_FABRIC
+from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD
+
+IDLE, FIRED, BUDGET, GROW = 0, 1, 2, 3
+"""Why `advance` returned: nothing more until then, something watched is complete, budget spent, more room needed."""
+
+
+@njit(cache=True)
+def wire_bytes(payload_bytes, header_bytes, payload_per_packet):
+    """Bytes on the wire: payload plus one header per packet, at least one packet."""
+    packets = (payload_bytes + payload_per_packet - 1) // payload_per_packet
+    return payload_bytes + header_bytes * max(packets, 1)
+
+
+@njit(cache=True)
+def _push(state, time_s, code):
+    """Agenda codes: 2 m message m is ready, 2 m + 1 its first byte leaves, -1 - leaf that leaf's window closes."""
+    state.c[0].num_agenda = heap.push(state.agenda_s, state.agenda_code, state.c[0].num_agenda, time_s, code)
+
+
+@njit(cache=True)
+def refresh_next(state):
+    """When the core next has something to do."""
+    c = state.c[0]
+    next_s = np.inf
+    if c.num_ready > 0 or c.num_dirty > 0 or c.num_fired > 0 or c.is_resuming:
+        next_s = c.now_s
+    if c.num_agenda > 0:
+        next_s = min(next_s, state.agenda_s[0])
+    if c.num_scheduled > 0:
+        next_s = min(next_s, state.finish_s[state.scheduled[0]])
+    c.next_s = next_s
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _fire(state, code, time_s):
+    fired = state.fired[state.c[0].num_fired]
+    fired.code = code
+    fired.time_s = time_s
+    state.c[0].num_fired += 1
+
+
+@njit(cache=True)
+def _close_message(state, m, time_s):
+    """The message is over (delivered or cancelled): tell its transfer and whoever watches it."""
+    transfer = state.transfers[state.messages[m].transfer]
+    transfer.left -= 1
+    transfer.last_s = max(transfer.last_s, time_s)
+    if transfer.left == 0:
+        _fire(state, -1 - state.messages[m].transfer, transfer.last_s)
+    node = state.messages[m].first_watch
+    while node != NONE:
+        watch = state.watches[state.nodes[node].watch]
+        watch.left -= 1
+        watch.last_s = max(watch.last_s, time_s)
+        if watch.left == 0:
+            _fire(state, state.nodes[node].watch, watch.last_s)
+        node = state.nodes[node].next
+
+
+@njit(cache=True)
+def input_arrived(state, m, time_s):
+    """One thing that message m waits for is there, from `time_s` on."""
+    message = state.messages[m]
+    message.input_s = max(message.input_s, time_s)
+    message.waits_for -= 1
+    if message.waits_for == 0 and message.outcome == PENDING:
+        _push(state, max(message.earliest_s, message.input_s + message.delay_s), 2 * m)
+
+
+@njit(cache=True)
+def _finish_message(state, m, received_s):
+    message = state.messages[m]
+    message.outcome = DELIVERED
+    message.received_s = received_s
+    message.acknowledged_s = received_s + message.latency_s
+    for e in range(message.successor_start, message.successor_end):
+        input_arrived(state, state.successors[e], received_s)
+    _close_message(state, m, received_s)
+
+
+@njit(cache=True)
+def admit(state, first, last, now):
+    """Messages first … last - 1 have been handed over: those that wait for nothing are ready."""
+    for m in range(first, last):
+        message = state.messages[m]
+        message.input_s = now
+        if message.waits_for == 0:
+            ready_s = max(message.earliest_s, now + message.delay_s)
+            if ready_s <= now:
+                state.ready[state.c[0].num_ready] = m
+                state.c[0].num_ready += 1
+            else:
+                _push(state, ready_s, 2 * m)
+    refresh_next(state)
+
+
+# --- placing ----------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _is_direct(state, source, destination):
+    """Needs no path policy: inside a host, or on one leaf with a single plane."""
+    a, b = state.accelerators[source], state.accelerators[destination]
+    return a.host == b.host or (a.leaf == b.leaf and state.c[0].num_planes == 1)
+
+
+@njit(cache=True)
+def _scope(state, source_leaf, destination_leaf):
+    if source_leaf == destination_leaf:
+        return SAME_LEAF
+    if state.pod_of_leaf[source_leaf] == state.pod_of_leaf[destination_leaf]:
+        return SAME_POD
+    return FAR
+
+
+@njit(cache=True)
+def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s):
+    message = state.messages[m]
+    p = comp.take_piece(state)
+    wire = wire_bytes(payload_bytes, state.c[0].header_bytes, state.c[0].payload_per_packet)
+    piece = state.pieces[p]
+    piece.message = m
+    piece.payload_bytes = payload_bytes
+    piece.wire_bytes = wire
+    state.remaining[p] = wire
+    state.rate[p] = 0.0
+    state.weight[p] = weight
+    state.route[p, 0] = s0
+    state.route[p, 1] = s1
+    state.route[p, 2] = s2
+    state.route[p, 3] = s3
+    latency_s = extra_latency_s
+    for role in range(4):
+        s = state.route[p, role]
+        if s != NONE:
+            latency_s += state.segments[s].latency_s
+            state.segments[s].outstanding += wire
+    piece.latency_s = latency_s
+    message.latency_s = max(message.latency_s, latency_s)
+    piece.next_of_message = message.first_piece
+    message.first_piece = p
+    message.pieces_left += 1
+
+
+@njit(cache=True)
+def _place_direct(state, m):
+    message = state.messages[m]
+    a, b = state.accelerators[message.source], state.accelerators[message.destination]
+    weight = float(message.queue_pairs)
+    if a.host == b.host:
+        _new_piece(state, m, message.size_bytes, weight, a.nvlink_up, NONE, NONE, b.nvlink_down, 0.0)
+    else:
+        up, down = state.nics[a.nic].up, state.nics[b.nic].down
+        _new_piece(state, m, message.size_bytes, weight, up, NONE, NONE, down, 0.0)
+
+
+@njit(cache=True)
+def _fill_batch(state, num_direct, count):
+    """Describe the routed messages (they follow the direct ones) to the policy."""
+    for i in range(count):
+        message = state.messages[state.waiting[num_direct + i]]
+        a, b = state.accelerators[message.source], state.accelerators[message.destination]
+        scope = _scope(state, a.leaf, b.leaf)
+        entry = state.batch[i]
+        entry.source = message.source
+        entry.destination = message.destination
+        entry.source_leaf = a.leaf
+        entry.destination_leaf = b.leaf
+        entry.scope = scope
+        entry.num_paths = state.scopes[scope].num_paths
+        entry.leaf_choices = state.scopes[scope].leaf_choices
+        entry.next_choices = state.scopes[scope].next_choices
+        entry.down_lanes = state.scopes[scope].down_lanes
+        entry.size_bytes = message.size_bytes
+        entry.queue_pairs = message.queue_pairs
+        entry.start_delay_s = 0.0
+
+
+@njit(cache=True)
+def _place_routed(state, num_direct, num_placed):
+    for k in range(num_placed):
+        placed = state.placed[k]
+        entry = state.batch[placed.entry]
+        m = state.waiting[num_direct + placed.entry]
+        scope = entry.scope
+        source = state.nics[state.accelerators[entry.source].nic]
+        destination = state.nics[state.accelerators[entry.destination].nic]
+        up, down = NONE, NONE
+        plane = state.c[0].num_planes
+        latency_s = 0.0
+        if placed.path_up != NO_FABRIC:
+            plane = state.plane[state.scopes[scope].first_plane + placed.path_up]
+            if scope != SAME_LEAF:
+                up = state.leaf_up[entry.source_leaf, scope] + placed.path_up
+                down = state.leaf_down[entry.destination_leaf, scope] + placed.path_down
+        elif scope != SAME_LEAF:  # no fabric to fill, but the light still has to cross it
+            spread = entry.num_paths
+            latency_s += state.segments[state.leaf_up[entry.source_leaf, scope] + spread].latency_s
+            latency_s += state.segments[state.leaf_down[entry.destination_leaf, scope] + spread].latency_s
+        _new_piece(
+            state, m, placed.payload_bytes, placed.weight, source.up + plane, up, down, destination.down + plane,
+            latency_s,
+        )  # fmt: skip
+
+
+@njit(cache=True)
+def _refresh_outstanding(state, now):
+    """Bytes placed on each link and not yet sent, for policies that look."""
+    network = state.network
+    for link in range(len(network.capacity)):
+        state.paths.outstanding[link] = 0.0
+    for s in range(len(state.segments)):
+        segment = state.segments[s]
+        left = segment.outstanding - segment.rate * (now - segment.settled_s)
+        if left < 0.5:
+            continue
+        for e in range(network.segment_start[s], network.segment_start[s + 1]):
+            state.paths.outstanding[network.segment_link[e]] += network.segment_share[e] * left
+
+
+@njit(cache=True)
+def _activate(state, m, now):
+    """The first byte leaves."""
+    state.messages[m].started_s = now
+    p = state.messages[m].first_piece
+    while p != NONE:
+        following = state.pieces[p].next_of_message
+        state.pieces[p].started_s = now
+        comp.add_piece(state, p, now)
+        p = following
+
+
+@njit(cache=True)
+def _start(state, m, now, delay_s, uses_nic):
+    """Start a placed message after the policy's delay and its turn at the NIC."""
+    if state.c[0].is_fair_by_message:
+        p = state.messages[m].first_piece
+        while p != NONE:
+            state.weight[p] = 1.0 / state.messages[m].pieces_left
+            p = state.pieces[p].next_of_message
+    start_s = now + delay_s
+    if uses_nic:
+        nic = state.nics[state.accelerators[state.messages[m].source].nic]
+        if nic.overhead_s > 0.0:
+            start_s = max(start_s, nic.free_s) + nic.overhead_s
+            nic.free_s = start_s
+    if start_s > now:
+        _push(state, start_s, 2 * m + 1)
+    else:
+        _activate(state, m, now)
+
+
+@njit(cache=True)
+def _sort_waiting(state):
+    """Live messages to place by id, those that need no policy first; returns (direct, routed)."""
+    n = state.c[0].num_batch
+    is_sorted = True
+    for i in range(1, n):
+        if state.waiting[i] < state.waiting[i - 1]:
+            is_sorted = False
+            break
+    if not is_sorted:
+        state.waiting[:n] = np.sort(state.waiting[:n])
+    kept = 0
+    num_direct = 0
+    for i in range(n):
+        m = state.waiting[i]
+        if state.messages[m].outcome == PENDING:
+            state.waiting[kept] = m
+            kept += 1
+            if _is_direct(state, state.messages[m].source, state.messages[m].destination):
+                num_direct += 1
+    if 0 < num_direct < kept:
+        copy = state.waiting[:kept].copy()
+        d, r = 0, num_direct
+        for i in range(kept):
+            m = copy[i]
+            if _is_direct(state, state.messages[m].source, state.messages[m].destination):
+                state.waiting[d] = m
+                d += 1
+            else:
+                state.waiting[r] = m
+                r += 1
+    return num_direct, kept - num_direct
+
+
+@njit(cache=True)
+def _place_batch(state, choose, now):
+    """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
+    c = state.c[0]
+    num_direct, num_routed = _sort_waiting(state)
+    num_placed = 0
+    if num_routed > 0:
+        _fill_batch(state, num_direct, num_routed)
+        if c.is_live:
+            _refresh_outstanding(state, now)
+        num_placed = choose(state.batch, num_routed, state.paths, state.placed)
+    if num_placed < 0 or num_placed + num_direct > c.num_free_pieces:
+        c.needed_pieces = abs(num_placed) + num_direct
+        c.num_batch = num_direct + num_routed
+        return False
+    for i in range(num_direct):
+        _place_direct(state, state.waiting[i])
+    _place_routed(state, num_direct, num_placed)
+    for i in range(num_direct):
+        message = state.messages[state.waiting[i]]
+        inside = state.accelerators[message.source].host == state.accelerators[message.destination].host
+        _start(state, state.waiting[i], now, 0.0, not inside)
+    for i in range(num_routed):
+        _start(state, state.waiting[num_direct + i], now, state.batch[i].start_delay_s, True)
+    c.num_batch = 0
+    return True
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _to_batch(state, m):
+    state.waiting[state.c[0].num_batch] = m
+    state.c[0].num_batch += 1
+
+
+@njit(cache=True)
+def _make_ready(state, m, now):
+    message = state.messages[m]
+    if message.outcome != PENDING:
+        return
+    message.ready_s = now
+    if message.source == message.destination:  # a local copy takes no time
+        message.started_s = now
+        message.delivered_bytes = message.size_bytes
+        _finish_message(state, m, now)
+        return
+    if state.c[0].window_s <= 0.0 or _is_direct(state, message.source, message.destination):
+        _to_batch(state, m)
+        return
+    leaf = state.accelerators[message.source].leaf
+    window = state.windows[leaf]
+    message.next_in_window = NONE
+    if window.first == NONE:
+        window.first = m
+        _push(state, now + state.c[0].window_s, -1 - leaf)
+    else:
+        state.messages[window.last].next_in_window = m
+    window.last = m
+
+
+@njit(cache=True)
+def _handle(state, code, now):
+    """One entry of the agenda."""
+    if code < 0:
+        window = state.windows[-1 - code]
+        m = window.first
+        window.first = NONE
+        while m != NONE:
+            _to_batch(state, m)
+            m = state.messages[m].next_in_window
+    elif code % 2 == 0:
+        _make_ready(state, code // 2, now)
+    elif state.messages[code // 2].outcome == PENDING:
+        _activate(state, code // 2, now)
+
+
+@njit(cache=True)
+def _unlink(state, m, p):
+    """Take a piece off its message's list (its slot will be used again)."""
+    following = state.pieces[p].next_of_message
+    if state.messages[m].first_piece == p:
+        state.messages[m].first_piece = following
+        return
+    previous = state.messages[m].first_piece
+    while state.pieces[previous].next_of_message != p:
+        previous = state.pieces[previous].next_of_message
+    state.pieces[previous].next_of_message = following
+
+
+@njit(cache=True)
+def _count_bytes(state, p, share):
+    """Enter a share of a piece's bytes into the ledger of its segments and message."""
+    piece = state.pieces[p]
+    for role in range(4):
+        s = state.route[p, role]
+        if s != NONE:
+            state.segments[s].payload_bytes += share * piece.payload_bytes
+            state.segments[s].wire_bytes += share * piece.wire_bytes
+    state.messages[piece.message].delivered_bytes += share * piece.payload_bytes
+
+
+@njit(cache=True)
+def _deliver(state, p, finish_s, now):
+    """A piece has sent its last byte at `finish_s` (within the tolerance of now)."""
+    m = state.pieces[p].message
+    message = state.messages[m]
+    _count_bytes(state, p, 1.0)
+    comp.leave(state, p, now)
+    received_s = finish_s + state.pieces[p].latency_s
+    if not message.received_s >= received_s:
+        message.received_s = received_s
+    message.pieces_left -= 1
+    _unlink(state, m, p)
+    state.pieces[p].message = NONE
+    if message.pieces_left == 0:
+        _finish_message(state, m, message.received_s)
+
+
+@njit(cache=True)
+def _finish_due(state, k, now):
+    """Pieces of component k that end now, or so soon that waiting would move their time by less than the tolerance.
+
+    Each keeps the finish time that its own rate gives; only the bandwidth is passed on early.
+    """
+    comp.unschedule(state, k)
+    comp.settle(state, k, now)
+    tolerance = max(state.c[0].tolerance, 1e-12)
+    p = state.components[k].first
+    while p != NONE:
+        following = state.next_piece[p]
+        if state.pieces[p].message != NONE and state.rate[p] > 0.0:
+            left_s = state.remaining[p] / state.rate[p]
+            if left_s <= tolerance * (now + left_s - state.pieces[p].started_s) + 1e-15 * now:
+                state.c[0].num_events += 1
+                _deliver(state, p, now + left_s, now)
+        p = following
+    comp.mark_dirty(state, k)
+
+
+@njit(cache=True)
+def _run_agenda(state, now):
+    """Everything due at this instant that needs no placement or solving."""
+    c = state.c[0]
+    for i in range(c.num_ready):
+        c.num_events += 1
+        _make_ready(state, state.ready[i], now)
+    c.num_ready = 0
+    while True:
+        if c.num_scheduled > 0 and state.finish_s[state.scheduled[0]] <= now:
+            _finish_due(state, state.scheduled[0], now)
+        elif c.num_agenda > 0 and state.agenda_s[0] <= now:
+            code = state.agenda_code[0]
+            c.num_agenda = heap.pop(state.agenda_s, state.agenda_code, c.num_agenda)
+            c.num_events += 1
+            _handle(state, code, now)
+        else:
+            return
+
+
+@njit(cache=True)
+def _solve_dirty(state, now):
+    i = 0
+    while i < state.c[0].num_dirty:
+        k = comp.component_of(state, state.dirty[i])
+        if k != NONE and state.components[k].is_dirty:
+            comp.solve_component(state, k, now)
+        i += 1
+    state.c[0].num_dirty = 0
+
+
+def _advance(state, choose, until_s, max_events):
+    """Run every instant up to and including `until_s`; returns why it stopped (IDLE, FIRED, BUDGET, GROW)."""
+    c = state.c[0]
+    budget = c.num_events + max_events
+    while True:
+        if not c.is_resuming:
+            refresh_next(state)
+            if c.next_s > until_s or c.next_s == np.inf:
+                return IDLE
+            c.now_s = c.next_s
+            _run_agenda(state, c.now_s)
+        now = c.now_s
+        c.is_resuming = False
+        if c.num_batch > 0 and not _place_batch(state, choose, now):
+            c.is_resuming = True
+            return GROW
+        _solve_dirty(state, now)
+        if c.num_fired > 0:
+            refresh_next(state)
+            return FIRED
+        if c.num_events >= budget:
+            refresh_next(state)
+            return BUDGET
+
+
+_compiled: dict[object, object] = {}
+
+
+def advance_for(state):
+    """The compiled loop for this state's types; the policy enters as a first-class function."""
+    kind = typeof(state)
+    if kind not in _compiled:
+        _compiled[kind] = njit(int64(kind, FUNCTION_TYPE, float64, int64), cache=True)(_advance)
+    return _compiled[kind]
+
+
+@njit(cache=True)
+def cancel(state, m, now):
+    """The sender stops: what was sent counts as delivered in part, the rest never leaves."""
+    message = state.messages[m]
+    if message.outcome != PENDING:
+        return
+    message.outcome = CANCELLED
+    started = not np.isnan(message.started_s)
+    p = message.first_piece
+    while p != NONE:
+        following = state.pieces[p].next_of_message
+        if started:
+            k = NONE
+            for role in range(4):
+                if state.route[p, role] != NONE:
+                    k = comp.component_of(state, state.segments[state.route[p, role]].label)
+            comp.settle(state, k, now)
+            _count_bytes(state, p, 1.0 - state.remaining[p] / state.pieces[p].wire_bytes)
+            comp.leave(state, p, now)
+            state.pieces[p].message = NONE
+            comp.mark_dirty(state, k)
+        else:
+            for role in range(4):
+                if state.route[p, role] != NONE:
+                    state.segments[state.route[p, role]].outstanding -= state.pieces[p].wire_bytes
+            comp.give_piece(state, p)
+        p = following
+    message.first_piece = NONE
+    state.c[0].now_s = max(state.c[0].now_s, now)
+    _close_message(state, m, now)
+    refresh_next(state)

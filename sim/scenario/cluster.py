@@ -268,8 +268,9 @@ class Cluster(Part):
             )
 
     def _link_problems(self) -> Iterator[tuple[Where, str]]:
-        named = [override.link for override in self.fabric.links]
-        for i, name in enumerate(named):
-            wrong = f"'{name}' is given twice; keep one" if name in named[:i] else wrong_link(self, name)
+        seen: set[str] = set()
+        for i, name in enumerate(override.link for override in self.fabric.links):
+            wrong = f"'{name}' is given twice; keep one" if name in seen else wrong_link(self, name)
+            seen.add(name)
             if wrong is not None:
                 yield ("fabric", "links", i, "link"), wrong

@@ -17,6 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
 
 from sim.scenario.errors import Place, ScenarioError, quoted
 
@@ -124,8 +125,15 @@ def parse_document(text: str, source: str, *, is_option: bool = False) -> Node:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None or is_option else mark.line + 1
         problem = (error.problem or error.context or "cannot be read").strip()
+        remedy = _yaml_remedy(problem)
+        opened = error.context_mark
+        if opened is not None and line is not None and opened.line + 1 < line:
+            problem += f", in what starts on line {opened.line + 1}"
+        raise ScenarioError.at(Place(source, line), f"is not YAML: {problem}{remedy}") from error
+    except ReaderError as error:
+        line = None if is_option else text[: int(error.position)].count("\n") + 1
         raise ScenarioError.at(
-            Place(source, line), f"is not YAML: {problem}{_yaml_remedy(problem)}"
+            Place(source, line), "holds a control character, which YAML does not allow; delete it"
         ) from error
     except (YAMLError, RecursionError, ValueError) as error:
         problem = " ".join(str(error).split())
@@ -184,7 +192,8 @@ class _Builder:
         place = self.place(event)
         if depth > DEEPEST_NESTING:
             raise ScenarioError.at(
-                place, f"is nested deeper than {DEEPEST_NESTING} levels; no scenario needs that"
+                place,
+                f"values are nested deeper than {DEEPEST_NESTING} levels; no scenario needs it",
             )
         if kind == "AliasEvent":
             return self.alias(event, place)

@@ -38,7 +38,11 @@ class Problem:
         return ": ".join([*parts, self.sentence])
 
 
-class ScenarioError(Exception):
+class Refused(Exception):
+    """A request that is refused before anything runs; the text says why and what to do instead."""
+
+
+class ScenarioError(Refused):
     """A scenario that is refused before anything runs; `problems` holds everything found."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

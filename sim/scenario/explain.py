@@ -83,6 +83,8 @@ def _sentences(found: Any, model: type[BaseModel]) -> Iterator[tuple[Where, str]
     elif kind == "literal_error":
         known = [str(choice) for choice in _choices(_annotation_at(model, path))]
         yield path, f"unknown {path[-1]} {quoted(value)}; {suggestion(str(value), known)}"
+    elif value is None:
+        yield path, f"has no value; {_example(model, path)}"
     else:
         yield path, _plain_sentence(kind, value, context, found["msg"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from sim.scenario.document import Node, mapping_node, parse_document, read_text
 from sim.scenario.errors import Place, Problem, ScenarioError, merged_problems, quoted
 from sim.scenario.explain import problems_of
-from sim.scenario.merge import item_name, merged, with_setting
+from sim.scenario.merge import item_name, merged, setting_place, with_setting
 from sim.scenario.schema import MOST_SEEDS, Scenario, ScenarioFile
 
 ONLY_VARIANT = "run"
 MOST_VARIANTS = 1000
+MOST_VALUES_IN_VARIANTS = 500_000
 _NOT_IN_VARIANTS = ("seed", "seeds", "question", "answer", "compare", "small")
 
 
@@ -41,13 +42,17 @@ class LoadedScenario:
 
 
 def load_scenario(
-    path: str | Path, overrides: Sequence[str] = (), small: bool = False, seed: int | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    small: bool = False,
+    seed: int | None = None,
+    seeds: int | None = None,
 ) -> LoadedScenario:
     """Read a scenario file and validate every variant.
 
-    The order: the file, its `small:` block (with small), each `--set` of overrides, `seed`, and then each
-    entry of `compare` over the result. So `--set` reaches what `small` has set, and a variant has the last
-    word.
+    The order: the file, its `small:` block (with small), each `--set` of overrides, `seed` and `seeds`, and
+    then each entry of `compare` over the result. So `--set` reaches what `small` has set, and a variant has
+    the last word; a setting that no variant keeps is refused.
 
     Files that the scenario names are looked for beside it, then in the working directory.
     Raises ScenarioError with everything that is wrong.
@@ -55,18 +60,20 @@ def load_scenario(
     path = Path(path)
     text = read_text(path)
     root = _mapping(parse_document(text, str(path)), "the file")
-    if small:
-        if root.child("small") is None:
-            raise ScenarioError.at(
-                Place(str(path)), "has no `small:` block for --small; add one, or run it whole"
-            )
-        root = merged(root, _mapping(_child(root, "small"), "small"))
+    changes = root.child("small")
+    if changes is not None and changes.value is not None:
+        _mapping(changes, "small")
+        root = merged(root, changes) if small else root
+    elif small:
+        raise ScenarioError.at(Place(str(path)), "has no `small:` block; add one, or leave --small out")
     for setting in overrides:
         root = with_setting(root, setting)
-    if seed is not None:
-        option = Place(f"--seed {seed}")
-        root = merged(root, mapping_node({"seed": Node(seed, option)}, option, {"seed": option}))
+    for key, number in (("seed", seed), ("seeds", seeds)):
+        if number is not None:
+            option = Place(f"--{key}")
+            root = merged(root, mapping_node({key: Node(number, option)}, option, {key: option}))
     variants = _variants(root)
+    _check_settings(overrides, [node for _, node in variants])
     valid: list[tuple[str, Scenario]] = []
     problems: list[tuple[str, list[Problem]]] = []
     for label, node in variants:
@@ -92,10 +99,22 @@ def load_scenario(
     )
 
 
-def _child(node: Node, key: str) -> Node:
-    child = node.child(key)
-    assert child is not None, key
-    return child
+def _check_settings(overrides: Sequence[str], variants: Sequence[Node]) -> None:
+    """Refuses a setting of which nothing is left in any variant."""
+    kept = {source for variant in variants for source in _sources(variant)}
+    for setting in overrides:
+        place = setting_place(setting)
+        if place.source not in kept:
+            raise ScenarioError.at(place, "has no effect: every variant, or a later --set, sets it again")
+
+
+def _sources(node: Node) -> Iterator[str]:
+    """Where the values of a tree come from; empty mappings and lists count as values."""
+    children = list(node.mapping.values()) if node.mapping is not None else list(node.sequence or ())
+    if not children:
+        yield node.place.source
+    for child in children:
+        yield from _sources(child)
 
 
 def _mapping(node: Node, what: str) -> Node:
@@ -130,6 +149,11 @@ def _variants(root: Node) -> list[tuple[str, Node]]:
         variants[str(label)] = merged(base, _without(entry, "name"))
     if problems:
         raise ScenarioError(problems)
+    if sum(node.num_values for node in variants.values()) > MOST_VALUES_IN_VARIANTS:
+        raise ScenarioError.at(
+            place,
+            f"its variants hold more than {MOST_VALUES_IN_VARIANTS} values; split the file",
+        )
     return list(variants.items())
 
 

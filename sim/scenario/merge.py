@@ -57,8 +57,7 @@ def with_setting(root: Node, setting: str) -> Node:
     Raises ScenarioError when the text is no setting or addresses an item that is not there.
     """
     path, equals, text = setting.partition("=")
-    path = path.strip()
-    place = Place(f"--set {path}")
+    path, place = path.strip(), setting_place(setting)
     parts = path.split(".")
     if not equals or not path or not all(parts):
         raise ScenarioError.at(
@@ -67,27 +66,31 @@ def with_setting(root: Node, setting: str) -> Node:
     if parts[0] == "small":
         raise ScenarioError.at(place, "`small` is merged before --set; set the key itself")
     value = parse_document(text, str(place), is_option=True) if text.strip() else Node(None, place)
-    return merged(root, _overlay(root, parts, value, place, ""))
+    return merged(root, _overlay(root, parts, value, place, "", root))
 
 
-def _overlay(node: Node | None, parts: list[str], value: Node, place: Place, path: str) -> Node:
+def setting_place(setting: str) -> Place:
+    """What stands in for the line in errors about `--set a.b=value`."""
+    return Place(f"--set {setting.partition('=')[0].strip()}")
+
+
+def _overlay(node: Node | None, parts: list[str], value: Node, place: Place, path: str, root: Node) -> Node:
     """What to merge over `node` so that the addressed part becomes `value`."""
     if not parts:
         return value
     if node is not None and node.sequence is not None:
-        return _item_overlay(node, parts, value, place, path)
+        return _item_overlay(node, parts, value, place, path, root)
     if node is not None and node.mapping is None and node.value is not None:
         raise ScenarioError.at(
             place, f"{path} is {quoted(node.value)}, which has no parts; set {path} itself"
         )
     key, rest = parts[0], parts[1:]
-    below = _overlay(
-        None if node is None else node.child(key), rest, value, place, f"{path}.{key}" if path else key
-    )
+    inner = None if node is None else node.child(key)
+    below = _overlay(inner, rest, value, place, f"{path}.{key}" if path else key, root)
     return mapping_node({key: below}, place, {key: place})
 
 
-def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path: str) -> Node:
+def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path: str, root: Node) -> Node:
     names = [name for name in map(item_name, node.sequence or ()) if name is not None]
     # Names may contain dots ("1.5 to 1"), so the longest run of parts that is a name wins.
     for length in range(len(parts), 0, -1):
@@ -98,8 +101,12 @@ def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path:
             raise ScenarioError.at(
                 place, f"addresses a whole item; set one of its keys: --set {path}.{name}.key=…"
             )
+        if parts[length:] == ["name"]:
+            raise ScenarioError.at(place, "a name cannot be set: items are addressed by it")
         item = next(item for item in node.sequence or () if item_name(item) == name)
-        below = _overlay(item, parts[length:], value, place, f"{path}.{name}")
+        # A variant's entry says little: what is a list shows in the scenario that it is merged over.
+        shape = merged(root, item) if path == "compare" else item
+        below = _overlay(shape, parts[length:], value, place, f"{path}.{name}", root)
         entries = {"name": Node(name, place), **(below.mapping or {})}
         return sequence_node((mapping_node(entries, place, {"name": place, **below.key_places}),), place)
     if not names:

@@ -91,13 +91,14 @@ class Scenario(Part):
             yield ("fidelity",), f"'{self.fidelity}' arrives with the packet core; write fluid until then"
         if self.faults:
             yield ("faults",), "faults arrive with the packet core; leave them out until then"
-        names = [workload.name for workload in self.workloads]
+        seen: set[str] = set()
         for i, workload in enumerate(self.workloads):
-            if workload.name in names[:i]:
+            if workload.name in seen:
                 yield (
                     ("workloads", i, "name"),
                     f"two workloads are named '{workload.name}'; give each its own name",
                 )
+            seen.add(workload.name)
             for path, sentence in self._workload_problems(workload):
                 yield ("workloads", i, *path), sentence
         if self.max_time_s is None and all(workload.is_endless for workload in self.workloads):

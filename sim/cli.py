@@ -1,0 +1,319 @@
+"""The command `spindle`: it reads the command line, calls what does the work, and prints what came of it.
+
+Exit codes: 0 done · 1 a check failed, or an error that is ours · 2 bad input or a refused request ·
+130 interrupted (what was finished is written).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sim.console import fail, print_rows, rows_of, standard_output
+from sim.scenario.errors import Refused
+
+BAD_INPUT, INTERRUPTED = 2, 130
+RUNS = Path("runs")
+
+app = typer.Typer(
+    name="spindle",
+    help="Discrete-event simulator of AI clusters: from a scenario file to a comparison report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ScenarioArgument = Annotated[Path, typer.Argument(help="scenario file (YAML)", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="change the scenario first, e.g. paths.policy=spray; repeatable"
+    ),
+]
+SmallOption = Annotated[bool, typer.Option("--small", help="merge the scenario's `small:` block in first")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="first seed, in place of the scenario's")
+]
+SeedsOption = Annotated[
+    int | None, typer.Option("--seeds", min=1, help="repeat with this many seeds and give intervals")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="output folder; by default runs/<scenario name>, numbered", show_default=False
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="replace the run in an --out folder that is not empty")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="worker processes; results do not depend on it", show_default=False
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress and no summary, errors only")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(version_of("spindle-sim"))
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    seeds: SeedsOption = None,
+    small: SmallOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    workers: WorkersOption = None,
+    trace: Annotated[bool, typer.Option("--trace", help="also write a trace for a timeline viewer")] = False,
+    max_packet_hops: Annotated[
+        float | None,
+        typer.Option(
+            "--max-packet-hops",
+            min=1,
+            help="refuse runs estimated above this [default: 2e9]",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a scenario, all its variants and seeds, and write tables, figures and report.html."""
+    from sim.engine.progress import Progress
+    from sim.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario, settings or [], small, seed, seeds)
+    folder = output_folder(loaded.name, out, force)
+    options = _asked_for(trace=trace, overwrite=force, max_packet_hops=max_packet_hops)
+    simulate = _imported("sim.run").run_scenario
+    num_runs = len(loaded.variants) * len(loaded.seeds)
+    try:
+        with Progress(num_runs, quiet) as progress:
+            outcome = simulate(loaded, folder, workers or _usual_workers(num_runs), progress, **options)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; what was finished is in {folder}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        fail(error, folder)
+    if not quiet:
+        typer.echo(outcome.headline)
+        report_file = Path(outcome.out_dir) / "report.html"
+        typer.echo(str(report_file if report_file.exists() else outcome.out_dir))
+    if outcome.partial:
+        typer.echo("interrupted: the results are partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def sweep(
+    scenario: ScenarioArgument,
+    grid: Annotated[
+        list[str],
+        typer.Option("--grid", metavar="KEY=A,B,C", help="values of one key; several grids multiply"),
+    ],
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    small: SmallOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    workers: WorkersOption = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="a Dask scheduler; default: this machine"),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a scenario at every point of a grid, one run folder each, and gather their metrics in sweep.csv."""
+    from sim.sweep import grid_points, run_sweep
+
+    points = grid_points(scenario, grid, settings or [], small, seed)
+    folder = output_folder(f"{points[0].loaded.name} sweep", out, force)
+    try:
+        outcome = run_sweep(points, folder, workers or _usual_workers(len(points)), scheduler, quiet, force)
+    except Exception as error:
+        fail(error, folder)
+    if not quiet:
+        typer.echo(f"{outcome.num_finished} of {len(points)} points in {outcome.table}")
+    if outcome.partial:
+        typer.echo("interrupted: the results are partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run folders", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file to write; default: report.html in DIR", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace the file given by --out")] = False,
+) -> None:
+    """Write the report of one run again, or one report that compares several runs."""
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            raise Refused(
+                f"{folder} is no run folder: it holds no summary.json; give what `spindle run` wrote"
+            )
+    if out is not None and out.is_dir():
+        raise Refused(f"--out {out} is a folder; give a file, for example {out / 'report.html'}")
+    if out is not None and out.exists() and not force:
+        raise Refused(f"--out {out} exists; choose another file, or replace it with --force")
+    target = out or (folders[0] / "report.html" if len(folders) == 1 else _free(Path("comparison.html")))
+    written = _imported("sim.results.report").write_report(folders, target)
+    typer.echo(str(written or target))
+
+
+@app.command()
+def validate(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Check the simulator against closed forms, published figures and measured runs."""
+    rows = rows_of(_imported("sim.validate.main").run_checks())
+    print_rows(rows, "Checks", as_json)
+    if any(row.get("passed") is False for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Measure the simulator's own speed."""
+    print_rows(rows_of(_imported("sim.bench.main").run_benchmarks()), "Benchmarks", as_json)
+
+
+@app.command()
+def calibrate() -> None:
+    """Measure kernels on this machine's GPU (arrives later)."""
+    raise Refused(
+        "calibrate arrives with the calibration tools; until then costs come from the roofline model"
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from sim.scenario.load import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    policies = "policies"
+    models = "models"
+    hardware = "hardware"
+
+
+@app.command("list")
+def list_presets(
+    what: Annotated[
+        Listed | None, typer.Argument(help="one of them; default: all", show_default=False)
+    ] = None,
+) -> None:
+    """Show policies, models and hardware presets, each with its source."""
+    from sim.presets import tables
+
+    console = standard_output()
+    for name in [what.value] if what is not None else [listed.value for listed in Listed]:
+        for table in tables(name):
+            console.print(table)
+
+
+def output_folder(name: str, out: Path | None, force: bool) -> Path:
+    """Where a run goes: the folder asked for, or runs/<name>, numbered where that is taken.
+
+    Raises Refused when the folder asked for is a file, or holds something and force is False.
+    """
+    if out is None:
+        plain = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+        slug = "-".join(part for part in plain.split("-") if part)[:60] or "run"
+        return _free(RUNS / slug)
+    if out.exists() and not out.is_dir():
+        raise Refused(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise Refused(
+            f"--out {out} is not empty; choose another folder, or replace the run in it with --force"
+        )
+    return out
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3 … that is not taken; an empty folder is free."""
+    candidate, number = path, 1
+    while candidate.exists() and not (candidate.is_dir() and not any(candidate.iterdir())):
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def _usual_workers(num_runs: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, num_runs))
+
+
+def _asked_for(**options: Any) -> dict[str, Any]:
+    """Only what the user gave; the rest is left to the defaults of what is called."""
+    return {key: value for key, value in options.items() if value not in (None, False)}
+
+
+def _imported(module: str) -> Any:
+    """A part of Spindle that a command needs. Raises Refused where this version does not have it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise Refused(f"this version has no {module}; update Spindle") from error
+
+
+def check_packages() -> None:
+    """Raises Refused when `models`, `kernels` or `calibration` is the package of another distribution."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("models", "kernels", "calibration"):
+        try:
+            found = importlib.import_module(name).__file__
+        except ModuleNotFoundError:
+            found = None
+        if found is None or Path(found).resolve().parent.parent != home:
+            raise Refused(
+                f"the package '{name}' is {found or 'not there'}, not Spindle's in {home}: another "
+                f"distribution with a package of that name is in the way; remove it (pip uninstall {name}) "
+                "and install spindle-sim again"
+            )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command; leaves by SystemExit."""
+    try:
+        check_packages()
+        app(args=arguments, prog_name="spindle")
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        try:
+            fail(error)
+        except typer.Exit as leave:
+            sys.exit(leave.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -196,6 +196,10 @@ def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
         }
     buffer = io.BytesIO()
     with style():
+        if figure.get_layout_engine() is not None:
+            # Laid out once, for all formats: the solver costs as much as the drawing.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()
 

@@ -27,13 +27,15 @@ from sim.results.run_results import RunResults, VariantResult
 from sim.results.samples import (
     LoadMap,
     UtilisationOverTime,
-    load_map,
+    load_maps,
     tier_loads,
     utilisation_over_time,
 )
 
 COLUMNS = 4
 CELLS_WITH_NUMBERS = 10
+AXES = {"edge-aggregation": ("edge", "aggregation"), "aggregation-core": ("pod", "core")}
+"""What the rows and columns of a tier's map count, where they are not leaves and spines."""
 EVEN, NEARLY_EVEN = 0.01, 1.05
 LOAD_COLOURS = LinearSegmentedColormap.from_list(
     "load", [(0.0, "#9DC3E0"), (0.5, "#F8F8F6"), (0.66, "#F6B48F"), (0.83, "#D6604D"), (1.0, "#7F0F1E")]
@@ -52,15 +54,28 @@ def _of_seed(run: RunResults) -> str:
     return f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
 
 
-def draw_load_map(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+def draw_load_maps(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
+    """One heat map figure per tier of switch pairs."""
+    found = {name: load_maps(result) for name, result in first_results(run).items()}
+    tiers = dict.fromkeys(tier for maps in found.values() for tier in maps)
+    drawn = [
+        _draw_load_map(run, styles, tier, {name: maps[tier] for name, maps in found.items() if tier in maps})
+        for tier in tiers
+    ]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _draw_load_map(
+    run: RunResults, styles: dict[str, VariantStyle], tier: str, maps: dict[str, LoadMap]
+) -> DrawnFigure | None:
     """Leaf × spine heat map of payload over the fair share, up and down, one column per variant.
 
     With more than four variants there is one map each: the more loaded direction of every pair.
     """
-    maps = {name: found for name, r in first_results(run).items() if (found := load_map(r)) is not None}
     maps = {name: found for name, found in maps.items() if np.isfinite(found.largest)}
     if not maps:
-        return []
+        return None
+    lower, upper = AXES.get(tier, ("leaf", "spine"))
     columns = min(COLUMNS, len(maps))
     blocks = -(-len(maps) // columns)
     num_leaves, num_spines = next(m.shape for f in maps.values() for m in (f.up, f.down) if m is not None)
@@ -86,18 +101,20 @@ def draw_load_map(run: RunResults, styles: dict[str, VariantStyle]) -> list[Draw
             most = f"{float(np.nanmax(matrix)):.2f}×" if np.isfinite(matrix).any() else "no link"
             if row == 0:
                 axes.set_title(panel_title(variant), color=styles[variant].colour)
-            axes.set_xlabel(f"spine  (hottest {most})", fontsize=8, color=QUIET)
+            axes.set_xlabel(f"{upper}  (hottest {most})", fontsize=8, color=QUIET)
             axes.tick_params(labelleft=i % columns == 0)
             if i % columns == 0:
-                axes.set_ylabel(f"leaf  ({direction})")
+                axes.set_ylabel(f"{lower}  ({direction})")
     if image is not None:
         bar = figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.02)
         bar.set_label("payload over the fair share (1 = even)", color=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
-    title, caption = _load_words(run, maps)
+    title, caption = _load_words(run, tier, maps)
     put_title(figure, title, WIDTH_IN)
-    alt = "Heat map of the load of every leaf-spine link over its fair share, per variant, up and down. "
-    return [DrawnFigure("link-load", "Link load", title, caption, alt + caption, figure)]
+    alt = (
+        f"Heat map of the load of every {tier} link over its fair share, per variant, up and down. {caption}"
+    )
+    return DrawnFigure(f"link-load-{tier}", "Link load", title, caption, alt, figure)
 
 
 def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
@@ -122,21 +139,21 @@ def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
     return image
 
 
-def _load_words(run: RunResults, maps: dict[str, LoadMap]) -> tuple[str, str]:
+def _load_words(run: RunResults, tier: str, maps: dict[str, LoadMap]) -> tuple[str, str]:
     known = {name: found.largest for name, found in maps.items()}
     if len(known) > 1:
         known.pop(run.ideal_variant or "", None)
     worst, best = max(known, key=lambda n: known[n]), min(known, key=lambda n: known[n])
     if known[worst] < NEARLY_EVEN:
-        title = f"No leaf-spine link carries more than {known[worst]:.2f} times its fair share"
+        title = f"No {tier} link carries more than {known[worst]:.2f} times its fair share"
     elif known[worst] - known[best] <= EVEN:
-        title = f"The hottest leaf-spine link carries {known[worst]:.1f} times its fair share"
+        title = f"The hottest {tier} link carries {known[worst]:.1f} times its fair share"
     else:
-        title = f"The hottest link carries {known[worst]:.1f} times its fair share under {worst}"
+        title = f"The hottest {tier} link carries {known[worst]:.1f} times its fair share under {worst}"
         title += f", {known[best]:.1f} under {best}"
     parts = [f"{known[name]:.2f}{under(name)}" for name in few(run, known)]
     seed = f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
-    return title, f"The hottest leaf-spine link over its fair share{seed}: {sentence_of(parts)}."
+    return title, f"The hottest {tier} link over its fair share{seed}: {sentence_of(parts)}."
 
 
 def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
@@ -146,14 +163,14 @@ def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[
     """
     results = first_results(run)
     loads = {name: tier_loads(result) for name, result in results.items()}
-    mapped = any(load_map(result) is not None for result in results.values())
+    mapped = {tier for result in results.values() for tier in load_maps(result)}
     tiers = list(dict.fromkeys(key for found in loads.values() for key in found))
     uneven = [
         key
         for key in tiers
         if any(np.abs(found[key] - 1).max() > EVEN for found in loads.values() if key in found)
     ]
-    shown = [key for key in uneven if not (mapped and key[0] != "host")][:8]
+    shown = [key for key in uneven if key[0] not in mapped][:8]
     if not shown:
         return []
     columns = min(2, len(shown))
@@ -193,9 +210,9 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     found = {name: tiers for name, tiers in found.items() if tiers}
     if not found:
         return []
-    tiers = list(dict.fromkeys(tier for series in found.values() for tier in series))[:4]
+    tiers = list(dict.fromkeys(tier for series in found.values() for tier in series))[-3:]
     if len(found) > COLUMNS and len(tiers) > 1:
-        tiers = [tier for tier in tiers if tier != "host"]
+        tiers = [tier for tier in tiers if tier not in ("host", "nvlink")] or tiers
     columns = min(COLUMNS, len(found))
     blocks = -(-len(found) // columns)
     figure = new_figure(WIDTH_IN, blocks * len(tiers) * 1.55 + 0.75)
@@ -213,7 +230,7 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
             if row == 0:
                 axes.set_title(panel_title(variant), color=styles[variant].colour)
             if i % columns == 0:
-                axes.set_ylabel(f"{tier} links")
+                axes.set_ylabel(f"{tier}\nlinks")
             if row == len(tiers) - 1:
                 axes.set_xlabel(f"time ({unit})")
                 axes.tick_params(labelbottom=True)
@@ -253,7 +270,8 @@ def _utilisation_words(
     typical = {name: float(series[tier].p50.mean()) for name, series in found.items() if tier in series}
     peak = {name: float(series[tier].largest.mean()) for name, series in found.items() if tier in series}
     parts = [
-        f"{100 * typical[n]:.0f}\u00a0% (busiest: {100 * peak[n]:.0f}\u00a0%){under(n)}" for n in few(run, typical)
+        f"{100 * typical[name]:.0f}\u00a0% (busiest: {100 * peak[name]:.0f}\u00a0%){under(name)}"
+        for name in few(run, typical)
     ]
     caption = f"Mean utilisation of the median {tier} link{_of_seed(run)}: {sentence_of(parts)}."
     low, high, _ = ranked_by(typical)

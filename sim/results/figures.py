@@ -20,7 +20,7 @@ from sim.results.drawing import (
     style,
     variant_styles,
 )
-from sim.results.fabric_figures import draw_load_map, draw_tier_balance, draw_utilisation
+from sim.results.fabric_figures import draw_load_maps, draw_tier_balance, draw_utilisation
 from sim.results.headline import Headline, headline_of
 from sim.results.latency_figures import draw_flow_times, draw_latencies
 from sim.results.metrics import MetricMeaning, common_unit, format_percent, format_value, meaning_of
@@ -33,7 +33,7 @@ Drawing = Callable[[RunResults, dict[str, VariantStyle]], list[DrawnFigure]]
 DETAILS: dict[str, Drawing] = {
     "flow times": draw_flow_times,
     "latency": draw_latencies,
-    "load map": draw_load_map,
+    "load map": draw_load_maps,
     "tier balance": draw_tier_balance,
     "utilisation": draw_utilisation,
     "latency over time": draw_latency_over_time,

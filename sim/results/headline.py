@@ -14,10 +14,8 @@ from sim.results.metrics import (
 )
 from sim.results.run_results import RunResults
 from sim.results.statistics import (
-    NO_DIFFERENCE,
     Difference,
     Estimate,
-    is_within,
     mean_interval,
     paired_difference,
     ratio_of_means,
@@ -115,9 +113,7 @@ class _Answer:
         ties, clear, unclear = [], [], []
         for name in self.ranked[1:]:
             found = self.difference(name, best)
-            judged = found.difference if self.meaning.is_share else found.relative
-            same = found.difference.mean == 0 or is_within(judged, NO_DIFFERENCE)
-            if same:
+            if found.is_none:
                 ties.append(name)
             elif found.verdict == "unclear":
                 unclear.append(name)

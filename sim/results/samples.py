@@ -15,6 +15,9 @@ from sim.results.store import StoredTables
 
 Float64 = NDArray[np.float64]
 
+VIRTUAL_TIERS = ("injection",)
+"""Limits modelled as links that are no cables: not drawn."""
+
 LATENCIES = {
     "ttft": "time to first token",
     "itl": "time between tokens",
@@ -149,7 +152,7 @@ def latencies(run: RunResults, workload: str) -> dict[str, dict[str, SampleSet]]
 
 @dataclass(frozen=True, slots=True)
 class LoadMap:
-    """Load over the fair share of each leaf-spine pair, one matrix [leaf, spine] per direction; NaN: no link.
+    """Load over the fair share of each pair of switches, a matrix [lower, upper] per direction; NaN: no link.
 
     Parallel links of a pair (lanes, planes) show their most loaded one.
     """
@@ -171,22 +174,27 @@ class LoadMap:
         return max(found, default=float("nan"))
 
 
-def load_map(result: VariantResult) -> LoadMap | None:
-    """The leaf × spine load of one result; None without such links, or when they carried nothing."""
-    frame = table(result, "links", ["direction", "load_over_fair", "leaf", "spine"])
+def load_maps(result: VariantResult) -> dict[str, LoadMap]:
+    """Tier → load of its switch pairs (leaf × spine; in a fat tree edge × aggregation, pod × core).
+
+    Tiers between hosts and switches have no such pairs; a tier that carried nothing has no load.
+    """
+    frame = table(result, "links", ["tier", "direction", "load_over_fair", "leaf", "spine"])
     if frame is None:
-        return None
+        return {}
     frame = frame.dropna(subset=["leaf", "spine", "load_over_fair"])
-    if frame.empty:
-        return None
-    shape = int(frame["leaf"].max()) + 1, int(frame["spine"].max()) + 1
-    matrices: dict[str, Float64] = {}
-    for direction, part in frame.groupby("direction", observed=True):
-        matrix = np.full(shape, np.nan)
-        leaf, spine = part["leaf"].to_numpy(dtype=np.int64), part["spine"].to_numpy(dtype=np.int64)
-        np.fmax.at(matrix, (leaf, spine), part["load_over_fair"].to_numpy(dtype=np.float64))
-        matrices[str(direction)] = matrix
-    return LoadMap(matrices.get("up"), matrices.get("down"))
+    frame = frame[((frame["leaf"] >= 0) & (frame["spine"] >= 0)).to_numpy()]
+    out = {}
+    for tier, part in frame.groupby("tier", observed=True, sort=False):
+        shape = int(part["leaf"].max()) + 1, int(part["spine"].max()) + 1
+        matrices: dict[str, Float64] = {}
+        for direction, links in part.groupby("direction", observed=True):
+            matrix = np.full(shape, np.nan)
+            leaf, spine = links["leaf"].to_numpy(dtype=np.int64), links["spine"].to_numpy(dtype=np.int64)
+            np.fmax.at(matrix, (leaf, spine), links["load_over_fair"].to_numpy(dtype=np.float64))
+            matrices[str(direction)] = matrix
+        out[str(tier)] = LoadMap(matrices.get("up"), matrices.get("down"))
+    return out
 
 
 def tier_loads(result: VariantResult) -> dict[tuple[str, str], Float64]:
@@ -196,7 +204,8 @@ def tier_loads(result: VariantResult) -> dict[tuple[str, str], Float64]:
         return {}
     frame = frame.dropna(subset=["load_over_fair"])
     groups = frame.groupby(["tier", "direction"], observed=True, sort=False)["load_over_fair"]
-    return {(str(t), str(d)): loads.to_numpy(dtype=np.float64) for (t, d), loads in groups}
+    found = {(str(t), str(d)): loads.to_numpy(dtype=np.float64) for (t, d), loads in groups}
+    return {key: loads for key, loads in found.items() if key[0] not in VIRTUAL_TIERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +219,7 @@ class UtilisationOverTime:
 
 
 def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTime]:
-    """Tier → utilisation over time. A link without a row in a bin was idle in it."""
+    """Tier → utilisation over time, of tiers that were used. A link without a row in a bin was idle in it."""
     series = table(result, "link_series", ["time_s", "link", "utilisation"])
     links = table(result, "links", ["link", "tier"])
     if series is None or links is None:
@@ -222,9 +231,11 @@ def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTim
     codes, _ = pd.factorize(series["link"])
     out = {}
     for tier in dict.fromkeys(tier_of):
+        if tier in VIRTUAL_TIERS:
+            continue
         own = tiers == tier
         num_links = int((tier_of == tier).sum())
-        if not own.any():
+        if not (utilisation[own] > 0).any():
             continue
         _, column = np.unique(codes[own], return_inverse=True)
         matrix = np.zeros((len(bins), max(num_links, int(column.max()) + 1)))

@@ -45,13 +45,22 @@ class Estimate:
 class Difference:
     """A variant minus its reference, paired by seed.
 
-    difference: in the metric's own unit. relative: (ratio of the means) - 1, None where the reference's mean
-    is 0 or cannot be told from 0. verdict is None with fewer than two pairs: one run shows no spread.
+    difference  in the metric's own unit
+    relative    (ratio of the means) - 1; None where the reference's mean is 0 or cannot be told from 0
+    judged      what must lie within ±1 % to be no difference: the difference over the reference's mean, that
+                mean taken as exact (of a share, such as the network tax: the difference itself)
+    verdict     None with fewer than two pairs: one run shows no spread
     """
 
     difference: Estimate
     relative: Estimate
+    judged: Estimate
     verdict: Verdict | None
+
+    @property
+    def is_none(self) -> bool:
+        """No difference; of a single pair: the values are equal within 1 %."""
+        return self.difference.mean == 0 or is_within(self.judged, NO_DIFFERENCE)
 
 
 def is_missing(value: float | None) -> bool:
@@ -136,16 +145,20 @@ def paired_difference(
 ) -> Difference:
     """Compare a variant with its reference over the seeds that both have.
 
-    verdict: "no difference" when the relative interval lies within ±1 % (of a share, such as the network
-    tax: the absolute one within ±0.01); else, when the interval of the difference excludes 0, "better" or
-    "worse" ("lower" or "higher" for a metric without a preferred direction); else "unclear".
+    verdict: "no difference" when `judged` lies within ±1 %; else, when the interval of the difference
+    excludes 0, "better" or "worse" ("lower" or "higher" for a metric without a preferred direction); else "unclear".
     """
     pairs = _pairs(values, reference)
     difference = mean_interval([float(v) for v in pairs[:, 0] - pairs[:, 1]])
     ratio = ratio_of_means([float(v) for v in pairs[:, 0]], [float(v) for v in pairs[:, 1]])
     relative = ratio.mapped(lambda r: r - 1)
-    judged = difference if is_share else relative
-    return Difference(difference, relative, _verdict(difference, judged, better))
+    size = abs(float(pairs[:, 1].mean())) if len(pairs) else 0.0
+    judged = Estimate(None, None, None, len(pairs))
+    if is_share:
+        judged = difference
+    elif size > 0:
+        judged = difference.mapped(lambda d: d / size)
+    return Difference(difference, relative, judged, _verdict(difference, judged, better))
 
 
 def _verdict(difference: Estimate, judged: Estimate, better: Better) -> Verdict | None:

@@ -134,7 +134,7 @@ def _links(recorder, metrics, rng, leaves, spines, hosts_per_leaf, share, multip
             "links", link=[f"host{h}-leaf{leaf}/{direction}" for h, leaf in enumerate(leaf_of_host)],
             group=[f"leaf{leaf}" for leaf in leaf_of_host], direction=direction, tier="host",
             rate_bytes_per_s=50e9, payload_bytes=host_payload, wire_bytes=host_payload * 1.016,
-            load_over_fair=1.0, leaf=None, spine=None,
+            load_over_fair=1.0, leaf=leaf_of_host, spine=None,
         )  # fmt: skip
         for leaf in range(leaves):
             if share == 1.0:
@@ -145,8 +145,9 @@ def _links(recorder, metrics, rng, leaves, spines, hosts_per_leaf, share, multip
             largest = max(largest, float(load.max()))
             payload = (load * per_leaf / spines).astype(np.int64)
             recorder.append(
-                "links", link=[f"leaf{leaf}-spine{s}/{direction}" for s in range(spines)], group=f"leaf{leaf}",
-                direction=direction, tier="spine", rate_bytes_per_s=50e9, payload_bytes=payload,
+                "links", link=[f"leaf{leaf}-spine{s}/{direction}" for s in range(spines)],
+                group=f"leaf{leaf}",
+                direction=direction, tier="leaf-spine", rate_bytes_per_s=50e9, payload_bytes=payload,
                 wire_bytes=payload * 1.016, load_over_fair=load, leaf=leaf, spine=np.arange(spines),
             )  # fmt: skip
     links = recorder.frames()["links"]

@@ -1,0 +1,118 @@
+import pytest
+from synthetic_results import make_run
+
+from sim.results.headline import headline_of, main_metric
+from sim.results.metrics import common_unit, format_value, meaning_of
+from sim.results.run_results import RunResults, VariantResult, add_network_tax
+
+KEY = "traffic.shift.completion_time_s"
+
+
+def run_of(values: dict[str, list[float | None]], key: str = KEY, **overrides) -> RunResults:
+    """A run whose only metric has these values per variant and seed."""
+    num_seeds = max(len(v) for v in values.values())
+    run = RunResults("s", "?", tuple(range(1, num_seeds + 1)), tuple(values), "0.1.0", None)
+    for name, by_seed in values.items():
+        for seed, value in enumerate(by_seed, start=1):
+            run.results[name, seed] = VariantResult(name, seed, {key: value})
+    for name, value in overrides.items():
+        setattr(run, name, value)
+    return run
+
+
+def said(run: RunResults) -> str:
+    return headline_of(run).sentence.replace("\u00a0", " ")
+
+
+def test_best_against_the_first_with_a_tie():
+    run = run_of({"ecmp": [3e-4, 4e-4, 5e-4], "spray": [1e-4] * 3, "ethereal": [1.001e-4] * 3})
+    headline = headline_of(run)
+    assert (headline.best, headline.ties) == ("spray", ("ethereal",))
+    assert said(run) == (
+        "Spray finishes the shift in 100.0 µs, 4.0 [1.5, 6.5] times as fast as ecmp (3 seeds, 95 % CI); "
+        "ethereal is no different from spray (within 1 %)."
+    )
+
+
+def test_one_seed_says_that_luck_is_not_excluded():
+    assert said(run_of({"ecmp": [2e-4], "spray": [1e-4]})) == (
+        "Spray finishes the shift in 100.0 µs, 2.0 times as fast as ecmp (one seed: luck not excluded)."
+    )
+
+
+def test_small_gains_are_percentages():
+    text = said(run_of({"ecmp": [1.0, 1.0, 1.1], "spray": [0.9, 0.9, 1.0]}))
+    assert "less time than ecmp (3 seeds, 95 % CI)" in text and "9.7 %" in text
+
+
+def test_no_difference_and_no_clear_difference():
+    same = run_of({"a": [1.0, 2.0, 3.0], "b": [1.001, 2.001, 3.002]})
+    assert said(same).startswith("No difference: both variants finish the shift in")
+    assert headline_of(same).best is None
+    noisy = run_of({"a": [1.0, 2.0, 3.0], "b": [2.0, 1.0, 3.5]})
+    assert said(noisy).startswith("No clear difference") and said(noisy).endswith("more seeds would tell.")
+
+
+def test_the_ideal_fabric_is_a_bound_not_a_contender():
+    run = run_of({"ecmp": [4.0], "spray": [1.02], "ideal": [1.0]}, ideal_variant="ideal")
+    assert headline_of(run).best == "spray"
+    assert said(run).endswith("; an ideal fabric gives 1.000 s.")
+
+
+def test_higher_is_better_turns_the_ranking_round():
+    run = run_of({"a": [10e9, 11e9], "b": [20e9, 22e9]}, key="collective.x.bus_bytes_per_s")
+    assert said(run).startswith(
+        "B has the highest bus bandwidth of x: 21.00 GB/s, 2.0 [2.0, 2.0] times that of a (2 seeds"
+    )
+
+
+def test_network_tax_leads_where_there_is_an_ideal_fabric():
+    run = make_run(("single path", "spray", "ideal"), 3, num_requests=40, leaves=2, spines=2)
+    add_network_tax(run)
+    assert main_metric(run) == "serving.chat.network_tax"
+    text = said(run)
+    assert text.startswith("Under spray the network adds ")
+    assert "to chat's p99 time between tokens over an ideal fabric, against " in text
+
+
+def test_the_scenario_may_name_the_metric_that_answers():
+    run = make_run(num_seeds=1, num_requests=12, leaves=2, spines=2)
+    assert main_metric(run) == "serving.chat.p99_itl_ms"
+    run.answer = KEY
+    assert main_metric(run) == KEY
+    run.answer = "traffic.unknown.completion_time_s"
+    assert main_metric(run) == "serving.chat.p99_itl_ms"
+
+
+def test_a_single_variant_partial_and_missing_values():
+    assert said(run_of({"run": [1.0, 1.0]})) == "The shift finishes in 1.000 s (2 seeds, 95 % CI)."
+    lost = run_of({"a": [1.0], "b": [None]}, partial=True)
+    assert "b did not get there" in said(lost) and "partial: 2 of 2 runs finished" in said(lost)
+    assert headline_of(run_of({"a": [None]})).key is None
+    assert headline_of(RunResults("s", None, (1,), ("a",), "0", None)).key is None
+
+
+@pytest.mark.parametrize(
+    ("key", "workload", "label", "better"),
+    [
+        (KEY, "shift", "completion time", "lower"),
+        ("traffic.v1.5 load.fct_s.p99", "v1.5 load", "p99 flow completion time", "lower"),
+        ("serving.chat.p99_itl_ms", "chat", "p99 time between tokens", "lower"),
+        ("serving.chat.output_throughput", "chat", "output throughput", "higher"),
+        ("links.max_load_over_fair", None, "hottest link over fair share", "lower"),
+        ("training.gpt.num_steps", "gpt", "steps", None),
+        ("serving.chat.new_wait_ms", "chat", "new wait", None),
+    ],
+)
+def test_metric_keys_are_taken_apart(key, workload, label, better):
+    meaning = meaning_of(key)
+    assert (meaning.workload, meaning.label, meaning.better) == (workload, label, better)
+
+
+def test_values_are_printed_in_units_that_read_well():
+    time = meaning_of(KEY)
+    shown = [format_value(v, time).replace("\u00a0", " ") for v in (3.271e-4, 1.0, 0.0, None)]
+    assert shown == ["327.1 µs", "1.000 s", "0 s", "–"]
+    assert common_unit(time, [3.27e-4, 1.4e-3]) == (1e-6, "µs")
+    assert common_unit(time, [3.27e-4, 50.0]) == (1.0, "s")
+    assert format_value(0.339, meaning_of("serving.chat.network_tax")) == "33.9\u00a0%"

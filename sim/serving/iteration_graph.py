@@ -43,10 +43,14 @@ class IterationShape:
     template: MessageGraph
 
     def graph(self, size_bytes: Int64, delay_s: Float64, earliest_s: Float64, owner: str) -> MessageGraph:
-        """The graph of one step; the three arrays are kept, not copied."""
+        """The graph of one step; the three arrays are kept, not copied.
+
+        Who has nothing for another sends nothing: that message becomes local, and only keeps the order.
+        """
         t = self.template
+        destination = np.where(size_bytes > 0, t.destination, t.source)
         return MessageGraph(
-            t.source, t.destination, size_bytes, earliest_s, delay_s, t.successor_start, t.successors,
+            t.source, destination, size_bytes, earliest_s, delay_s, t.successor_start, t.successors,
             t.num_inputs, t.gate, t.queue_pairs, t.traffic_class, owner,
         )  # fmt: skip
 

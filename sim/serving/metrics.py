@@ -40,7 +40,8 @@ def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64
     times_s = token_time_s[index]
     gaps_s = np.diff(times_s)
     is_within = np.ones(len(gaps_s), dtype=bool)
-    is_within[starts[1:][lengths[1:] > 0] - 1] = False
+    # The gap before a request's first token belongs to nobody.
+    is_within[starts[(lengths > 0) & (starts > 0)] - 1] = False
     return gaps_s[is_within]
 
 

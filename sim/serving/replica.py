@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from simpy import Event
 
 from models.cost.step import StepTable
-from sim.devices.kv_cache import blocks_for, check_kv_cache
+from sim.devices.kv_cache import check_kv_cache
 from sim.engine.clock import Clock
+from sim.fabric.transfer import Fabric
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.policies import compiled_policy
-from sim.serving.request import FAILED
+from sim.serving.request import FAILED, UNFINISHED
 from sim.serving.state import EngineState, new_engine_state, num_waiting, submit
 
 STEPS_PER_ADVANCE = 1 << 16
@@ -33,12 +34,6 @@ MAX_STEP_ROWS = 2_000_000
 
 class ReplicaError(RuntimeError):
     """The engine cannot go on, or a law of it does not hold; the text names the replica and the law."""
-
-
-class Fabric(Protocol):
-    """The part of the message-graph contract that serving uses."""
-
-    def start(self, graph: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +58,22 @@ class EngineLimits:
     max_step_rows: int = MAX_STEP_ROWS
 
 
+def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
+    """For each request why an engine with these limits refuses it, or None.
+
+    Refused is what could never finish: keys and values of prompt and output, all but the last token, do not
+    fit into an empty cache, or the context is longer than the model's. A real server that is told no output
+    limit would notice the former only after having generated most of it.
+    """
+    context = requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]
+    is_large = context - 1 > limits.num_blocks * limits.block_size
+    most = np.inf if limits.max_context_tokens is None else limits.max_context_tokens
+    reasons = np.full(len(requests), None, dtype=object)
+    reasons[is_large] = "larger than the KV cache"
+    reasons[context > most] = "longer than the model's context"
+    return reasons.tolist()
+
+
 class Engine:
     """The Python side of an engine: its arrays, its policy, and what it refuses."""
 
@@ -73,8 +84,11 @@ class Engine:
         token_time_s: NDArray[np.float64],
         chains: NDArray[Any],
         limits: EngineLimits,
+        refusals: list[str | None],
     ) -> None:
         self.index = index
+        self.refusals = refusals
+        self._replica, self._outcome = requests["replica"], requests["outcome"]
         self.limits = limits
         self.policy = compiled_policy(limits.policy)
         self.num_failed = 0
@@ -91,25 +105,15 @@ class Engine:
         )
 
     def submit(self, request: int) -> str | None:
-        """Take a request at its arrival time; returns why, where it is refused.
-
-        Refused is what could never finish: the keys and values of prompt and output, all but the last token,
-        do not fit into an empty cache, or the context is longer than the model's. A real server that is told
-        no output limit would notice the former only after having generated most of it.
-        """
-        row = self.state.requests[request]
-        context = int(row["num_prompt_tokens"]) + int(row["num_output_tokens"])
-        self.state.requests["replica"][request] = self.index
-        reason = None
-        if self.limits.max_context_tokens is not None and context > self.limits.max_context_tokens:
-            reason = "longer than the model's context"
-        elif blocks_for(self.state.kv, context - 1) > self.limits.num_blocks:
-            reason = "larger than the KV cache"
+        """Take a request at its arrival time; returns why, where it is refused."""
+        reason = self.refusals[request]
+        self._replica[request] = self.index
         if reason is not None:
-            self.state.requests["outcome"][request] = FAILED
+            self._outcome[request] = FAILED
             self.num_failed += 1
             return reason
         self.state = submit(self.state, request)
+        self._outcome[request] = UNFINISHED
         return None
 
     @property

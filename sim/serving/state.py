@@ -17,7 +17,7 @@ from sim.devices.kv_cache import (
     new_kv_cache,
     release,
 )
-from sim.serving.request import REQUEST, UNFINISHED
+from sim.serving.request import REQUEST
 
 COUNTS = np.dtype(
     [
@@ -304,7 +304,7 @@ def submit(state: EngineState, request: int) -> EngineState:
     Returns the state, with a longer ring where it was full.
     """
     counts = state.counts[0]
-    head, submitted = int(counts["head"]), int(counts["submitted"])
+    head, submitted = counts["head"].item(), counts["submitted"].item()
     # Preempted requests come back to the head, so that many places stay free.
     if submitted - head + len(state.running) >= len(state.waiting):
         entries = np.arange(head, submitted)
@@ -313,5 +313,4 @@ def submit(state: EngineState, request: int) -> EngineState:
         state = state._replace(waiting=longer)
     state.waiting[submitted & (len(state.waiting) - 1)] = request
     counts["submitted"] = submitted + 1
-    state.requests["outcome"][request] = UNFINISHED
     return state

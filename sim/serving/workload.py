@@ -14,9 +14,10 @@ from models.cost.step import StepTable
 from sim.devices.kv_cache import new_chains
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
+from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.metrics import as_of, serving_metrics
-from sim.serving.replica import Engine, EngineLimits, Fabric, FabricReplica, LocalReplica, Replica
+from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
 from sim.serving.router import ROUTERS
 
@@ -74,7 +75,10 @@ class ServingWorkload:
         if not record_batches:
             limits = replace(limits, max_step_rows=0)
         chains = new_chains(len(self.requests))
-        engines = [Engine(i, self.requests, self.token_time_s, chains, limits) for i in range(num_replicas)]
+        refused = refusals(self.requests, limits)
+        engines = [
+            Engine(i, self.requests, self.token_time_s, chains, limits, refused) for i in range(num_replicas)
+        ]
         self.replicas: list[Replica] = []
         for engine in engines:
             if table is not None:

@@ -1,0 +1,227 @@
+"""Laws of the serving engine, on random small engines that preempt a lot."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_engine import PlainEngine, PlainRequest
+
+from models.cost.step import StepTable
+from models.features import Feature
+from sim.devices.kv_cache import check_kv_cache, new_chains
+from sim.engine.clock import Clock
+from sim.serving.engine import PAUSED, advance
+from sim.serving.policies import BATCHING_POLICIES, compiled_policy
+from sim.serving.replica import EngineLimits
+from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
+from sim.serving.state import new_engine_state, submit
+from sim.serving.workload import ServingWorkload
+
+
+def cost_table(fixed_s=1e-3, per_token_s=1e-4, per_pair_s=1e-6, per_context_s=1e-5) -> StepTable:
+    """One operator per feature that the engine sums, so that a wrong sum shows in the time."""
+    rows = [
+        (Feature.ONE, Feature.TOKENS, fixed_s),
+        (Feature.TOKENS, Feature.TOKENS, per_token_s),
+        (Feature.SEQUENCES, Feature.SEQUENCES, per_token_s / 3),
+        (Feature.PREFILL_PAIRS, Feature.PREFILL_PAIRS, per_pair_s),
+        (Feature.PREFILL_CONTEXT, Feature.PREFILL_CONTEXT, per_context_s / 7),
+        (Feature.DECODE_CONTEXT, Feature.DECODES, per_context_s),
+    ]
+    work = np.zeros((len(rows), 2, len(Feature)))
+    tags = np.zeros((len(rows), 3), dtype=np.int64)
+    for i, (feature, runs_on, seconds) in enumerate(rows):
+        work[i, 0, feature] = seconds
+        tags[i, 0] = runs_on
+    tags[2, 1] = 1
+    num = len(rows)
+    return StepTable(work, np.ones((num, 2)), np.zeros(num), np.ones(num), tags, np.zeros(1), 0.0)
+
+
+@st.composite
+def small_engines(draw):
+    block_size = draw(st.sampled_from([1, 2, 3, 4, 16]))
+    num_blocks = draw(st.integers(1, 40))
+    num = draw(st.integers(1, 14))
+    most = max(num_blocks * block_size * 7 // 10, 1)
+    lengths = st.integers(1, min(most, 60))
+    gaps = st.sampled_from([0.0, 0.0, 0.0005, 0.01, 0.0731, 1.0])
+    return {
+        "policy": draw(st.sampled_from(sorted(BATCHING_POLICIES))),
+        "block_size": block_size,
+        "num_blocks": num_blocks,
+        "max_num_seqs": draw(st.integers(1, 8)),
+        "budget": draw(st.integers(1, 40)),
+        "host_s": draw(st.sampled_from([0.0, 0.002, 0.02])),
+        "arrival_s": np.cumsum(draw(st.lists(gaps, min_size=num, max_size=num))),
+        "prompt": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
+        "output": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
+        "cuts": draw(st.lists(st.floats(0.0, 3.0), max_size=6)),
+    }
+
+
+def run_compiled(engine, cuts=()):
+    """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
+    requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"])
+    token_time_s = new_token_times(requests)
+    state = new_engine_state(
+        requests,
+        token_time_s,
+        new_chains(len(requests)),
+        num_blocks=engine["num_blocks"],
+        block_size=engine["block_size"],
+        max_num_seqs=engine["max_num_seqs"],
+        max_num_batched_tokens=engine["budget"],
+        host_s=engine["host_s"],
+        num_step_rows=100_000,
+    )
+    fits = engine["prompt"] + engine["output"] - 1 <= engine["num_blocks"] * engine["block_size"]
+    for request in np.flatnonzero(fits):
+        state = submit(state, request)
+    policy = compiled_policy(engine["policy"])
+    for until_s in [*sorted(cuts), np.inf]:
+        while advance(state, policy, cost_table(), until_s, 7, 0) == PAUSED:
+            check_kv_cache(state.kv)
+        check_kv_cache(state.kv)
+        assert not (token_time_s > until_s).any()
+    return state, requests, token_time_s, fits
+
+
+def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
+    requests = [
+        PlainRequest(
+            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i])
+        )
+        for i in np.flatnonzero(fits)
+    ]
+    keys = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s")
+    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in keys})
+    plain.run()
+    return plain, requests
+
+
+@settings(max_examples=300, deadline=None)
+@given(small_engines())
+def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine):
+    state, requests, token_time_s, fits = run_compiled(engine, engine["cuts"])
+    plain, plain_requests = run_plain(engine, fits)
+
+    rows = state.steps[: state.counts["num_recorded"][0]]
+    fields = ["started_s", "finished_s", "num_prefill_tokens", "num_decodes", "num_kv_blocks"]
+    assert [tuple(row[f].item() for f in fields) for row in rows] == plain.steps
+    for request in plain_requests:
+        row = requests[request.number]
+        first = row["first_token"]
+        assert token_time_s[first : first + request.output].tolist() == request.token_times_s
+        assert row["num_preemptions"] == request.preemptions
+        assert row["scheduled_s"] == request.scheduled_s
+        assert row["first_token_s"] == request.token_times_s[0]
+        assert row["finished_s"] == request.token_times_s[-1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_engines())
+def test_every_request_ends_once_and_blocks_come_back(engine):
+    state, requests, _token_time_s, fits = run_compiled(engine)
+
+    assert (requests["outcome"][fits] == COMPLETED).all()
+    assert state.counts["num_completed"][0] == fits.sum()
+    assert (requests["num_generated"] == np.where(fits, requests["num_output_tokens"], 0)).all()
+    assert state.kv.counts["num_free"][0] == engine["num_blocks"]
+    assert state.steps["num_kv_blocks"].max(initial=0) <= engine["num_blocks"]
+    # Tokens computed = tokens needed + tokens computed again after a preemption.
+    rows = state.steps[: state.counts["num_recorded"][0]]
+    computed = rows["num_prefill_tokens"].sum() + rows["num_decodes"].sum()
+    needed = (engine["prompt"] + engine["output"] - 1)[fits].sum()
+    assert computed == needed if requests["num_preemptions"].sum() == 0 else computed >= needed
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_engines())
+def test_times_are_in_order(engine):
+    state, requests, token_time_s, fits = run_compiled(engine)
+
+    for row in requests[fits]:
+        tokens = token_time_s[row["first_token"] :][: row["num_output_tokens"]]
+        assert row["arrival_s"] <= row["scheduled_s"] < tokens[0]
+        assert (np.diff(tokens) > 0).all()
+    rows = state.steps[: state.counts["num_recorded"][0]]
+    assert (rows["finished_s"] > rows["started_s"]).all()
+    assert (rows["started_s"][1:] >= rows["finished_s"][:-1]).all()
+    longest = np.maximum(rows["compute_s"] + rows["communication_s"], engine["host_s"])
+    assert (rows["finished_s"] == rows["started_s"] + longest).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_engines())
+def test_first_come_first_scheduled(engine):
+    _, requests, _, fits = run_compiled(engine)
+
+    scheduled = requests["scheduled_s"][fits]
+    assert (np.diff(scheduled) >= 0).all()
+    assert (np.diff(requests["first_token_s"][fits]) >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_engines(), st.integers(1, 3), st.sampled_from(["round_robin", "least_outstanding"]))
+def test_a_workload_accounts_for_every_request(engine, num_replicas, router):
+    clock = Clock()
+    limits = EngineLimits(
+        engine["policy"],
+        engine["num_blocks"],
+        engine["block_size"],
+        engine["max_num_seqs"],
+        engine["budget"],
+        engine["host_s"],
+    )
+    workload = ServingWorkload(
+        "chat",
+        clock,
+        arrival_s=engine["arrival_s"],
+        num_prompt_tokens=engine["prompt"],
+        num_output_tokens=engine["output"],
+        limits=limits,
+        num_replicas=num_replicas,
+        router=router,
+        table=cost_table(),
+    )
+    clock.run(until=workload.start())
+
+    metrics = workload.metrics()
+    outcome = workload.requests["outcome"]
+    assert ((outcome == COMPLETED) | (outcome == FAILED)).all()
+    assert metrics["completed"] + metrics["failed"] == metrics["arrived"] == len(outcome)
+    assert metrics["failed"] == workload.failures.total()
+    ends = [*workload.requests["finished_s"], workload.requests["arrival_s"][-1]]
+    assert clock.now == np.nanmax(ends)
+
+
+@pytest.mark.parametrize("policy", sorted(BATCHING_POLICIES))
+def test_more_slots_never_delay_a_first_come_first_served_request(policy):
+    """Constant step time, room for every block: one more slot can only let a request start earlier."""
+    rng = np.random.default_rng(5)
+    engine = {
+        "policy": policy,
+        "block_size": 16,
+        "num_blocks": 10_000,
+        "budget": 64,
+        "host_s": 0.0,
+        "arrival_s": np.cumsum(rng.exponential(0.002, 200)),
+        "prompt": np.ones(200, dtype=np.int64),
+        "output": rng.integers(1, 30, 200),
+    }
+    engine["host_s"] = 1.0  # longer than any step here: every step takes one second
+    waits = []
+    for slots in (1, 2, 3, 8, 64):
+        _, requests, _, _ = run_compiled(engine | {"max_num_seqs": slots})
+        waits.append(requests["scheduled_s"] - requests["arrival_s"])
+    for fewer, more in itertools.pairwise(waits):
+        if policy == "chunked_prefill":
+            assert (more <= fewer + 1e-9).all()
+        else:
+            # Prefills stop decodes for a step, so only the mean is sure to fall.
+            assert more.mean() <= fewer.mean()

@@ -78,6 +78,10 @@ class LeafSpine(Part):
         rails = nics_per_host if self.attach == "rail" else 1
         return self.leaves // rails * self.hosts_per_leaf
 
+    def leaf_of_nic(self, host: int, nic: int, nics_per_host: int) -> int:
+        group = host // self.hosts_per_leaf
+        return group * nics_per_host + nic if self.attach == "rail" else group
+
     @model_validator(mode="after")
     def _fits_memory(self) -> LeafSpine:
         num_links = self.leaves * self.spines * self.lanes * self.planes
@@ -108,6 +112,9 @@ class FatTree(Part):
 
     def num_hosts(self, nics_per_host: int) -> int:
         return self.pods * self.edges_per_pod * self.hosts_per_edge
+
+    def leaf_of_nic(self, host: int, nic: int, nics_per_host: int) -> int:
+        return host // self.hosts_per_edge
 
     @model_validator(mode="after")
     def _tiers_fit(self) -> FatTree:
@@ -207,14 +214,20 @@ class Cluster(Part):
     def num_nics(self) -> int:
         return sum(kind.nics * count for kind, count in self.host_groups)
 
-    def host_of(self, accelerator: int) -> int:
-        """The host of an accelerator id."""
-        first_host, first = 0, 0
+    def hosts_and_leaves(self) -> tuple[list[int], list[int]]:
+        """The host and the leaf (of the NIC) of every accelerator."""
+        hosts: list[int] = []
+        leaves: list[int] = []
+        host = 0
         for kind, count in self.host_groups:
-            if accelerator < first + kind.accelerators * count:
-                return first_host + (accelerator - first) // kind.accelerators
-            first, first_host = first + kind.accelerators * count, first_host + count
-        raise IndexError(f"accelerator {accelerator} of {first}")
+            for _ in range(count):
+                for i in range(kind.accelerators):
+                    hosts.append(host)
+                    leaves.append(
+                        self.fabric.leaf_of_nic(host, i * kind.nics // kind.accelerators, kind.nics)
+                    )
+                host += 1
+        return hosts, leaves
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cluster:

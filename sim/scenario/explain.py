@@ -23,13 +23,15 @@ def problems_of(error: ValidationError, root: Node, model: type[BaseModel]) -> l
         if found["type"] == "too_short" and found["input"]:
             continue  # the items are there, and each has its own error
         for path, sentence in _sentences(found, model):
-            problems[_problem(root, path, sentence, found["type"] == "extra_forbidden")] = None
+            place, field = _locate(root, path, found["type"] == "extra_forbidden")
+            problems[Problem(place, field, sentence)] = None
     return sorted(problems, key=lambda p: (p.place.source, p.place.line or 0))
 
 
-def _problem(root: Node, path: Where, sentence: str, is_about_key: bool) -> Problem:
-    place, field = _locate(root, path, is_about_key)
-    return Problem(place, field, sentence)
+def problem_at(root: Node, path: Where, sentence: str, variant: str | None = None) -> Problem:
+    """A problem with what the path of keys and positions leads to, or with the last part of it that is there."""
+    place, field = _locate(root, path, is_about_key=False)
+    return Problem(place, field, sentence, variant)
 
 
 def _locate(root: Node, path: Where, is_about_key: bool) -> tuple[Place, str]:

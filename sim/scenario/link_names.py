@@ -99,12 +99,7 @@ def _wrong_host_link(cluster: Cluster, link: _Link) -> str | None:
     index = link.nic or 0
     if index >= nics:
         return f"'{link.name}': there is no nic{index}, {_numbered('nic', nics)}"
-    if fabric.kind == "leaf_spine":
-        leaf = link.low_id // fabric.hosts_per_leaf
-        if fabric.attach == "rail":
-            leaf = leaf * nics + index
-    else:
-        leaf = link.low_id // fabric.hosts_per_edge
+    leaf = fabric.leaf_of_nic(link.low_id, index, nics)
     if link.high_id == leaf:
         return None
     return f"'{link.name}': this NIC is on leaf {leaf}; write '{link.name.rpartition('-')[0]}-leaf{leaf}'"

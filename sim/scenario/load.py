@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sim.scenario.document import Node, mapping_node, parse_document, read_text
 from sim.scenario.errors import Place, Problem, ScenarioError, merged_problems, quoted
-from sim.scenario.explain import problems_of
+from sim.scenario.explain import problem_at, problems_of
 from sim.scenario.merge import item_name, merged, setting_place, with_setting
 from sim.scenario.schema import MOST_SEEDS, Scenario, ScenarioFile
 
@@ -39,6 +39,15 @@ class LoadedScenario:
     path: Path
     overrides: tuple[str, ...] = ()
     is_small: bool = False
+    trees: dict[str, Node] = field(default_factory=dict, repr=False)
+
+    def error(self, variant: str, path: Sequence[str | int], sentence: str) -> ScenarioError:
+        """An error about a part of a variant, found after loading, with the line of that part.
+
+        path: keys of the file and positions in lists, such as ("workloads", 0, "kv", "num_blocks").
+        """
+        label = None if len(self.variants) == 1 else variant
+        return ScenarioError([problem_at(self.trees[variant], path, sentence, label)])
 
 
 def load_scenario(
@@ -96,6 +105,7 @@ def load_scenario(
         path=path,
         overrides=tuple(overrides),
         is_small=small,
+        trees=dict(variants),
     )
 
 

@@ -191,6 +191,9 @@ class _Communicates(Workload):
     jitter_s: Seconds = Field(
         default=0.0, description="each rank starts later by up to this much, evenly drawn"
     )
+    chunk_bytes: PositiveBytes | None = Field(default=None, description="pipelining unit of trees and chains")
+    hierarchical: Flag = Field(default=False, description="inside the hosts first, then across them on rails")
+    queue_pairs: Count = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -201,7 +204,7 @@ class _Communicates(Workload):
         return value
 
     @model_validator(mode="after")
-    def _algorithm_fits(self):
+    def _algorithm_fits(self) -> _Communicates:
         from sim.collectives.algorithms import ALGORITHMS
 
         if (self.operation, self.algorithm) not in ALGORITHMS:
@@ -212,19 +215,8 @@ class _Communicates(Workload):
             )
         return self
 
-
-class Collective(_Communicates):
-    """A collective, once or several times."""
-
-    kind: Literal["collective"]
-    chunk_bytes: PositiveBytes | None = Field(default=None, description="pipelining unit of trees and chains")
-    hierarchical: Flag = Field(default=False, description="inside the hosts first, then across them on rails")
-    repeat: Count = 1
-    gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
-    queue_pairs: Count = 1
-
     @model_validator(mode="after")
-    def _options_apply(self) -> Collective:
+    def _options_apply(self) -> _Communicates:
         from sim.collectives.algorithms import ALGORITHMS
         from sim.collectives.hierarchical import HIERARCHICAL
 
@@ -236,6 +228,14 @@ class Collective(_Communicates):
                 f"{self.operation} has no hierarchical form; {', '.join(HIERARCHICAL)} have", "hierarchical"
             )
         return self
+
+
+class Collective(_Communicates):
+    """A collective, once or several times."""
+
+    kind: Literal["collective"]
+    repeat: Count = 1
+    gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
 
 
 class Training(_Communicates):

@@ -1,0 +1,116 @@
+"""Whether a workload fits its cluster: the ranks are there, and the pattern or algorithm exists among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from sim.scenario.cluster import Cluster, Where
+from sim.scenario.serving import Serving
+from sim.scenario.traffic import Collective, Incast, Permutation, Shift, Training, Workload
+
+Problems = Iterator[tuple[Where, str]]
+
+
+def workload_problems(
+    cluster: Cluster, workload: Workload, ranks: Sequence[int], host_of: Sequence[int], leaf_of: Sequence[int]
+) -> Problems:
+    """What does not fit, as (path below the workload, sentence).
+
+    host_of, leaf_of: of every accelerator, as `cluster.hosts_and_leaves` gives them.
+    """
+    last = cluster.num_accelerators - 1
+    if isinstance(workload, Serving) and workload.ranks is None and workload.num_accelerators > last + 1:
+        yield ("replicas",), f"{_needs(workload)}, but the cluster has {last + 1}"
+        return
+    beyond = [rank for rank in ranks if rank > last]
+    if beyond:
+        yield ("ranks",), f"rank {beyond[0]} is not in the cluster, whose accelerators are 0 … {last}"
+        return
+    if isinstance(workload, Serving):
+        yield from _serving_problems(workload, ranks, host_of)
+    elif len(ranks) < 2:
+        yield ("ranks",), "one rank has nobody to talk to; give at least 2"
+    elif isinstance(workload, Incast):
+        yield from _incast_problems(workload, len(ranks))
+    elif isinstance(workload, Collective | Training):
+        yield from _collective_problems(workload, ranks, host_of)
+    elif isinstance(workload, Shift):
+        yield from _shift_problems(workload, Counter(leaf_of[rank] for rank in ranks))
+    elif isinstance(workload, Permutation) and workload.cross_leaf:
+        leaf, most = Counter(leaf_of[rank] for rank in ranks).most_common(1)[0]
+        if 2 * most > len(ranks):
+            yield (
+                ("cross_leaf",),
+                f"leaf {leaf} has {most} of {len(ranks)} ranks, so not every pair can cross leaves; choose "
+                "ranks on more leaves, or cross_leaf: false",
+            )
+
+
+def _incast_problems(workload: Incast, num_ranks: int) -> Problems:
+    if workload.receiver >= num_ranks:
+        yield ("receiver",), f"receiver {workload.receiver} is not among the ranks, 0 … {num_ranks - 1}"
+    if workload.fan_in is not None and workload.fan_in > num_ranks - 1:
+        yield ("fan_in",), f"fan_in is {workload.fan_in}, but only {num_ranks - 1} other ranks can send"
+
+
+def _shift_problems(workload: Shift, ranks_on: Counter[int]) -> Problems:
+    if len(set(ranks_on.values())) > 1:
+        (many, most), (few, fewest) = ranks_on.most_common()[0], ranks_on.most_common()[-1]
+        yield (
+            ("ranks",),
+            f"a shift needs equally many ranks on every leaf, but leaf {few} has {fewest} and leaf {many} has "
+            f"{most}; choose other ranks",
+        )
+    elif workload.leaves_by % len(ranks_on) == 0:
+        yield (
+            ("leaves_by",),
+            f"a shift by {workload.leaves_by} among {len(ranks_on)} leaves leads back to the own leaf; choose "
+            "another leaves_by, or ranks on more leaves",
+        )
+
+
+def _collective_problems(
+    workload: Collective | Training, ranks: Sequence[int], host_of: Sequence[int]
+) -> Problems:
+    n = len(ranks)
+    ranks_on = Counter(host_of[rank] for rank in ranks)
+    across = len(ranks_on) if workload.hierarchical else n
+    if workload.algorithm == "halving_doubling" and across & (across - 1):
+        what = "hosts" if workload.hierarchical else "ranks"
+        below = 1 << (across.bit_length() - 1)
+        yield (
+            ("algorithm",),
+            f"halving_doubling needs a power of two of {what}, got {across}; use {below}, or algorithm: ring",
+        )
+    if workload.hierarchical and len(set(ranks_on.values())) > 1:
+        (many, most), (few, fewest) = ranks_on.most_common()[0], ranks_on.most_common()[-1]
+        yield (
+            ("hierarchical",),
+            f"needs equally many ranks on every host, but host {few} has {fewest} and host {many} has {most}; "
+            "choose other ranks, or hierarchical: false",
+        )
+
+
+def _needs(workload: Serving) -> str:
+    degrees = workload.parallelism
+    return (
+        f"{workload.replicas} replicas of {degrees.num_accelerators} accelerators (tensor {degrees.tensor}, "
+        f"expert {degrees.expert}) need {workload.num_accelerators}"
+    )
+
+
+def _serving_problems(workload: Serving, ranks: Sequence[int], host_of: Sequence[int]) -> Problems:
+    if len(ranks) != workload.num_accelerators:
+        yield ("ranks",), f"{_needs(workload)}, but ranks are {len(ranks)}; give as many as are needed"
+        return
+    tensor = workload.parallelism.tensor
+    for first in range(0, len(ranks), tensor):
+        group = ranks[first : first + tensor]
+        if len({host_of[rank] for rank in group}) > 1:
+            yield (
+                ("parallelism", "tensor"),
+                f"tensor degree {tensor}: ranks {group[0]} … {group[-1]} lie on several hosts, but a "
+                "tensor-parallel group stays inside one",
+            )
+            return

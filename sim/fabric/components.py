@@ -290,7 +290,26 @@ def _gather(state, k):
         p = following
     state.components[k].last = previous
     state.components[k].num_pieces = n
+    if n > LARGE:
+        _keep_sorted(state, k, n)
     return n
+
+
+@njit(cache=True)
+def _keep_sorted(state, k, n):
+    """Large components are kept in the order of memory: solving one in random order takes five times as long."""
+    solving = state.solving[:n]
+    for i in range(1, n):
+        if solving[i] < solving[i - 1]:
+            break
+    else:
+        return
+    solving.sort()
+    for i in range(n - 1):
+        state.next_piece[solving[i]] = solving[i + 1]
+    state.next_piece[solving[n - 1]] = NONE
+    state.components[k].first = solving[0]
+    state.components[k].last = solving[n - 1]
 
 
 @njit(cache=True)

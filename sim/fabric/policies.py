@@ -207,7 +207,7 @@ def choose_spray(batch, count, network, placed):
 
 @njit(cache=True)
 def _grouped(batch, count, state, by_size):
-    """Entries ordered so that groups (destination leaf, and size if asked) are consecutive; flows shuffled inside.
+    """Entries ordered so that groups (leaf pair, and size if asked) are consecutive; flows shuffled inside.
 
     The order in which the groups come is shuffled as well. Returns (order, group starts with the end appended).
     """
@@ -218,7 +218,7 @@ def _grouped(batch, count, state, by_size):
             key[i] = batch[i].size_bytes
         order = np.argsort(key, kind="mergesort")
     for i in range(count):
-        key[i] = batch[order[i]].destination_leaf
+        key[i] = batch[order[i]].source_leaf << 32 | batch[order[i]].destination_leaf
     order = order[np.argsort(key, kind="mergesort")]
     starts = np.empty(count + 1, np.int64)
     num_groups = 0
@@ -228,8 +228,10 @@ def _grouped(batch, count, state, by_size):
             new = True
         else:
             j = order[k - 1]
-            new = batch[i].destination_leaf != batch[j].destination_leaf or (
-                by_size and batch[i].size_bytes != batch[j].size_bytes
+            new = (
+                batch[i].source_leaf != batch[j].source_leaf
+                or batch[i].destination_leaf != batch[j].destination_leaf
+                or (by_size and batch[i].size_bytes != batch[j].size_bytes)
             )
         if new:
             starts[num_groups] = k

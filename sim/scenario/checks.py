@@ -1,4 +1,4 @@
-"""Whether a workload fits its cluster: the ranks are there, and the pattern or algorithm exists among them."""
+"""Whether a workload fits its cluster: its ranks are there, its pattern or algorithm exists among them."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def _shift_problems(workload: Shift, ranks_on: Counter[int]) -> Problems:
         (many, most), (few, fewest) = ranks_on.most_common()[0], ranks_on.most_common()[-1]
         yield (
             ("ranks",),
-            f"a shift needs equally many ranks on every leaf, but leaf {few} has {fewest} and leaf {many} has "
-            f"{most}; choose other ranks",
+            f"a shift needs equally many ranks on every leaf, but leaf {few} has {fewest} and leaf {many} "
+            f"has {most}; choose other ranks",
         )
     elif workload.leaves_by % len(ranks_on) == 0:
         yield (
             ("leaves_by",),
-            f"a shift by {workload.leaves_by} among {len(ranks_on)} leaves leads back to the own leaf; choose "
-            "another leaves_by, or ranks on more leaves",
+            f"a shift by {workload.leaves_by} among {len(ranks_on)} leaves leads back to the own leaf; "
+            "choose another leaves_by, or ranks on more leaves",
         )
 
 
@@ -87,8 +87,8 @@ def _collective_problems(
         (many, most), (few, fewest) = ranks_on.most_common()[0], ranks_on.most_common()[-1]
         yield (
             ("hierarchical",),
-            f"needs equally many ranks on every host, but host {few} has {fewest} and host {many} has {most}; "
-            "choose other ranks, or hierarchical: false",
+            f"needs equally many ranks on every host, but host {few} has {fewest} and host {many} has "
+            f"{most}; choose other ranks, or hierarchical: false",
         )
 
 

@@ -223,9 +223,8 @@ class Cluster(Part):
             for _ in range(count):
                 for i in range(kind.accelerators):
                     hosts.append(host)
-                    leaves.append(
-                        self.fabric.leaf_of_nic(host, i * kind.nics // kind.accelerators, kind.nics)
-                    )
+                    nic = i * kind.nics // kind.accelerators
+                    leaves.append(self.fabric.leaf_of_nic(host, nic, kind.nics))
                 host += 1
         return hosts, leaves
 

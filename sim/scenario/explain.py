@@ -29,7 +29,7 @@ def problems_of(error: ValidationError, root: Node, model: type[BaseModel]) -> l
 
 
 def problem_at(root: Node, path: Where, sentence: str, variant: str | None = None) -> Problem:
-    """A problem with what the path of keys and positions leads to, or with the last part of it that is there."""
+    """A problem with what the path of keys and positions leads to, or with the last of it that is there."""
     place, field = _locate(root, path, is_about_key=False)
     return Problem(place, field, sentence, variant)
 

@@ -92,6 +92,7 @@ class Scenario(Part):
             yield ("fidelity",), f"'{self.fidelity}' arrives with the packet core; write fluid until then"
         if self.faults:
             yield ("faults",), "faults arrive with the packet core; leave them out until then"
+        host_of, leaf_of = self.cluster.hosts_and_leaves()
         seen: set[str] = set()
         for i, workload in enumerate(self.workloads):
             if workload.name in seen:
@@ -100,7 +101,9 @@ class Scenario(Part):
                     f"two workloads are named '{workload.name}'; give each its own name",
                 )
             seen.add(workload.name)
-            for path, sentence in workload_problems(self.cluster, workload, self.ranks_of(workload)):
+            for path, sentence in workload_problems(
+                self.cluster, workload, self.ranks_of(workload), host_of, leaf_of
+            ):
                 yield ("workloads", i, *path), sentence
         if self.max_time_s is None and all(workload.is_endless for workload in self.workloads):
             yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -195,7 +196,9 @@ def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
             "Description": about.encode("latin-1", "replace").decode("latin-1"),
         }
     buffer = io.BytesIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the page's own text has it right.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         if figure.get_layout_engine() is not None:
             # Laid out once, for all formats: the solver costs as much as the drawing.
             figure.draw_without_rendering()

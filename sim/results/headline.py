@@ -83,7 +83,7 @@ def headline_of(run: RunResults) -> Headline:
 
 
 def _finished(run: RunResults) -> str:
-    return f"{len(run.results)} of {run.num_expected} runs finished"
+    return f"{run.num_finished} of {run.num_expected} runs finished"
 
 
 class _Answer:
@@ -137,7 +137,7 @@ class _Answer:
         return [name for name in self.run.variants if name in names]
 
     def confidence(self) -> str:
-        n = len(self.run.seeds)
+        n = min(self.mean[name].num_values for name in self.contenders)
         return f"({n} seeds, 95 % CI)" if n > 1 else "(one seed: luck not excluded)"
 
     def value(self, name: str, with_interval: bool = False) -> str:
@@ -208,8 +208,7 @@ class _Answer:
         if self.meaning.name == "network_tax":
             against = f"against {self.value(reference, True)} under {reference}"
             text = f"{self.lead(best)} over an ideal fabric, {against}"
-            short = f"Network tax: {self.value(best)} under {_listed(leaders)}"
-            short += f", {self.value(reference)} under {reference}"
+            short = f"Network tax: {self.value(best)} under {best}, {self.value(reference)} under {reference}"
             return f"{text} {self.confidence()}", short
         words, plain = self.ratio(best, reference)
         what = "" if self.meaning.name == "completion_time_s" else f"{self.meaning.label} "
@@ -255,7 +254,7 @@ class _Answer:
             is_time = self.meaning.quantity in ("seconds", "milliseconds")
             text += f"; the {'slowest' if is_time else 'worst'} is {worst} with {self.value(worst)}"
         if unclear:
-            text += f"; {_listed(unclear)} cannot be told apart from {best} with {len(self.run.seeds)} seeds"
+            text += f"; {_listed(unclear)} cannot be told apart from {best}"
         return text
 
     def bound(self) -> str:

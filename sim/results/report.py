@@ -253,8 +253,8 @@ def _cell(
         if found.verdict == "no difference" or (found.verdict is None and found.difference.mean == 0):
             cell["difference"], cell["verdict"] = "no difference", "same"
         elif shown.mean is not None:
-            points = " points" if meaning.is_share else ""
-            cell["difference"] = format_percent(shown).replace("%", f"%{points}", 1)
+            unit = "points" if meaning.is_share else "%"
+            cell["difference"] = format_percent(shown).replace("%", unit, 1)
             cell["verdict"] = found.verdict or ""
     return cell
 
@@ -301,7 +301,7 @@ def collected_warnings(run: RunResults) -> list[str]:
             concerned.setdefault("This run was interrupted: its tables end early", {})[variant] = None
     out = []
     if run.partial:
-        out.append(f"Partial: {len(run.results)} of {run.num_expected} runs finished.")
+        out.append(f"Partial: {run.num_finished} of {run.num_expected} runs finished.")
     for warning, variants in concerned.items():
         is_everywhere = len(variants) == len(run.variants)
         out.append(warning if is_everywhere else f"{warning} ({', '.join(variants)})")

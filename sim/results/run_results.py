@@ -79,6 +79,11 @@ class RunResults:
     def num_expected(self) -> int:
         return len(self.variants) * len(self.seeds)
 
+    @property
+    def num_finished(self) -> int:
+        """Results that ran to their end; one that was interrupted is there but does not count."""
+        return sum(not result.notes.get("partial", False) for result in self.results.values())
+
 
 def add_network_tax(run: RunResults) -> None:
     """Set `serving.<name>.network_tax` on every result that has an ideal twin of the same seed.

@@ -146,7 +146,8 @@ def paired_difference(
     """Compare a variant with its reference over the seeds that both have.
 
     verdict: "no difference" when `judged` lies within ±1 %; else, when the interval of the difference
-    excludes 0, "better" or "worse" ("lower" or "higher" for a metric without a preferred direction); else "unclear".
+    excludes 0, "better" or "worse" ("lower" or "higher" for a metric without a preferred direction);
+    else "unclear".
     """
     pairs = _pairs(values, reference)
     difference = mean_interval([float(v) for v in pairs[:, 0] - pairs[:, 1]])

@@ -105,7 +105,7 @@ class RunFolder:
 
     def finish(self, partial: bool = False, machine: Mapping[str, Any] | None = None) -> None:
         """Write the final summary, and run.json with what is not reproducible (wall time, machine)."""
-        self.run.partial = partial or len(self.run.results) < self.run.num_expected
+        self.run.partial = partial or self.run.num_finished < self.run.num_expected
         self._write_summary(is_running=False)
         if machine is not None:
             write_atomically(self.path / RUN, _json_bytes(dict(machine)))

@@ -70,7 +70,7 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
         for i in range(len(frames), blocks * columns):
             for row in (0, 1):
                 grid[2 * (i // columns) + row, i % columns].set_axis_off()
-        title, caption = _drift_words(workload, frames)
+        title, caption = _drift_words(workload, frames, run.ideal_variant)
         put_title(figure, title, WIDTH_IN)
         if len(run.seeds) > 1:
             caption += f" Seed {next(iter(frames.values()))[0]}."
@@ -157,19 +157,21 @@ def _draw_against_arrival(axes: Axes, frame, quantity: str, unit_s: float, look:
     axes.plot(arrival, median.to_numpy() / unit_s, color=INK, lw=1.4)
 
 
-def _drift_words(workload: str, frames) -> tuple[str, str]:
-    """Title and caption: does the time to first token grow from the first to the last quarter?"""
-    variant, growth = "", 0.0
+def _drift_words(workload: str, frames, ideal: str | None) -> tuple[str, str]:
+    """Title and caption: does the median time to first token grow from the first to the last quarter?"""
+    growth = {}
     for name, (_, frame) in frames.items():
         ttft = frame["ttft"].dropna().to_numpy()
         quarter = max(1, len(ttft) // 4)
-        ratio = float(np.median(ttft[-quarter:]) / max(np.median(ttft[:quarter]), 1e-12))
-        if ratio > growth:
-            variant, growth = name, ratio
+        growth[name] = float(np.median(ttft[-quarter:]) / max(np.median(ttft[:quarter]), 1e-12))
+    if len(growth) > 1:
+        growth.pop(ideal or "", None)
+    least, most, _ = ranked_by(growth)
     quarters = "from the first to the last quarter of the arrivals"
-    if growth > 2:
-        where = under(variant)
-        caption = f"The median time to first token grows {growth:.1f}-fold{where} {quarters}."
-        return f"Requests of {workload} pile up{where}", caption
-    caption = f"The median time to first token grows at most {growth:.1f}-fold {quarters}."
-    return f"Latency of {workload} holds its level over the run", caption
+    if growth[most] <= 2:
+        caption = f"The median time to first token grows at most {growth[most]:.1f}-fold {quarters}."
+        return f"Latency of {workload} holds its level over the run", caption
+    caption = f"The median time to first token grows {growth[most]:.1f}-fold{under(most)} {quarters}."
+    everywhere = len(growth) > 1 and growth[least] > 2
+    where = " under every variant" if everywhere else under(most)
+    return f"Requests of {workload} pile up{where}", caption

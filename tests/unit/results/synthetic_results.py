@@ -25,6 +25,7 @@ def make_run(
     num_requests=200,
     with_serving=True,
     with_traffic=True,
+    with_fabric=True,
     **overrides,
 ) -> RunResults:
     run = RunResults(
@@ -45,10 +46,12 @@ def make_run(
             multiple = int(rng.choice([3, 4, 4, 5])) if share == 1.0 else 1 + (0 if share < 0.15 else share)
             if with_traffic:
                 _traffic(recorder, metrics, rng, IDEAL_S * multiple, leaves * hosts_per_leaf, share)
+            if with_fabric:
                 _neighbour(recorder, metrics, rng, multiple)
             if with_serving:
                 _serving(recorder, metrics, rng, share, num_requests)
-            _links(recorder, metrics, rng, leaves, spines, hosts_per_leaf, share, multiple)
+            if with_fabric:
+                _links(recorder, metrics, rng, leaves, spines, hosts_per_leaf, share, multiple)
             notes = {
                 "fidelity": "fluid",
                 "cost_sources": {"roofline": 0.82, "own measurement": 0.18},

@@ -116,3 +116,10 @@ def test_values_are_printed_in_units_that_read_well():
     assert common_unit(time, [3.27e-4, 1.4e-3]) == (1e-6, "µs")
     assert common_unit(time, [3.27e-4, 50.0]) == (1.0, "s")
     assert format_value(0.339, meaning_of("serving.chat.network_tax")) == "33.9\u00a0%"
+
+
+def test_an_interrupted_result_is_shown_but_does_not_count_as_finished():
+    run = run_of({"a": [1.0, 2.0], "b": [3.0]}, partial=True)
+    run.results["a", 2].notes["partial"] = True
+    assert run.num_finished == 2 and run.num_expected == 4
+    assert "(one seed: luck not excluded)" in said(run) and "partial: 2 of 4 runs finished" in said(run)

@@ -11,6 +11,7 @@ from sim.results.samples import flow_times, latencies, load_maps, utilisation_ov
 from sim.results.store import RunFolder, RunFolderError
 
 SMALL = {"num_requests": 30, "leaves": 2, "spines": 3, "hosts_per_leaf": 2}
+LEAN = {**SMALL, "with_serving": False, "with_fabric": False}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -82,7 +83,7 @@ def test_a_single_variant_without_serving_and_the_same_bytes_again(tmp_path):
 
 
 def test_a_partial_run_says_so_and_shows_what_there_is(tmp_path):
-    run = make_run(num_seeds=2, with_serving=False, **SMALL)
+    run = make_run(num_seeds=2, **LEAN)
     del run.results["spray", 1], run.results["spray", 2], run.results["one assigned path", 2]
     page = write_report([store(tmp_path / "run", run, partial=True)], tmp_path).read_text()
     assert "Partial: 3 of 6 runs finished." in page and "partial: 3 of 6 runs finished" in page
@@ -105,7 +106,7 @@ def test_empty_tables_draw_nothing():
 def test_several_folders_are_compared_over_their_common_seeds(tmp_path):
     """Two runs with a variant of the same name; the second has one seed more."""
     paths = [
-        store(tmp_path / name, make_run(variants, seeds, with_serving=False, **SMALL))
+        store(tmp_path / name, make_run(variants, seeds, **LEAN))
         for name, variants, seeds in (("monday", ("spray", "single path"), 2), ("tuesday", ("spray",), 3))
     ]
     page = write_report(paths, tmp_path / "both.html").read_text()
@@ -118,7 +119,7 @@ def test_several_folders_are_compared_over_their_common_seeds(tmp_path):
 
 
 def test_runs_without_a_common_seed_are_compared_with_a_warning():
-    first, second = make_run(("spray",), 2, with_serving=False, **SMALL), make_run(("ecmp",), 2, **SMALL)
+    first, second = make_run(("spray",), 2, **LEAN), make_run(("ecmp",), 2, **LEAN)
     second.seeds = (11, 12)
     second.results = {(name, seed + 10): result for (name, seed), result in second.results.items()}
     combined = combine([("a", first), ("b", second)])
@@ -127,7 +128,7 @@ def test_runs_without_a_common_seed_are_compared_with_a_warning():
 
 
 def test_an_svg_does_not_depend_on_when_it_is_drawn():
-    run = make_run(("run",), 1, with_serving=False, **SMALL)
+    run = make_run(("run",), 1, **LEAN)
     first, second = (image_bytes(draw_all(run)[0].figure, "svg", run) for _ in range(2))
     assert first == second and b"<dc:date>" not in first
 

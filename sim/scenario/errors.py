@@ -33,7 +33,7 @@ class Problem:
         parts = [str(self.place)]
         if self.variant is not None:
             parts.append(f"variant '{self.variant}'")
-        if self.field and str(self.place) != f"--set {self.field}":
+        if self.field and str(self.place) not in (f"--set {self.field}", f"--{self.field}"):
             parts.append(self.field)
         return ": ".join([*parts, self.sentence])
 

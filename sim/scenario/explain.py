@@ -72,9 +72,13 @@ def _sentences(found: Any, model: type[BaseModel]) -> Iterator[tuple[Where, str]
     elif kind == "missing":
         yield path, f"is missing; {_example(model, path)}"
     elif kind == "union_tag_invalid":
-        key, tag = context["discriminator"].strip("'"), context["tag"]
-        known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
-        yield (*path, key), f"unknown {key} {quoted(tag)}; {suggestion(str(tag), known)}"
+        key = context["discriminator"].strip("'")
+        tag = value.get(key) if isinstance(value, dict) else context["tag"]
+        known = [name.strip("' ") for name in context["expected_tags"].split(",")]
+        if isinstance(tag, str):
+            yield (*path, key), f"unknown {key} {quoted(tag)}; {suggestion(tag, known)}"
+        else:
+            yield (*path, key), f"{quoted(tag)} is no {key}; choose one of {', '.join(known)}"
     elif kind == "union_tag_not_found":
         key = context["discriminator"].strip("'")
         known = _tags(_annotation_at(model, path), (key,))

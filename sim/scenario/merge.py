@@ -1,7 +1,7 @@
 """Merging one tree over another, and editing a tree with `--set`.
 
-Mappings merge; one whose `policy` or `kind` changes is replaced (parameters of another policy mean nothing to
-it); lists whose items have a `name` merge by it; other lists are replaced, and so is everything else.
+Mappings merge; one whose `policy`, `kind` or `law` changes is replaced (parameters of another policy mean
+nothing to it); lists whose items have a `name` merge by it; other lists are replaced, and so is everything else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from sim.scenario.document import Node, mapping_node, parse_document, sequence_node
 from sim.scenario.errors import Place, ScenarioError, quoted, suggestion
 
-DECIDING_KEYS = ("policy", "kind")
+DECIDING_KEYS = ("policy", "kind", "law")
 
 
 def merged(base: Node, over: Node) -> Node:

@@ -16,6 +16,9 @@ from simpy import Environment, Event
 BEFORE_ALL = -1
 """SimPy's priorities are 0 (urgent) and 1 (normal); completions of the core come before both."""
 
+STEPS_PER_PAUSE = 1024
+"""SimPy events between two looks at the progress when the core has nothing to do."""
+
 
 class Core(Protocol):
     """Something compiled that lives on the same time axis."""
@@ -31,12 +34,13 @@ class Clock(Environment):
     """A SimPy environment that lets one core run up to each of its events.
 
     A core may return early (when something watched finished, or to keep the run interruptible); `on_pause`,
-    if set, is called each time it returns: that is where progress is shown.
+    if set, is called each time it returns, and now and then in between: that is where progress is shown.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._core: Core | None = None
+        self._num_steps = 0
         self.on_pause: Callable[[], None] | None = None
 
     def attach(self, core: Core) -> None:
@@ -62,4 +66,7 @@ class Clock(Environment):
                 core.advance(until_s)
                 if self.on_pause is not None:
                     self.on_pause()
+        self._num_steps += 1
+        if self._num_steps % STEPS_PER_PAUSE == 0 and self.on_pause is not None:
+            self.on_pause()
         super().step()

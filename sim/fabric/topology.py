@@ -145,6 +145,27 @@ class Topology:
     def num_segments(self) -> int:
         return len(self.segment_start) - 1
 
+    def kind_of_host(self, host: int) -> HostKind:
+        last = np.cumsum([kind.count for kind in self.host_kinds])
+        return self.host_kinds[int(np.searchsorted(last, host, side="right"))]
+
+    def latency_s(self, source: Int64, destination: Int64) -> Float64:
+        """Time of flight between accelerators; where paths differ, that of the longest."""
+        a, b = np.asarray(source), np.asarray(destination)
+        nic_a, nic_b = self.nic_of_accelerator[a], self.nic_of_accelerator[b]
+        leaf_a, leaf_b = self.leaf_of_nic[nic_a], self.leaf_of_nic[nic_b]
+        scope = np.where(self.pod_of_leaf[leaf_a] == self.pod_of_leaf[leaf_b], SAME_POD, FAR)
+        scope = np.where(leaf_a == leaf_b, SAME_LEAF, scope)
+        spread = np.array([scope.num_paths for scope in self.scopes])[scope]
+        flight, planes = self.segment_latency_s, self.num_planes
+        fabric = flight[self.leaf_up[leaf_a, scope] + spread] + flight[self.leaf_down[leaf_b, scope] + spread]
+        outside = flight[self.nic_up[nic_a] + planes] + flight[self.nic_down[nic_b] + planes]
+        outside = outside + np.where(leaf_a == leaf_b, 0.0, fabric)
+        inside = flight[self.nvlink_up[a]] + flight[self.nvlink_down[b]]
+        return np.where(
+            self.host_of_accelerator[a] == self.host_of_accelerator[b], np.where(a == b, 0.0, inside), outside
+        )
+
     def accelerators_of_host(self, host: int) -> range:
         first, last = np.searchsorted(self.host_of_accelerator, [host, host + 1])
         return range(int(first), int(last))

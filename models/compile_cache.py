@@ -1,0 +1,55 @@
+"""Where compiled functions are kept: one folder per state of the source.
+
+Numba notices an edit to a function's own file but not to a file that it calls into, so a cache beside the
+sources would run old code after an edit or an upgrade. The folder's name holds a digest of all our sources:
+another state of the code is another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+PACKAGES = ("models", "sim")
+KEPT_FOLDERS = 6
+
+
+def source_digest() -> str:
+    """A digest of the text of every Python file that names Numba, so that may hold compiled functions."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            text = path.read_bytes()
+            if b"numba" in text:
+                digest.update(str(path.relative_to(root)).encode() + text)
+    return digest.hexdigest()[:16]
+
+
+def use() -> None:
+    """Point Numba at this source's folder, unless the user has set NUMBA_CACHE_DIR; forget the oldest ones."""
+    import numba
+
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spindle"
+    folder = base / source_digest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        others = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return  # no place to write: Numba falls back to its own
+    numba.config.CACHE_DIR = str(folder)
+    for old in others[KEPT_FOLDERS:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def is_warm() -> bool:
+    """Whether an earlier run has left compiled functions for this state of the source."""
+    import numba
+
+    folder = numba.config.CACHE_DIR
+    return bool(folder) and any(Path(folder).rglob("fluid_core*.nbi"))

@@ -1,7 +1,8 @@
 """Merging one tree over another, and editing a tree with `--set`.
 
 Mappings merge; one whose `policy`, `kind` or `law` changes is replaced (parameters of another policy mean
-nothing to it); lists whose items have a `name` merge by it; other lists are replaced, and so is everything else.
+nothing to it); lists whose items have a `name` merge by it; other lists are replaced, and so is everything
+else.
 """
 
 from __future__ import annotations

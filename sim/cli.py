@@ -240,14 +240,17 @@ def list_presets(
 def output_folder(name: str, out: Path | None, force: bool) -> Path:
     """Where a run goes: the folder asked for, or runs/<name>, numbered where that is taken.
 
-    Raises Refused when the folder asked for is a file, or holds something and force is False.
+    Raises Refused when the folder asked for cannot be made, or holds something and force is False.
     """
     if out is None:
         plain = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
         slug = "-".join(part for part in plain.split("-") if part)[:60] or "run"
         return _free(RUNS / slug)
-    if out.exists() and not out.is_dir():
-        raise Refused(f"--out {out} is a file; give a folder")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise Refused(f"--out {out}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK):
+        raise Refused(f"--out {out}: {there} cannot be written to; choose another folder")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise Refused(
             f"--out {out} is not empty; choose another folder, or replace the run in it with --force"

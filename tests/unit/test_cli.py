@@ -134,7 +134,9 @@ def test_no_folder_is_overwritten_silently(fakes, spindle):
     Path("empty").mkdir()
     assert spindle("run", "s.yaml", "--out", "empty")[0] == 0
     code, _, err = spindle("run", "s.yaml", "--out", "s.yaml")
-    assert code == 2 and "is a file; give a folder" in err
+    assert code == 2 and "s.yaml is a file; give a folder" in err
+    code, _, err = spindle("run", "s.yaml", "--out", "s.yaml/deep/er")
+    assert code == 2 and "s.yaml is a file; give a folder" in err
 
 
 @pytest.mark.parametrize(

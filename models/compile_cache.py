@@ -42,7 +42,7 @@ def use() -> None:
         others = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:
         return  # no place to write: Numba falls back to its own
-    numba.config.CACHE_DIR = str(folder)
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     for old in others[KEPT_FOLDERS:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -51,5 +51,5 @@ def is_warm() -> bool:
     """Whether an earlier run has left compiled functions for this state of the source."""
     import numba
 
-    folder = numba.config.CACHE_DIR
+    folder = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     return bool(folder) and any(Path(folder).rglob("fluid_core*.nbi"))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def run_scenario(
         for result in results:
             folder.add(result)
             is_partial |= bool(result.notes.get("partial"))
-            progress.finish_run(_title(result.name, result.seed, loaded))
+            progress.finish_run(f"{result.name}, seed {result.seed}")
     except KeyboardInterrupt:
         is_partial = True
     machine = {
@@ -151,19 +152,12 @@ def run_scenario(
     return RunOutcome(folder.path, is_partial, headline)
 
 
-def _title(label: str, seed: int, loaded: LoadedScenario | None = None) -> str:
-    return label if loaded is not None and len(loaded.seeds) == 1 else f"{label}, seed {seed}"
-
-
 Job = tuple[str, Scenario, int]
 
 
 def _one_by_one(jobs: list[Job], progress: Progress) -> Iterator[VariantResult]:
     for label, scenario, seed in jobs:
-        title = f"{label}, seed {seed}"
-        result = simulate(
-            scenario, seed, label, lambda now, end, n, title=title: progress.update(title, now, end, n)
-        )
+        result = simulate(scenario, seed, label, partial(progress.update, f"{label}, seed {seed}"))
         yield result
         if result.notes.get("partial"):
             return

@@ -23,8 +23,9 @@ STEPS_PER_PAUSE = 1024
 class Core(Protocol):
     """Something compiled that lives on the same time axis."""
 
-    next_s: float
-    """Time of the core's next event; infinity when it has none."""
+    @property
+    def next_s(self) -> float:
+        """Time of the core's next event; infinity when it has none."""
 
     def advance(self, until_s: float) -> None:
         """Run events up to and including `until_s`; may return early, after which it is called again."""

@@ -208,7 +208,7 @@ def _merge(state, a, b, now):
 @njit(cache=True)
 def _join(state, k, found, now):
     """The component of a piece that touched k (NONE so far) and now touches `found`."""
-    if found == NONE or found == k:
+    if found in (NONE, k):
         return k
     return found if k == NONE else _merge(state, k, found, now)
 
@@ -350,11 +350,11 @@ def _unite(state, first, s):
 def _count_parts(state, num_pieces):
     """Connected parts of the solved component, over its segments."""
     network, work = state.network, state.work
-    stamp = work.count[0].stamp
-    parts = work.count[0].num_segments
+    stamp = work.sizes[0].stamp
+    parts = work.sizes[0].num_segments
     for i in range(parts):
         state.segments[work.used_segments[i]].parent = work.used_segments[i]
-    for i in range(work.count[0].num_links):
+    for i in range(work.sizes[0].num_links):
         link = work.used_links[i]
         first = NONE
         for e in range(network.link_start[link], network.link_start[link + 1]):
@@ -380,7 +380,7 @@ def _fall_apart(state, k, num_pieces, now):
     if _count_parts(state, num_pieces) == 1:
         return False
     _drop_component(state, k)
-    for i in range(work.count[0].num_segments):
+    for i in range(work.sizes[0].num_segments):
         work.segment[work.used_segments[i]].fill = NONE  # from here on: the root's new component
     for i in range(num_pieces):
         p = state.solving[i]
@@ -440,7 +440,7 @@ def solve_component(state, k, now):
     work = state.work
     maxmin.solve(state.network, work, n, state.solving, state.weight, state.route, state.segments, state.rate)
     _catch_up(state, n, now)
-    for i in range(work.count[0].num_segments):
+    for i in range(work.sizes[0].num_segments):
         s = work.used_segments[i]
         account(state, s, now)
         state.segments[s].rate = work.segment[s].rate

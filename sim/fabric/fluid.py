@@ -7,6 +7,7 @@ per hop), the acknowledgements' own load. An acknowledgement takes the path's la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from simpy import Event
@@ -178,7 +179,8 @@ class FluidFabric:
         done = self.clock.event()
         if n == 0:
             transfer = Transfer(self, graph, done, -1)
-            transfer.close(MessageResults(*(np.zeros(0) for _ in range(5)), np.zeros(0, np.int8)))  # type: ignore[arg-type]
+            none = np.zeros(0)
+            transfer.close(MessageResults(none, none, none, none, none, np.zeros(0, np.int8)))
             done.succeed(transfer)
             return transfer
         key = self._take_transfer()
@@ -366,7 +368,7 @@ class FluidFabric:
         self._state.successors[first_edge : first_edge + len(graph.successors)] = graph.successors + first
         self._state.transfers[key] = (graph.num_messages, self.clock.now)
 
-    def _replace(self, **arrays: np.ndarray) -> None:
+    def _replace(self, **arrays: Any) -> None:
         self._state = self._state._replace(**arrays)
         self._core = fs.reference(self._state)
 

@@ -64,7 +64,7 @@ COUNT_WORK = np.dtype([("stamp", "i8"), ("num_segments", "i8"), ("num_links", "i
 class Scratch(NamedTuple):
     """Work space of one solver. After a solve, used_segments[:num_segments] are those in use."""
 
-    count: np.ndarray  # [1] COUNT_WORK
+    sizes: np.ndarray  # [1] COUNT_WORK
     segment: np.ndarray
     link: np.ndarray
     used_segments: np.ndarray
@@ -97,8 +97,8 @@ def scratch(num_segments: int, num_links: int, max_variables: int) -> Scratch:
 @njit(cache=True)
 def _open_segments(net, work, num_variables, variables, weight, segment):
     """Register the segments and links in use, with the weight that wants to cross them."""
-    work.count[0].stamp += 1
-    stamp = work.count[0].stamp
+    work.sizes[0].stamp += 1
+    stamp = work.sizes[0].stamp
     num_segments = 0
     for i in range(num_variables):
         v = variables[i]
@@ -132,8 +132,8 @@ def _open_segments(net, work, num_variables, variables, weight, segment):
                 num_links += 1
             work.link[link].weight += net.segment_share[e] * work.segment[s].weight
             work.link[link].open += work.segment[s].open
-    work.count[0].num_segments = num_segments
-    work.count[0].num_links = num_links
+    work.sizes[0].num_segments = num_segments
+    work.sizes[0].num_links = num_links
 
 
 @njit(cache=True)
@@ -166,13 +166,13 @@ def solve(net, work, num_variables, variables, weight, segment, roles, rate):
     for i in range(num_variables):
         rate[variables[i]] = -1.0
     _open_segments(net, work, num_variables, variables, weight, segment)
-    size = work.count[0].num_links
+    size = work.sizes[0].num_links
     for i in range(size):
         link = work.used_links[i]
         work.heap_link[i] = link
         work.heap_key[i] = net.capacity[link] / work.link[link].weight
     heap.heapify(work.heap_key, work.heap_link, size)
-    stamp = work.count[0].stamp
+    stamp = work.sizes[0].stamp
     level = 0.0
     left = num_variables
     while size > 0 and left > 0:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import cfunc, int64, njit, types, typeof, uint64
+from numba import cfunc, int64, njit, typeof, types, uint64
 
 NO_FABRIC = -1
 
@@ -72,7 +72,8 @@ SUBFLOWS, JITTER, WINDOW, SEED = 0, 1, 2, 3
 
 def path_network(topology, parameters, seed: int) -> PathNetwork:
     return PathNetwork(
-        topology.leaf_up, topology.leaf_down, topology.pod_of_leaf, topology.segment_start, topology.segment_link, topology.link_rate,
+        topology.leaf_up, topology.leaf_down, topology.pod_of_leaf, topology.segment_start, topology.segment_link,
+        topology.link_rate,
         np.zeros(topology.num_links), np.array([seed], np.uint64), np.asarray(parameters, np.float64),
     )  # fmt: skip
 

@@ -312,6 +312,7 @@ class _Server:
                 arrival_s = arrival_s[arrival_s < w.duration_s]
             arrival_s = arrival_s[: w.num_requests]
         else:
+            assert w.arrivals.kind != "trace", "the schema asks for a trace"
             most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
             arrival_s = arrival_times_s(
                 w.arrivals.kind,

@@ -16,7 +16,7 @@ from models.experts import (
 )
 
 ROUTING = Path(__file__).parents[4] / "shared" / "data" / "esft"
-needs_routing = pytest.mark.skipif(not ROUTING.is_dir(), reason="no recorded routing in ../shared/data/esft")
+needs_routing = pytest.mark.skipif(not ROUTING.is_dir(), reason="needs ../shared/data/esft (recorded routing)")
 
 
 def test_inclusion_by_hand():

@@ -124,7 +124,7 @@ def test_files_that_cannot_be_read_and_windows_without_requests(trace, tmp_path)
         read_azure_trace(path, scale=0.0)
 
 
-@pytest.mark.skipif(not (DATA / "azure_llm").is_dir(), reason=f"no Azure traces in {DATA}")
+@pytest.mark.skipif(not (DATA / "azure_llm").is_dir(), reason="needs ../shared/data/azure_llm")
 @pytest.mark.parametrize(("kind", "num_requests"), [("conv", 19_366), ("code", 8_819)])
 def test_the_published_traces_have_their_published_sizes(kind, num_requests):
     read = read_azure_trace(DATA / "azure_llm" / f"AzureLLMInferenceTrace_{kind}.csv")

@@ -23,7 +23,7 @@ from sim.scenario.errors import Place, ScenarioError, quoted
 
 LARGEST_FILE_BYTES = 256 * 1024
 DEEPEST_NESTING = 40
-MOST_VALUES = 50_000
+MOST_VALUES = 20_000
 """Values in a document, aliases expanded."""
 
 Scalar = str | int | float | bool | None

@@ -44,7 +44,7 @@ def give_piece(state, p):
 
 
 @njit(cache=True)
-def _fold_series(state):
+def fold_series(state):
     """Twice the time in the same number of bins."""
     bins = state.series.shape[1]
     for row in range(state.series.shape[0]):
@@ -70,7 +70,7 @@ def account(state, s, now):
     if bins == 0:
         return
     while now >= state.c[0].bin_s * bins:
-        _fold_series(state)
+        fold_series(state)
     width = state.c[0].bin_s
     b = int(since / width)
     last = int(now / width)

@@ -290,8 +290,15 @@ class FluidFabric:
                 wire[s] += share * piece["wire_bytes"]
         return self._to_links(payload), self._to_links(wire)
 
+    def current_rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """(bytes/s [pieces], segments [pieces, 4]) of the pieces under way."""
+        live = np.nonzero(self._state.pieces["message"] >= 0)[0]
+        return self._state.rate[live].copy(), self._state.route[live].copy()
+
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
         """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+        while self.clock.now >= float(self._state.c["bin_s"][0]) * max(self.settings.num_bins, 1):
+            core.comp.fold_series(self._core)
         for s in range(self.topology.num_segments):
             core.comp.account(self._core, s, self.clock.now)
         width = float(self._state.c["bin_s"][0])

@@ -312,7 +312,7 @@ def fat_tree(
     hosts: Sequence[HostKind],
     overrides: Mapping[str, LinkOverride] | None = None,
 ) -> Topology:
-    """A three-tier fat tree: with g = cores / aggregations, aggregation j of a pod connects to cores j g … (j + 1) g - 1.
+    """A three-tier fat tree: aggregation j of a pod connects to cores j g … (j + 1) g - 1, g = cores / aggregations.
 
     Inside a pod a path is the aggregation's number; between pods it is the core's, which fixes the aggregations.
 

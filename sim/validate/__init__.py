@@ -1,0 +1,1 @@
+"""Checks against closed forms, exact laws and hand-derived cases: `spindle validate`."""

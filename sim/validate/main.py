@@ -1,0 +1,47 @@
+"""All checks: `spindle validate`, or `python -m sim.validate.main FILE` to write them as a page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sim.validate import fabric_checks, serving_checks
+from sim.validate.table import CheckResult
+
+CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
+    fabric_checks.single_flow_and_incast,
+    fabric_checks.collectives,
+    fabric_checks.max_min,
+    fabric_checks.shift_law,
+    fabric_checks.assigned_loads,
+    serving_checks.md1,
+)
+
+
+def run_checks() -> list[CheckResult]:
+    """Run every check, in order."""
+    return [result for check in CHECKS for result in check()]
+
+
+def as_page(results: list[CheckResult]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Validation",
+        "",
+        "Written by `python -m sim.validate.main docs/validation.md`; `spindle validate` prints the same.",
+        "",
+        "| check | expected | simulated | error | tolerance | source | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        error = "–" if r.error is None else f"{r.error:.2g}"
+        verdict = "ok" if r.passed else "**FAILED**"
+        lines.append(
+            f"| {r.name} | {r.expected:.6g} | {r.simulated:.6g} | {error} | {r.tolerance} | {r.source} | {verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(as_page(run_checks()), encoding="utf-8")

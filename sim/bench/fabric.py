@@ -1,107 +1,196 @@
-"""Speed of the fluid fabric. Each case runs in a process of its own, after a small one that loads the compiled code."""
+"""Speed and memory of the fluid fabric: each case in a process of its own, on one core, compilation excluded.
+
+A case is a topology, a path policy and a message graph. Timed is what the simulator does with the graph, from
+`start` to the last byte; building the graph is not. Times are CPU seconds of the one thread, which other work
+on the machine hardly moves; wall seconds stand beside them. Memory is the process's peak, everything included.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import dataclasses
+import json
+import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sim.collectives.algorithms import ALGORITHMS
 from sim.engine.clock import Clock
+from sim.engine.random import RandomStreams
 from sim.fabric.fluid import FluidFabric
-from sim.fabric.messages import MessageGraph
-from sim.fabric.topology import HostKind, Link, LinkOverride, leaf_spine
-from sim.workload import patterns
+from sim.fabric.messages import MessageGraph, message_graph
+from sim.fabric.topology import HostKind, Link, LinkOverride, Topology, leaf_spine
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+GIB = 2**30
 LINK = Link(50e9, 500e-9)
+"""400 Gbit/s, 500 ns."""
+SLOW_RATE = 12.5e9
+"""100 Gbit/s."""
 MESSAGE_BYTES = 1_000_000
 
 
-def _run(leaves: int, hosts: int, spines: int, policy: str, graph: MessageGraph, slow_link: bool = False) -> None:
-    overrides = {"leaf0-spine0": LinkOverride(12.5e9)} if slow_link else {}
-    topology = leaf_spine(
-        leaves=leaves, spines=spines, hosts_per_leaf=hosts, host_link=LINK, spine_link=LINK,
-        hosts=[HostKind(leaves * hosts)], overrides=overrides,
-    )  # fmt: skip
-    fabric = FluidFabric(Clock(), topology, policy)
-    transfer = fabric.start(graph)
-    fabric.clock.run(until=transfer.done)
-    fabric.check_conservation()
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is simulated; `is_quick` says whether it takes a few seconds only."""
+
+    leaves: int
+    hosts_per_leaf: int
+    spines: int
+    policy: str
+    graph: Callable[[int], MessageGraph]
+    has_slow_uplink: bool = False
+    is_quick: bool = False
+
+    def topology(self) -> Topology:
+        slow = {"leaf0-spine0": LinkOverride(rate_bytes_per_s=SLOW_RATE)} if self.has_slow_uplink else {}
+        return leaf_spine(
+            leaves=self.leaves, spines=self.spines, hosts_per_leaf=self.hosts_per_leaf, host_link=LINK,
+            spine_link=LINK, hosts=[HostKind(self.leaves * self.hosts_per_leaf)], overrides=slow,
+        )  # fmt: skip
 
 
-def exchange(leaves: int, policy: str) -> int:
-    """All-to-all of `leaves` x 32 NICs over 32 spines, 1 MB a pair; returns the number of messages."""
-    graph = patterns.all_to_all(np.arange(32 * leaves), MESSAGE_BYTES)
-    _run(leaves, 32, 32, policy, graph)
-    return graph.num_messages
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One case's cost; simulated_s is the time at which its last byte arrived."""
+
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+    num_messages: int
+    simulated_s: float
 
 
-def uneven() -> int:
-    """No symmetry to exploit: 16 x 16 x 16, one slow link, lognormal sizes."""
-    graph = patterns.all_to_all(np.arange(256), MESSAGE_BYTES)
-    sizes = np.random.default_rng(1).lognormal(np.log(MESSAGE_BYTES), 0.5, graph.num_messages).astype(np.int64)
-    _run(16, 16, 16, "ecmp", replace(graph, size_bytes=sizes), slow_link=True)
-    return graph.num_messages
+def all_to_all(num_nics: int) -> MessageGraph:
+    """Every ordered pair at once, equal sizes."""
+    source, destination = _pairs(num_nics)
+    return message_graph(source, destination, MESSAGE_BYTES)
 
 
-def ring(jitter_s: float, policy: str = "ecmp") -> int:
-    """Ring all-reduce of 1,024 ranks, 2,046 steps."""
-    ranks = np.arange(1024)
-    graph = ALGORITHMS["all_reduce", "ring"](ranks, 1 << 20)
-    late_s = np.random.default_rng(1).random(1024) * jitter_s
-    _run(32, 32, 32, policy, replace(graph, earliest_s=late_s[graph.source]))
-    return graph.num_messages
+def uneven_all_to_all(num_nics: int) -> MessageGraph:
+    """Every ordered pair at once, lognormal sizes (sigma 0.5, the same mean): no two flows are alike."""
+    source, destination = _pairs(num_nics)
+    rng = RandomStreams(1).stream("bench.sizes")
+    sizes = rng.lognormal(np.log(MESSAGE_BYTES) - 0.125, 0.5, len(source))
+    return message_graph(source, destination, np.maximum(sizes, 1).astype(np.int64))
 
 
-CASES: dict[str, tuple[Callable[[], int], float]] = {
-    "all-to-all of 1,024 NICs, ecmp, s": (lambda: exchange(32, "ecmp"), 20.0),
-    "all-to-all of 1,024 NICs, spray, s": (lambda: exchange(32, "spray"), 10.0),
-    "all-to-all of 1,024 NICs, ethereal, s": (lambda: exchange(32, "ethereal"), 10.0),
-    "all-to-all of 2,048 NICs, ecmp, s": (lambda: exchange(64, "ecmp"), 150.0),
-    "all-to-all of 256 NICs, lognormal sizes, a slow link, s": (uneven, 20.0),
-    "ring all-reduce of 1,024 ranks, lockstep, s": (lambda: ring(0.0), 5.0),
-    "ring all-reduce of 1,024 ranks, 1 us jitter, s": (lambda: ring(1e-6), 30.0),
+def ring(num_nics: int) -> MessageGraph:
+    """A ring all-reduce in lockstep: 2 (n - 1) steps of n messages, each after the one that it passes on."""
+    return ALGORITHMS["all_reduce", "ring"](np.arange(num_nics), 1024 * num_nics)
+
+
+def jittered_ring(num_nics: int) -> MessageGraph:
+    """The same ring; each rank starts at a time of its own within 1 us."""
+    graph = ring(num_nics)
+    earliest_s = graph.earliest_s.copy()
+    first = graph.num_inputs == 0
+    earliest_s[first] = RandomStreams(1).stream("bench.jitter").uniform(0.0, 1e-6, int(first.sum()))
+    return dataclasses.replace(graph, earliest_s=earliest_s)
+
+
+def _pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    source = np.repeat(np.arange(n), n - 1)
+    return source, (source + 1 + np.tile(np.arange(n - 1), n)) % n
+
+
+CASES = {
+    "all-to-all, 1,024 NICs, ecmp": Case(32, 32, 32, "ecmp", all_to_all),
+    "all-to-all, 1,024 NICs, spray": Case(32, 32, 32, "spray", all_to_all, is_quick=True),
+    "all-to-all, 1,024 NICs, ethereal": Case(32, 32, 32, "ethereal", all_to_all),
+    "all-to-all, 2,048 NICs, ecmp": Case(64, 32, 32, "ecmp", all_to_all),
+    "lognormal all-to-all, 256 NICs, a slow uplink, ecmp": Case(
+        16, 16, 16, "ecmp", uneven_all_to_all, has_slow_uplink=True
+    ),
+    "ring all-reduce, 1,024 ranks, lockstep": Case(32, 32, 32, "ecmp", ring, is_quick=True),
+    "ring all-reduce, 1,024 ranks, 1 us jitter, ecmp": Case(32, 32, 32, "ecmp", jittered_ring, is_quick=True),
 }
+MOST_S = dict(zip(CASES, (20.0, 10.0, 10.0, 150.0, 20.0, 5.0, 30.0), strict=True))
+"""The most seconds that each may take."""
+SMALL, LARGE = "all-to-all, 1,024 NICs, ecmp", "all-to-all, 2,048 NICs, ecmp"
+MOST_GIB = 4.0
+MOST_GROWTH = 9.0
+"""Four times the flows cost at most so many times the time."""
+LEAST_MESSAGES_PER_S = 1e6
 
 
-def _measure(name: str, sender: Any) -> None:
-    _run(2, 2, 2, "ethereal" if "ethereal" in name else "spray" if "spray" in name else "ecmp",
-         patterns.all_to_all(np.arange(4), 1000))  # fmt: skip
-    wall, cpu = time.perf_counter(), time.process_time()
-    num_messages = CASES[name][0]()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    sender.send((wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, num_messages))
-
-
-def run() -> list[dict[str, Any]]:
-    """One row per promise: value is processor seconds of one core, compile time excluded; GiB is the peak."""
-    rows: list[dict[str, Any]] = []
-    context = multiprocessing.get_context("spawn")
-    seconds: dict[str, float] = {}
-    for name, (_, target) in CASES.items():
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_measure, args=(name, sender))
-        process.start()
-        try:
-            wall, cpu, peak, num_messages = receiver.recv()
-        finally:
-            process.join()
-        seconds[name] = cpu
-        rows.append(_row(name, cpu, "s", target, cpu <= target, wall))
-        if "1,024 NICs, ecmp" in name:
-            rows.append(_row(name.replace(", s", ", peak memory"), peak, "GiB", 4.0, peak <= 4.0))
-        if "lockstep" in name:
-            rate = num_messages / cpu
-            rows.append(_row("coupled messages in a dependency graph", rate, "1/s", 1e6, rate >= 1e6))
-    ratio = seconds["all-to-all of 2,048 NICs, ecmp, s"] / seconds["all-to-all of 1,024 NICs, ecmp, s"]
-    rows.append(_row("2,048 against 1,024 NICs: four times the flows", ratio, "x", 9.0, ratio <= 9.0))
+def run(is_quick: bool = False, selected: str = "") -> list[dict]:
+    """One row per figure: name, value, unit, target, ok, wall_s. `selected` is a part of the case's name."""
+    names = [name for name, case in CASES.items() if selected in name and (case.is_quick or not is_quick)]
+    if names:
+        for policy in {CASES[name].policy for name in names}:
+            measure(f"warm up, {policy}")
+    rows = []
+    measured = {name: measure(name) for name in names}
+    for name, m in measured.items():
+        rows.append(row(name, m.cpu_s, "s CPU", MOST_S[name], m.cpu_s <= MOST_S[name], m))
+        peak_gib = m.peak_bytes / GIB
+        if name == SMALL:
+            rows.append(row(f"{name}, peak memory", peak_gib, "GiB", MOST_GIB, peak_gib <= MOST_GIB, m))
+        if CASES[name].graph in (ring, jittered_ring):
+            rate = m.num_messages / m.cpu_s
+            ok = rate >= LEAST_MESSAGES_PER_S
+            rows.append(row(f"{name}, messages", rate, "1/s", LEAST_MESSAGES_PER_S, ok, m))
+    if SMALL in measured and LARGE in measured:
+        growth = measured[LARGE].cpu_s / measured[SMALL].cpu_s
+        name = "all-to-all, ecmp, four times the flows"
+        rows.append(row(name, growth, "x time", MOST_GROWTH, growth <= MOST_GROWTH, measured[LARGE]))
     return rows
 
 
-def _row(name: str, value: float, unit: str, target: float, ok: bool, wall: float | None = None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "target": target, "ok": bool(ok), "wall_s": wall}
+def row(name: str, value: float, unit: str, target: float, ok: bool, measured: Measured) -> dict:
+    return {"name": name, "value": value, "unit": unit, "target": target, "ok": ok, "wall_s": measured.wall_s}
+
+
+def measure(name: str) -> Measured:
+    """Run a case in a fresh process. Raises CalledProcessError when it fails; what it said is on stderr."""
+    threads = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.bench.fabric", name], env=os.environ | threads, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, check=True, text=True,
+    )  # fmt: skip
+    return Measured(**json.loads(done.stdout))
+
+
+def simulate(case: Case) -> Measured:
+    """Run a case in this process. Its compiled code is loaded by a small run first."""
+    _timed(dataclasses.replace(case, leaves=2, hosts_per_leaf=2, spines=2))
+    return _timed(case)
+
+
+def _timed(case: Case) -> Measured:
+    clock = Clock()
+    topology = case.topology()
+    graph = case.graph(topology.num_accelerators)
+    fabric = FluidFabric(clock, topology, case.policy)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    clock.run(fabric.start(graph).done)
+    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+    fabric.check_conservation()
+    return Measured(cpu_s, wall_s, _peak_bytes(), graph.num_messages, clock.now)
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this process; from /proc where there is one, as getrusage counts the parent's too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def main(name: str) -> None:
+    case = CASES.get(name) or Case(2, 2, 2, name.removeprefix("warm up, "), all_to_all)
+    json.dump(dataclasses.asdict(simulate(case)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

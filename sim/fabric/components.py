@@ -304,7 +304,19 @@ def _keep_sorted(state, k, n):
             break
     else:
         return
-    solving.sort()
+    lowest, highest = solving.min(), solving.max()
+    if highest - lowest > 64 * n:
+        solving.sort()
+    else:  # lists were joined end to end, which a quicksort takes badly: tick off the members instead
+        is_member = state.work.is_frozen
+        is_member[lowest : highest + 1] = False
+        for p in solving:
+            is_member[p] = True
+        i = 0
+        for p in range(lowest, highest + 1):
+            if is_member[p]:
+                solving[i] = p
+                i += 1
     for i in range(n - 1):
         state.next_piece[solving[i]] = solving[i + 1]
     state.next_piece[solving[n - 1]] = NONE
@@ -350,7 +362,6 @@ def _unite(state, first, s):
 def _count_parts(state, num_pieces):
     """Connected parts of the solved component, over its segments."""
     network, work = state.network, state.work
-    stamp = work.sizes[0].stamp
     parts = work.sizes[0].num_segments
     for i in range(parts):
         state.segments[work.used_segments[i]].parent = work.used_segments[i]
@@ -359,7 +370,7 @@ def _count_parts(state, num_pieces):
         first = NONE
         for e in range(network.link_start[link], network.link_start[link + 1]):
             s = network.link_segment[e]
-            if work.segment[s].stamp == stamp:
+            if work.segment[s].total > 0:
                 first, joined = _unite(state, first, s)
                 parts -= joined
     for i in range(num_pieces):

@@ -424,8 +424,7 @@ class FluidFabric:
         free = int(c["num_free_components"])
         state.free_components[free : free + room - have] = np.arange(room - 1, have - 1, -1)
         c["num_free_components"] += room - have
-        work = state.work._replace(role_variables=np.zeros((maxmin.NUM_ROLES, room), np.int32))
-        self._replace(work=work)
+        self._replace(work=maxmin.with_room(state.work, room))
 
     def _deliver_fired(self) -> None:
         c = self._state.c[0]

@@ -9,42 +9,38 @@ from numba import njit
 
 
 @njit(cache=True)
-def _before(keys, ids, a, b):
-    return keys[a] < keys[b] or (keys[a] == keys[b] and ids[a] < ids[b])
-
-
-@njit(cache=True)
-def _swap(keys, ids, a, b):
-    keys[a], keys[b] = keys[b], keys[a]
-    ids[a], ids[b] = ids[b], ids[a]
+def _before(key, entry, other_key, other_entry):
+    return key < other_key or (key == other_key and entry < other_entry)
 
 
 @njit(cache=True)
 def sift_down(keys, ids, size, i):
+    """Move entry i down to where it belongs; the others move up into the gap."""
+    key, entry = keys[i], ids[i]
     while True:
         child = 2 * i + 1
         if child >= size:
-            return
-        if child + 1 < size and _before(keys, ids, child + 1, child):
+            break
+        if child + 1 < size and _before(keys[child + 1], ids[child + 1], keys[child], ids[child]):
             child += 1
-        if not _before(keys, ids, child, i):
-            return
-        _swap(keys, ids, i, child)
+        if not _before(keys[child], ids[child], key, entry):
+            break
+        keys[i], ids[i] = keys[child], ids[child]
         i = child
+    keys[i], ids[i] = key, entry
 
 
 @njit(cache=True)
 def push(keys, ids, size, key, entry):
     """Add an entry; returns the new size. The arrays must have room."""
     i = size
-    keys[i] = key
-    ids[i] = entry
     while i > 0:
         parent = (i - 1) >> 1
-        if not _before(keys, ids, i, parent):
+        if not _before(key, entry, keys[parent], ids[parent]):
             break
-        _swap(keys, ids, i, parent)
+        keys[i], ids[i] = keys[parent], ids[parent]
         i = parent
+    keys[i], ids[i] = key, entry
     return size + 1
 
 

@@ -30,7 +30,7 @@ class Network(NamedTuple):
     """The constraints: what the solver may read.
 
     segment_start, segment_link, segment_share   CSR segment -> (link, share)
-    link_start, link_segment                     CSR link -> segments that load it
+    link_start, link_segment, link_share         CSR link -> (segment that loads it, share)
     capacity                                     [links] bytes/s
     """
 
@@ -39,26 +39,23 @@ class Network(NamedTuple):
     segment_share: np.ndarray
     link_start: np.ndarray
     link_segment: np.ndarray
+    link_share: np.ndarray
     capacity: np.ndarray
 
 
 SEGMENT_WORK = np.dtype(
     [
-        ("stamp", "i8"),
+        ("total", "i4"),  # variables; 0 where no variable of this solve crosses it
+        ("open", "i4"),  # unfrozen variables
+        ("first", "i4"),  # start of the segment's variables in its role's list
+        ("fill", "i4"),
         ("weight", "f8"),  # unfrozen weight
-        ("open", "i8"),  # unfrozen variables
         ("rate", "f8"),  # frozen load
-        ("first", "i8"),  # start of the segment's variables in its role's list
-        ("fill", "i8"),
-        ("total", "i8"),
-        ("changed_open", "i8"),
-        ("changed_weight", "f8"),
-        ("changed_rate", "f8"),
+        ("level", "f8"),  # at which one of its links was full; infinity before that
     ],
     align=True,
 )
-LINK_WORK = np.dtype([("stamp", "i8"), ("weight", "f8"), ("load", "f8"), ("open", "i8")], align=True)
-COUNT_WORK = np.dtype([("stamp", "i8"), ("num_segments", "i8"), ("num_links", "i8")], align=True)
+COUNT_WORK = np.dtype([("stamp", "i8"), ("num_segments", "i8"), ("num_links", "i8"), ("left", "i8")], align=True)
 
 
 class Scratch(NamedTuple):
@@ -66,13 +63,13 @@ class Scratch(NamedTuple):
 
     sizes: np.ndarray  # [1] COUNT_WORK
     segment: np.ndarray
-    link: np.ndarray
+    link_stamp: np.ndarray
     used_segments: np.ndarray
     used_links: np.ndarray
-    changed: np.ndarray
     heap_key: np.ndarray
     heap_link: np.ndarray
-    role_variables: np.ndarray  # [roles, capacity of variables]
+    is_frozen: np.ndarray  # [capacity of variables]
+    listed: np.ndarray  # [roles, capacity of variables] grouped by segment
 
 
 def network(segment_start, segment_link, segment_share, capacity) -> Network:
@@ -82,74 +79,138 @@ def network(segment_start, segment_link, segment_share, capacity) -> Network:
     order = np.argsort(segment_link, kind="stable")
     link_start = np.zeros(num_links + 1, np.int64)
     np.cumsum(np.bincount(segment_link, minlength=num_links), out=link_start[1:])
-    return Network(segment_start, segment_link, segment_share, link_start, owner[order].astype(np.int64),
-                   np.asarray(capacity, np.float64))  # fmt: skip
+    return Network(
+        segment_start, segment_link, segment_share, link_start, owner[order].astype(np.int64),
+        np.asarray(segment_share, np.float64)[order], np.asarray(capacity, np.float64),
+    )  # fmt: skip
 
 
 def scratch(num_segments: int, num_links: int, max_variables: int) -> Scratch:
     return Scratch(
-        np.zeros(1, COUNT_WORK), np.zeros(num_segments, SEGMENT_WORK), np.zeros(num_links, LINK_WORK),
-        np.zeros(num_segments, np.int64), np.zeros(num_links, np.int64), np.zeros(num_segments, np.int64),
-        np.zeros(num_links), np.zeros(num_links, np.int64), np.zeros((NUM_ROLES, max_variables), np.int32),
+        np.zeros(1, COUNT_WORK), np.zeros(num_segments, SEGMENT_WORK), np.zeros(num_links, np.int64),
+        np.zeros(num_segments, np.int64), np.zeros(num_links, np.int64),
+        np.zeros(num_links), np.zeros(num_links, np.int64), np.zeros(max_variables, np.bool_),
+        np.zeros((NUM_ROLES, max_variables), np.int32),
     )  # fmt: skip
 
 
+def with_room(work: Scratch, max_variables: int) -> Scratch:
+    """The same work space for more variables."""
+    return work._replace(
+        is_frozen=np.zeros(max_variables, np.bool_), listed=np.zeros((NUM_ROLES, max_variables), np.int32)
+    )
+
+
 @njit(cache=True)
-def _open_segments(net, work, num_variables, variables, weight, segment):
-    """Register the segments and links in use, with the weight that wants to cross them."""
-    work.sizes[0].stamp += 1
-    stamp = work.sizes[0].stamp
+def _open_segments(work, num_variables, variables, weight, segment):
+    """Register the segments in use, with the weight that wants to cross them."""
+    segments, used_segments, sizes = work.segment, work.used_segments, work.sizes[0]
+    for i in range(sizes.num_segments):
+        segments[used_segments[i]].total = 0
     num_segments = 0
     for i in range(num_variables):
         v = variables[i]
-        w = weight[v]
+        work.is_frozen[v] = False
         for role in range(NUM_ROLES):
             s = segment[v, role]
             if s == NO_SEGMENT:
                 continue
-            if work.segment[s].stamp != stamp:
-                work.segment[s].stamp = stamp
-                work.segment[s].weight = 0.0
-                work.segment[s].open = 0
-                work.segment[s].rate = 0.0
-                work.segment[s].first = -1
-                work.used_segments[num_segments] = s
+            used = segments[s]
+            if used.total == 0:
+                used.first = NO_SEGMENT
+                used.weight = 0.0
+                used.rate = 0.0
+                used.level = np.inf
+                used_segments[num_segments] = s
                 num_segments += 1
-            work.segment[s].weight += w
-            work.segment[s].open += 1
+            used.total += 1
+            used.weight += weight[v]
+    sizes.num_segments = num_segments
+
+
+@njit(cache=True)
+def _open_links(net, work):
+    """Register the links in use."""
+    sizes, stamps = work.sizes[0], work.link_stamp
+    sizes.stamp += 1
     num_links = 0
-    for i in range(num_segments):
+    for i in range(sizes.num_segments):
         s = work.used_segments[i]
-        work.segment[s].total = work.segment[s].open
+        work.segment[s].open = work.segment[s].total
         for e in range(net.segment_start[s], net.segment_start[s + 1]):
-            link = net.segment_link[e]
-            if work.link[link].stamp != stamp:
-                work.link[link].stamp = stamp
-                work.link[link].weight = 0.0
-                work.link[link].load = 0.0
-                work.link[link].open = 0
-                work.used_links[num_links] = link
+            k = net.segment_link[e]
+            if stamps[k] != sizes.stamp:
+                stamps[k] = sizes.stamp
+                work.used_links[num_links] = k
                 num_links += 1
-            work.link[link].weight += net.segment_share[e] * work.segment[s].weight
-            work.link[link].open += work.segment[s].open
-    work.sizes[0].num_segments = num_segments
-    work.sizes[0].num_links = num_links
+    sizes.num_links = num_links
+
+
+@njit(cache=True, inline="always")
+def _full_at(link_start, link_segment, link_share, capacity, segments, k):
+    """The level at which link k will be full as things stand; infinity when nothing that crosses it can grow."""
+    load, weight, is_open = 0.0, 0.0, False
+    for e in range(link_start[k], link_start[k + 1]):
+        s = segments[link_segment[e]]
+        if s.total > 0:
+            load += link_share[e] * s.rate
+            weight += link_share[e] * s.weight
+            is_open |= s.open > 0
+    return (capacity[k] - load) / max(weight, 1e-300) if is_open else np.inf
 
 
 @njit(cache=True)
 def _list_role(work, num_variables, variables, segment, role):
     """Sort the variables by their segment of this role (counting sort). Done only for roles that freeze one."""
+    segments, listed = work.segment, work.listed[role]
     first = 0
     for i in range(num_variables):
-        s = segment[variables[i], role]
+        v = variables[i]
+        s = segment[v, role]
         if s == NO_SEGMENT:
             continue
-        if work.segment[s].first < 0:
-            work.segment[s].first = first
-            work.segment[s].fill = first
-            first += work.segment[s].total
-        work.role_variables[role, work.segment[s].fill] = variables[i]
-        work.segment[s].fill += 1
+        used = segments[s]
+        if used.first == NO_SEGMENT:
+            used.first = first
+            used.fill = first
+            first += used.total
+        listed[used.fill] = v
+        used.fill += 1
+
+
+@njit(cache=True)
+def _freeze(work, weight, segment, s, role, level):
+    """Freeze what still crosses segment s."""
+    segments, is_frozen = work.segment, work.is_frozen
+    segments[s].level = level
+    listed = work.listed[role]
+    for j in range(segments[s].first, segments[s].first + segments[s].total):
+        v = listed[j]
+        if is_frozen[v]:
+            continue
+        is_frozen[v] = True
+        work.sizes[0].left -= 1
+        w = weight[v]
+        for other_role in range(NUM_ROLES):
+            crossed = segment[v, other_role]
+            if crossed != NO_SEGMENT:
+                segments[crossed].open -= 1
+                segments[crossed].weight -= w
+                segments[crossed].rate += level * w
+
+
+@njit(cache=True)
+def _read_rates(work, num_variables, variables, weight, segment, rate):
+    """A variable froze at the level at which the first of its segments did, and levels only rise."""
+    segments = work.segment
+    for i in range(num_variables):
+        v = variables[i]
+        level = np.inf
+        for role in range(NUM_ROLES):
+            s = segment[v, role]
+            if s != NO_SEGMENT:
+                level = min(level, segments[s].level)
+        rate[v] = level * weight[v]
 
 
 @njit(cache=True)
@@ -163,75 +224,34 @@ def solve(net, work, num_variables, variables, weight, segment, roles, rate):
 
     Cost: each variable is touched once when it is listed and once when it freezes; O(links log links) on top.
     """
-    for i in range(num_variables):
-        rate[variables[i]] = -1.0
-    _open_segments(net, work, num_variables, variables, weight, segment)
+    _open_segments(work, num_variables, variables, weight, segment)
+    _open_links(net, work)
+    segments, keys, waiting = work.segment, work.heap_key, work.heap_link
+    start, member, share, capacity = net.link_start, net.link_segment, net.link_share, net.capacity
     size = work.sizes[0].num_links
     for i in range(size):
-        link = work.used_links[i]
-        work.heap_link[i] = link
-        work.heap_key[i] = net.capacity[link] / work.link[link].weight
-    heap.heapify(work.heap_key, work.heap_link, size)
-    stamp = work.sizes[0].stamp
+        waiting[i] = work.used_links[i]
+        keys[i] = _full_at(start, member, share, capacity, segments, waiting[i])
+    heap.heapify(keys, waiting, size)
+    work.sizes[0].left = num_variables
     level = 0.0
-    left = num_variables
-    while size > 0 and left > 0:
-        key = work.heap_key[0]
-        link = work.heap_link[0]
-        if work.link[link].open == 0:
-            size = heap.pop(work.heap_key, work.heap_link, size)
+    while size > 0 and work.sizes[0].left > 0:
+        k = waiting[0]
+        full_at = max(_full_at(start, member, share, capacity, segments, k), level)
+        if keys[0] * (1.0 + 1e-12) < full_at < np.inf:
+            keys[0] = full_at
+            heap.sift_down(keys, waiting, size, 0)
             continue
-        now = (net.capacity[link] - work.link[link].load) / max(work.link[link].weight, 1e-300)
-        now = max(now, level)
-        if now > key * (1.0 + 1e-12):
-            work.heap_key[0] = now
-            heap.sift_down(work.heap_key, work.heap_link, size, 0)
+        size = heap.pop(keys, waiting, size)
+        if full_at == np.inf:
             continue
-        level = now
-        size = heap.pop(work.heap_key, work.heap_link, size)
-        num_changed = 0
-        for e in range(net.link_start[link], net.link_start[link + 1]):
-            s = net.link_segment[e]
-            if work.segment[s].stamp != stamp or work.segment[s].open == 0:
+        level = full_at
+        for e in range(start[k], start[k + 1]):
+            s = member[e]
+            if segments[s].total == 0 or segments[s].open == 0:
                 continue
             role = roles[s].role
-            if work.segment[s].first < 0:
+            if segments[s].first == NO_SEGMENT:
                 _list_role(work, num_variables, variables, segment, role)
-            first = work.segment[s].first
-            for j in range(first, first + work.segment[s].total):
-                v = work.role_variables[role, j]
-                if rate[v] >= 0.0:
-                    continue
-                w = weight[v]
-                x = level * w
-                rate[v] = x
-                left -= 1
-                for other_role in range(NUM_ROLES):
-                    other = segment[v, other_role]
-                    if other == NO_SEGMENT:
-                        continue
-                    if work.segment[other].changed_open == 0:
-                        work.changed[num_changed] = other
-                        num_changed += 1
-                    work.segment[other].changed_open += 1
-                    work.segment[other].changed_weight += w
-                    work.segment[other].changed_rate += x
-        for j in range(num_changed):
-            other = work.changed[j]
-            n, w = work.segment[other].changed_open, work.segment[other].changed_weight
-            x = work.segment[other].changed_rate
-            work.segment[other].changed_open = 0
-            work.segment[other].changed_weight = 0.0
-            work.segment[other].changed_rate = 0.0
-            work.segment[other].open -= n
-            work.segment[other].weight -= w
-            work.segment[other].rate += x
-            for e in range(net.segment_start[other], net.segment_start[other + 1]):
-                share = net.segment_share[e]
-                k = net.segment_link[e]
-                work.link[k].open -= n
-                work.link[k].weight -= share * w
-                work.link[k].load += share * x
-    for i in range(num_variables):
-        if rate[variables[i]] < 0.0:
-            rate[variables[i]] = np.inf
+            _freeze(work, weight, segment, s, role, level)
+    _read_rates(work, num_variables, variables, weight, segment, rate)

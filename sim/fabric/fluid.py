@@ -16,7 +16,16 @@ from sim.engine.clock import Clock
 from sim.fabric import fluid_core as core
 from sim.fabric import fluid_state as fs
 from sim.fabric import maxmin
-from sim.fabric.messages import NO_GATE, PENDING, MessageGraph, MessageGraphError, MessageResults
+from sim.fabric.messages import (
+    CANCELLED,
+    DELIVERED,
+    NO_GATE,
+    PENDING,
+    MessageGraph,
+    MessageGraphError,
+    MessageResults,
+    message_in_cycle,
+)
 from sim.fabric.policies import PATH_POLICIES, PathPolicy, compiled, path_network
 from sim.fabric.topology import Topology
 from sim.fabric.transfer import Transfer
@@ -168,13 +177,19 @@ class FluidFabric:
     def start(self, graph: MessageGraph) -> Transfer:
         """Hand a message graph over at the present time.
 
-        Raises MessageGraphError for accelerators that are not there or a graph with a cycle of inputs at its start.
+        Raises MessageGraphError for accelerators that are not there, or messages that wait for each other in a cycle.
         """
         n = graph.num_messages
         if n and max(graph.source.max(), graph.destination.max()) >= self.topology.num_accelerators:
             raise MessageGraphError(
                 f"{graph.owner or 'a message graph'} sends to accelerator "
                 f"{max(graph.source.max(), graph.destination.max())}; there are {self.topology.num_accelerators}"
+            )
+        stuck = message_in_cycle(graph.successor_start, graph.successors, graph.num_inputs)
+        if stuck >= 0:
+            raise MessageGraphError(
+                f"{graph.owner or 'a message graph'}: message {stuck} would wait for ever: "
+                "it is on a cycle of inputs, or behind one"
             )
         done = self.clock.event()
         if n == 0:
@@ -240,17 +255,20 @@ class FluidFabric:
     def watch(self, transfer: Transfer, indices: np.ndarray) -> Event:
         event = self.clock.event()
         span = self._spans.get(transfer.key)
-        pending = []
         if span is not None and span.transfer is transfer:
-            rows = span.first + indices
-            pending = [int(m) for m in rows if self._state.messages[m]["outcome"] == PENDING]
-        if not pending:
-            event.succeed()
+            rows = self._state.messages[span.first + indices]
+            received_s, is_pending = rows["received_s"], rows["outcome"] == PENDING
+        else:
+            received_s, is_pending = transfer.results.received_s[indices], np.zeros(len(indices), np.bool_)
+        last_s = float(np.nanmax(received_s, initial=self.clock.now))  # the last byte sent may still be in flight
+        if not is_pending.any():
+            self.clock.succeed_at(event, last_s)
             return event
         assert span is not None
+        pending = (span.first + indices[is_pending]).tolist()
         self._ensure_watches(len(pending))
         w = self._free_watches.pop()
-        self._state.watches[w] = (len(pending), 0.0)
+        self._state.watches[w] = (len(pending), last_s)
         nodes = [self._free_nodes.pop() for _ in pending]
         for m, node in zip(pending, nodes, strict=True):
             self._state.nodes[node] = (w, self._state.messages[m]["first_watch"])
@@ -312,20 +330,34 @@ class FluidFabric:
         return edges, links / (t.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300))
 
     def check_conservation(self) -> None:
-        """Injected = delivered + cancelled + failed + still under way, in application bytes.
+        """Two ledgers, kept apart: of messages and of links.
+
+        Application bytes: injected = delivered + cancelled + failed + still under way.
+        Links: what left the sources (payload and wire bytes) = what arrived at the destinations, and its payload
+        = what the messages got, cancelled ones in part.
 
         Raises ConservationError naming the law and the numbers.
         """
-        open_bytes = sum(
-            int(s.transfer.graph.size_bytes[s.transfer.graph.source != s.transfer.graph.destination].sum())
-            for s in self._spans.values()
-        )
-        total = self.closed_bytes.sum() + open_bytes
-        if abs(total - self.injected_bytes) > 0.5 + 1e-9 * self.injected_bytes:
-            raise ConservationError(
-                f"application bytes: injected {self.injected_bytes} but delivered, cancelled, failed and under way "
-                f"add up to {total}"
-            )
+        open_bytes, open_delivered = 0, 0.0
+        for span in self._spans.values():
+            graph = span.transfer.graph
+            remote = graph.source != graph.destination
+            open_bytes += int(graph.size_bytes[remote].sum())
+            rows = self._state.messages[span.first : span.first + graph.num_messages]
+            open_delivered += float(rows["delivered_bytes"][remote].sum())
+        segments = self._state.segments
+        sent, arrived = segments["role"] == 0, segments["role"] == maxmin.NUM_ROLES - 1
+        payload, wire = segments["payload_bytes"], segments["wire_bytes"]
+        for law, expected, found in (
+            ("application bytes: injected = delivered + cancelled + failed + under way",
+             self.injected_bytes, self.closed_bytes.sum() + open_bytes),
+            ("payload bytes on links: sent = arrived", payload[sent].sum(), payload[arrived].sum()),
+            ("wire bytes on links: sent = arrived", wire[sent].sum(), wire[arrived].sum()),
+            ("payload bytes: sent on links = delivered to messages",
+             payload[sent].sum(), self.closed_bytes[DELIVERED] + open_delivered),
+        ):  # fmt: skip
+            if abs(found - expected) > 0.5 + 1e-9 * expected:
+                raise ConservationError(f"{law} does not hold: {expected} is not {found}")
 
     def waiting(self, limit: int = 5) -> list[str]:
         """What has not ended and what it waits for: the diagnosis when nothing moves."""
@@ -448,9 +480,12 @@ class FluidFabric:
         final = MessageResults(*(self._state.messages[name][rows].copy() for name in _RESULTS))
         span.transfer.close(final)
         remote = graph.source != graph.destination
+        if (final.outcome == CANCELLED).any():
+            core.forget(self._core, span.first, span.first + graph.num_messages)
         delivered = np.where(remote, final.delivered_bytes, 0.0)
-        self.closed_bytes[0] += delivered.sum()
-        np.add.at(self.closed_bytes, final.outcome[remote], (graph.size_bytes - delivered)[remote])
+        self.closed_bytes[DELIVERED] += delivered.sum()
+        lost = remote & (final.outcome != DELIVERED)
+        np.add.at(self.closed_bytes, final.outcome[lost], (graph.size_bytes - delivered)[lost])
         self._ranges.give(span.first, graph.num_messages)
         self._edge_ranges.give(span.first_edge, len(graph.successors))
         self._free_transfers.append(key)

@@ -88,11 +88,11 @@ def input_arrived(state, m, time_s):
 
 
 @njit(cache=True)
-def _finish_message(state, m, received_s):
+def _finish_message(state, m, received_s, acknowledged_s):
     message = state.messages[m]
     message.outcome = DELIVERED
     message.received_s = received_s
-    message.acknowledged_s = received_s + message.latency_s
+    message.acknowledged_s = acknowledged_s
     for e in range(message.successor_start, message.successor_end):
         input_arrived(state, state.successors[e], received_s)
     _close_message(state, m, received_s)
@@ -156,7 +156,6 @@ def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s)
             latency_s += state.segments[s].latency_s
             state.segments[s].outstanding += wire
     piece.latency_s = latency_s
-    message.latency_s = max(message.latency_s, latency_s)
     piece.next_of_message = message.first_piece
     message.first_piece = p
     message.pieces_left += 1
@@ -191,7 +190,10 @@ def _fill_batch(state, num_direct, count):
         entry.leaf_choices = state.scopes[scope].leaf_choices
         entry.next_choices = state.scopes[scope].next_choices
         entry.down_lanes = state.scopes[scope].down_lanes
+        entry.source_nic = a.nic
+        entry.destination_nic = b.nic
         entry.size_bytes = message.size_bytes
+        entry.wire_bytes = wire_bytes(message.size_bytes, state.c[0].header_bytes, state.c[0].payload_per_packet)
         entry.queue_pairs = message.queue_pairs
         entry.start_delay_s = 0.0
 
@@ -350,7 +352,7 @@ def _make_ready(state, m, now):
     if message.source == message.destination:  # a local copy takes no time
         message.started_s = now
         message.delivered_bytes = message.size_bytes
-        _finish_message(state, m, now)
+        _finish_message(state, m, now, now)
         return
     if state.c[0].window_s <= 0.0 or _is_direct(state, message.source, message.destination):
         _to_batch(state, m)
@@ -415,13 +417,13 @@ def _deliver(state, p, finish_s, now):
     _count_bytes(state, p, 1.0)
     comp.leave(state, p, now)
     received_s = finish_s + state.pieces[p].latency_s
-    if not message.received_s >= received_s:
-        message.received_s = received_s
+    message.arrived_s = max(message.arrived_s, received_s)
+    message.answered_s = max(message.answered_s, received_s + state.pieces[p].latency_s)
     message.pieces_left -= 1
     _unlink(state, m, p)
     state.pieces[p].message = NONE
     if message.pieces_left == 0:
-        _finish_message(state, m, message.received_s)
+        _finish_message(state, m, message.arrived_s, message.answered_s)
 
 
 @njit(cache=True)
@@ -543,3 +545,33 @@ def cancel(state, m, now):
     state.c[0].now_s = max(state.c[0].now_s, now)
     _close_message(state, m, now)
     refresh_next(state)
+
+
+@njit(cache=True)
+def forget(state, first, last):
+    """Take messages first … last - 1, which ended before their turn, off the agenda: their rows will be used again."""
+    for leaf in range(len(state.windows)):
+        window = state.windows[leaf]
+        m = window.first
+        window.first = NONE
+        while m != NONE:
+            following = state.messages[m].next_in_window
+            if not first <= m < last:
+                state.messages[m].next_in_window = NONE
+                if window.first == NONE:
+                    window.first = m
+                else:
+                    state.messages[window.last].next_in_window = m
+                window.last = m
+            m = following
+    c = state.c[0]
+    kept = 0
+    for i in range(c.num_agenda):
+        code = state.agenda_code[i]
+        is_over = first <= code // 2 < last if code >= 0 else state.windows[-1 - code].first == NONE
+        if not is_over:
+            state.agenda_s[kept] = state.agenda_s[i]
+            state.agenda_code[kept] = code
+            kept += 1
+    c.num_agenda = kept
+    heap.heapify(state.agenda_s, state.agenda_code, kept)

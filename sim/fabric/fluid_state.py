@@ -39,7 +39,8 @@ MESSAGE = np.dtype(
         ("received_s", "f8"),
         ("acknowledged_s", "f8"),
         ("delivered_bytes", "f8"),
-        ("latency_s", "f8"),
+        ("arrived_s", "f8"),  # latest piece so far, and its acknowledgement
+        ("answered_s", "f8"),
         ("pieces_left", "i8"),
         ("first_piece", "i8"),
         ("next_in_window", "i8"),

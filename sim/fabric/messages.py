@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
@@ -130,6 +131,35 @@ def message_graph(
         source, destination, size_bytes, earliest_s, delay_s, successor_start, np.ascontiguousarray(head),
         np.bincount(head, minlength=n).astype(np.int64), gate, queue_pairs, traffic_class, owner,
     )  # fmt: skip
+
+
+@njit(cache=True)
+def message_in_cycle(successor_start, successors, num_inputs):
+    """A message that waits for itself through its inputs, or for one that does; -1 where there is none.
+
+    Takes away, over and over, a message without inputs (Kahn 1962); what is left is on or behind a cycle.
+    """
+    n = len(num_inputs)
+    waits_for = num_inputs.copy()
+    free = np.empty(n, np.int64)
+    first, last = 0, 0
+    for i in range(n):
+        if waits_for[i] == 0:
+            free[last] = i
+            last += 1
+    while first < last:
+        i = free[first]
+        first += 1
+        for e in range(successor_start[i], successor_start[i + 1]):
+            j = successors[e]
+            waits_for[j] -= 1
+            if waits_for[j] == 0:
+                free[last] = j
+                last += 1
+    for i in range(n):
+        if waits_for[i] > 0:
+            return i
+    return -1
 
 
 @dataclass(slots=True)

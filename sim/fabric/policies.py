@@ -33,7 +33,10 @@ ENTRY = np.dtype(
         ("leaf_choices", "i8"),  # what the leaf's hash picks from
         ("next_choices", "i8"),  # what the next switch's hash picks from
         ("down_lanes", "i8"),  # parallel links down, picked by the last switch on the way up
+        ("source_nic", "i8"),
+        ("destination_nic", "i8"),
         ("size_bytes", "i8"),
+        ("wire_bytes", "i8"),
         ("queue_pairs", "i8"),
         ("start_delay_s", "f8"),  # out: seconds between the decision and the first byte
     ],
@@ -50,7 +53,8 @@ PLACED = np.dtype(
 class PathNetwork(NamedTuple):
     """What a policy may know of the fabric, and the state it keeps.
 
-    outstanding  [links] bytes assigned and not yet sent; brought up to date before each call if the policy asks;
+    nic_up, nic_down  [nics] first segment; + plane
+    outstanding  [links] wire bytes assigned and not yet sent; brought up to date before each call if the policy asks;
                  a policy adds what it places, so that the next message of the batch sees it
     random       [1] state of the policy's random numbers
     parameters   [4] subflows, jitter_s, window_s, seed
@@ -58,6 +62,8 @@ class PathNetwork(NamedTuple):
 
     leaf_up: np.ndarray  # [leaves, scopes] first segment of that scope
     leaf_down: np.ndarray
+    nic_up: np.ndarray
+    nic_down: np.ndarray
     pod_of_leaf: np.ndarray
     segment_start: np.ndarray
     segment_link: np.ndarray
@@ -72,15 +78,15 @@ SUBFLOWS, JITTER, WINDOW, SEED = 0, 1, 2, 3
 
 def path_network(topology, parameters, seed: int) -> PathNetwork:
     return PathNetwork(
-        topology.leaf_up, topology.leaf_down, topology.pod_of_leaf, topology.segment_start, topology.segment_link,
-        topology.link_rate,
-        np.zeros(topology.num_links), np.array([seed], np.uint64), np.asarray(parameters, np.float64),
+        topology.leaf_up, topology.leaf_down, topology.nic_up, topology.nic_down, topology.pod_of_leaf,
+        topology.segment_start, topology.segment_link, topology.link_rate, np.zeros(topology.num_links),
+        np.array([seed], np.uint64), np.asarray(parameters, np.float64),
     )  # fmt: skip
 
 
 def _example_network() -> PathNetwork:
     i2, i1, f1 = np.zeros((1, 3), np.int64), np.zeros(1, np.int64), np.zeros(1)
-    return PathNetwork(i2, i2, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1)
+    return PathNetwork(i2, i2, i1, i1, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1)
 
 
 SIGNATURE = int64(typeof(np.zeros(1, ENTRY)), int64, typeof(_example_network()), typeof(np.zeros(1, PLACED)))
@@ -120,6 +126,16 @@ def shuffle(state, values, first, last):
         values[i], values[j] = values[j], values[i]
 
 
+LEAF, NEXT, LAST = 0, 1, 2
+"""Where on the way a switch hashes."""
+
+
+@njit(cache=True)
+def switch_hash(header, seed, place, switch):
+    """What a switch makes of a header. The seed is mixed first: near seeds must not give one switch another's hash."""
+    return mix(header ^ mix(mix(seed) + uint64(4 * switch + place)))
+
+
 @njit(cache=True)
 def hashed_path(batch, network, i, queue_pair):
     """ECMP's path of a queue pair: every switch hashes the same header with a seed of its own.
@@ -132,15 +148,15 @@ def hashed_path(batch, network, i, queue_pair):
     header = mix(header + uint64(queue_pair))
     leaf = batch[i].source_leaf
     r0, r1, lanes = batch[i].leaf_choices, batch[i].next_choices, batch[i].down_lanes
-    d0 = int64(mix(header ^ mix(seed + uint64(4 * leaf + 1))) % uint64(r0))
+    d0 = int64(switch_hash(header, seed, LEAF, leaf) % uint64(r0))
     path = d0
     if r1 > 1:
-        switch = uint64(network.pod_of_leaf[leaf] * r0 + d0) + seed  # an aggregation switch, shared by its pod
-        path = d0 * r1 + int64(mix(header ^ mix(4 * switch + uint64(2))) % uint64(r1))
+        aggregation = network.pod_of_leaf[leaf] * r0 + d0  # shared by its pod
+        path = d0 * r1 + int64(switch_hash(header, seed, NEXT, aggregation) % uint64(r1))
     down = path
     if lanes > 1:
-        switch = uint64(path // lanes) + seed
-        down = path // lanes * lanes + int64(mix(header ^ mix(4 * switch + uint64(3))) % uint64(lanes))
+        spine = path // lanes
+        down = spine * lanes + int64(switch_hash(header, seed, LAST, spine) % uint64(lanes))
     return path, down
 
 
@@ -356,6 +372,7 @@ def choose_wrap_around(batch, count, network, placed):
 def choose_least_loaded(batch, count, network, placed):
     """The path with the smallest maximum over its links of outstanding bytes / rate; ties at random.
 
+    Its links are those between the leaves; on one leaf, where planes are the only choice, the NICs' ports.
     Live state, seen at once and everywhere (no delay): the best a placement without cutting flows could know.
     """
     if count > len(placed):
@@ -364,8 +381,10 @@ def choose_least_loaded(batch, count, network, placed):
         scope = batch[i].scope
         up = network.leaf_up[batch[i].source_leaf, scope]
         down = network.leaf_down[batch[i].destination_leaf, scope]
+        if up < 0:
+            up, down = network.nic_up[batch[i].source_nic], network.nic_down[batch[i].destination_nic]
         best, best_load, ties = 0, np.inf, 0
-        for path in range(batch[i].num_paths if up >= 0 else 0):
+        for path in range(batch[i].num_paths):
             load = 0.0
             for base in (up, down):
                 for e in range(network.segment_start[base + path], network.segment_start[base + path + 1]):
@@ -377,10 +396,9 @@ def choose_least_loaded(batch, count, network, placed):
                 ties += 1
                 if random_below(network.random, ties) == 0:
                     best = path
-        if up >= 0:
-            for base in (up, down):
-                for e in range(network.segment_start[base + best], network.segment_start[base + best + 1]):
-                    network.outstanding[network.segment_link[e]] += batch[i].size_bytes
+        for base in (up, down):
+            for e in range(network.segment_start[base + best], network.segment_start[base + best + 1]):
+                network.outstanding[network.segment_link[e]] += batch[i].wire_bytes
         _put(placed, i, i, best, best, batch[i].size_bytes, float(batch[i].queue_pairs))
     return count
 

@@ -11,7 +11,7 @@ component's slot is recognised by its generation.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import int64, njit
 
 from sim.fabric import heap, maxmin
 from sim.fabric.fluid_state import NONE
@@ -255,7 +255,7 @@ def add_piece(state, p, now):
 def leave(state, p, now):
     """Take a piece's rate off its segments (it finished, or was cancelled)."""
     for role in range(maxmin.NUM_ROLES):
-        s = state.route[p, role]
+        s = int64(state.route[p, role])
         if s == NONE:
             continue
         account(state, s, now)
@@ -299,17 +299,20 @@ def _gather(state, k):
 def _keep_sorted(state, k, n):
     """Large components are kept in the order of memory: solving one in random order takes five times as long."""
     solving = state.solving[:n]
+    lowest, highest = solving[0], solving[0]
+    is_sorted = True
     for i in range(1, n):
-        if solving[i] < solving[i - 1]:
-            break
-    else:
+        is_sorted &= solving[i] > solving[i - 1]
+        lowest = min(lowest, solving[i])
+        highest = max(highest, solving[i])
+    if is_sorted:
         return
-    lowest, highest = solving.min(), solving.max()
     if highest - lowest > 64 * n:
         solving.sort()
     else:  # lists were joined end to end, which a quicksort takes badly: tick off the members instead
         is_member = state.work.is_frozen
-        is_member[lowest : highest + 1] = False
+        for p in range(lowest, highest + 1):
+            is_member[p] = False
         for p in solving:
             is_member[p] = True
         i = 0
@@ -376,7 +379,7 @@ def _count_parts(state, num_pieces):
     for i in range(num_pieces):
         first = NONE
         for role in range(maxmin.NUM_ROLES):
-            s = state.route[state.solving[i], role]
+            s = int64(state.route[state.solving[i], role])
             if s != NONE:
                 first, joined = _unite(state, first, s)
                 parts -= joined
@@ -398,7 +401,7 @@ def _fall_apart(state, k, num_pieces, now):
         s = NONE
         for role in range(maxmin.NUM_ROLES):
             if state.route[p, role] != NONE:
-                s = state.route[p, role]
+                s = int64(state.route[p, role])
         root = _root(state, s)
         part = work.segment[root].fill
         finish_s = now + state.remaining[p] / state.rate[p]
@@ -441,7 +444,7 @@ def solve_component(state, k, now):
         _solve_alone(state, p)
         _catch_up(state, n, now)
         for role in range(maxmin.NUM_ROLES):
-            s = state.route[p, role]
+            s = int64(state.route[p, role])
             if s != NONE:
                 account(state, s, now)
                 state.segments[s].rate = state.rate[p]

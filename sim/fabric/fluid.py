@@ -15,7 +15,7 @@ from simpy import Event
 from sim.engine.clock import Clock
 from sim.fabric import fluid_core as core
 from sim.fabric import fluid_state as fs
-from sim.fabric import maxmin
+from sim.fabric import handover, maxmin
 from sim.fabric.messages import (
     CANCELLED,
     DELIVERED,
@@ -33,7 +33,6 @@ from sim.fabric.transfer import Transfer
 EVENTS_PER_CALL = 2**18
 SMALLEST = 64
 """Rows that every table starts with."""
-_RESULTS = ("ready_s", "started_s", "received_s", "acknowledged_s", "delivered_bytes", "outcome")
 
 
 class ConservationError(RuntimeError):
@@ -203,7 +202,8 @@ class FluidFabric:
         first = self._ranges.take(n)
         first_edge = self._edge_ranges.take(len(graph.successors))
         self._ensure_room()
-        self._copy_in(graph, key, first, first_edge)
+        handover.copy_in(self._core, first, first_edge, key, graph)
+        self._state.transfers[key] = (n, self.clock.now)
         self._spans[key] = _Span(transfer, first, first_edge, [])
         for i in np.nonzero(graph.gate != NO_GATE)[0]:
             gate = int(graph.gate[i])
@@ -257,7 +257,8 @@ class FluidFabric:
         span = self._spans.get(transfer.key)
         if span is not None and span.transfer is transfer:
             rows = self._state.messages[span.first + indices]
-            received_s, is_pending = rows["received_s"], rows["outcome"] == PENDING
+            is_pending = rows["outcome"] == PENDING
+            received_s = np.where(rows["outcome"] == DELIVERED, rows["arrived_s"], np.nan)
         else:
             received_s, is_pending = transfer.results.received_s[indices], np.zeros(len(indices), np.bool_)
         last_s = float(np.nanmax(received_s, initial=self.clock.now))  # the last byte sent may still be in flight
@@ -288,8 +289,7 @@ class FluidFabric:
 
     def results_of(self, transfer: Transfer) -> MessageResults:
         span = self._spans[transfer.key]
-        rows = slice(span.first, span.first + transfer.graph.num_messages)
-        return MessageResults(*(self._state.messages[name][rows].copy() for name in _RESULTS))
+        return handover.copy_out(self._core, span.first, transfer.graph.num_messages)
 
     # --- what happened ----------------------------------------------------------------------------------------------
 
@@ -395,18 +395,6 @@ class FluidFabric:
         owner = np.repeat(np.arange(t.num_segments), np.diff(t.segment_start))
         return np.bincount(t.segment_link, weights=per_segment[owner] * t.segment_share, minlength=t.num_links)
 
-    def _copy_in(self, graph: MessageGraph, key: int, first: int, first_edge: int) -> None:
-        rows = self._state.messages[first : first + graph.num_messages]
-        rows[:] = fs.BLANK_MESSAGE[0]
-        for name in ("source", "destination", "size_bytes", "earliest_s", "delay_s", "queue_pairs"):
-            rows[name] = getattr(graph, name)
-        rows["waits_for"] = graph.num_inputs
-        rows["successor_start"] = graph.successor_start[:-1] + first_edge
-        rows["successor_end"] = graph.successor_start[1:] + first_edge
-        rows["transfer"] = key
-        self._state.successors[first_edge : first_edge + len(graph.successors)] = graph.successors + first
-        self._state.transfers[key] = (graph.num_messages, self.clock.now)
-
     def _replace(self, **arrays: Any) -> None:
         self._state = self._state._replace(**arrays)
         self._core = fs.reference(self._state)
@@ -476,8 +464,7 @@ class FluidFabric:
         """Copy a finished transfer's results out and free its rows."""
         span = self._spans.pop(key)
         graph = span.transfer.graph
-        rows = slice(span.first, span.first + graph.num_messages)
-        final = MessageResults(*(self._state.messages[name][rows].copy() for name in _RESULTS))
+        final = handover.copy_out(self._core, span.first, graph.num_messages)
         span.transfer.close(final)
         remote = graph.source != graph.destination
         if (final.outcome == CANCELLED).any():

@@ -88,14 +88,12 @@ def input_arrived(state, m, time_s):
 
 
 @njit(cache=True)
-def _finish_message(state, m, received_s, acknowledged_s):
+def _finish_message(state, m):
     message = state.messages[m]
     message.outcome = DELIVERED
-    message.received_s = received_s
-    message.acknowledged_s = acknowledged_s
     for e in range(message.successor_start, message.successor_end):
-        input_arrived(state, state.successors[e], received_s)
-    _close_message(state, m, received_s)
+        input_arrived(state, state.successors[e], message.arrived_s)
+    _close_message(state, m, message.arrived_s)
 
 
 @njit(cache=True)
@@ -253,7 +251,7 @@ def _activate(state, m, now):
 
 
 @njit(cache=True)
-def _start(state, m, now, delay_s, uses_nic):
+def _start(state, m, now, delay_s):
     """Start a placed message after the policy's delay and its turn at the NIC."""
     if state.c[0].is_fair_by_message:
         p = state.messages[m].first_piece
@@ -261,8 +259,9 @@ def _start(state, m, now, delay_s, uses_nic):
             state.weight[p] = 1.0 / state.messages[m].pieces_left
             p = state.pieces[p].next_of_message
     start_s = now + delay_s
-    if uses_nic:
-        nic = state.nics[state.accelerators[state.messages[m].source].nic]
+    source, destination = state.messages[m].source, state.messages[m].destination
+    if state.accelerators[source].host != state.accelerators[destination].host:
+        nic = state.nics[state.accelerators[source].nic]
         if nic.overhead_s > 0.0:
             start_s = max(start_s, nic.free_s) + nic.overhead_s
             nic.free_s = start_s
@@ -282,7 +281,7 @@ def _sort_waiting(state):
             is_sorted = False
             break
     if not is_sorted:
-        state.waiting[:n] = np.sort(state.waiting[:n])
+        state.waiting[:n].sort()
     kept = 0
     num_direct = 0
     for i in range(n):
@@ -325,11 +324,9 @@ def _place_batch(state, choose, now):
         _place_direct(state, state.waiting[i])
     _place_routed(state, num_direct, num_placed)
     for i in range(num_direct):
-        message = state.messages[state.waiting[i]]
-        inside = state.accelerators[message.source].host == state.accelerators[message.destination].host
-        _start(state, state.waiting[i], now, 0.0, not inside)
+        _start(state, state.waiting[i], now, 0.0)
     for i in range(num_routed):
-        _start(state, state.waiting[num_direct + i], now, state.batch[i].start_delay_s, True)
+        _start(state, state.waiting[num_direct + i], now, state.batch[i].start_delay_s)
     c.num_batch = 0
     return True
 
@@ -352,7 +349,9 @@ def _make_ready(state, m, now):
     if message.source == message.destination:  # a local copy takes no time
         message.started_s = now
         message.delivered_bytes = message.size_bytes
-        _finish_message(state, m, now, now)
+        message.arrived_s = now
+        message.answered_s = now
+        _finish_message(state, m)
         return
     if state.c[0].window_s <= 0.0 or _is_direct(state, message.source, message.destination):
         _to_batch(state, m)
@@ -423,7 +422,7 @@ def _deliver(state, p, finish_s, now):
     _unlink(state, m, p)
     state.pieces[p].message = NONE
     if message.pieces_left == 0:
-        _finish_message(state, m, message.arrived_s, message.answered_s)
+        _finish_message(state, m)
 
 
 @njit(cache=True)

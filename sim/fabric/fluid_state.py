@@ -15,46 +15,40 @@ from numba.experimental import structref
 from numba.extending import intrinsic
 
 from sim.fabric.maxmin import Network, Scratch
-from sim.fabric.messages import PENDING
 from sim.fabric.policies import ENTRY, PLACED, PathNetwork
 from sim.fabric.topology import Topology
 
-NONE = -1
+NONE = np.int64(-1)
+"""Typed, as a plain -1 would make compiled functions that take it be compiled once more for that literal."""
 
 MESSAGE = np.dtype(
     [
-        ("source", "i8"),
-        ("destination", "i8"),
-        ("size_bytes", "i8"),
+        # what the arrival of an input reads comes first: it is one cache line
+        ("input_s", "f8"),  # latest input so far
         ("earliest_s", "f8"),
         ("delay_s", "f8"),
-        ("successor_start", "i8"),  # into State.successors
-        ("successor_end", "i8"),
-        ("waits_for", "i8"),  # inputs (and a gate) that are not there yet
-        ("queue_pairs", "i8"),
-        ("transfer", "i8"),
-        ("input_s", "f8"),  # latest input so far
+        ("waits_for", "i4"),  # inputs (and a gate) that are not there yet
+        ("source", "i4"),
+        ("destination", "i4"),
+        ("queue_pairs", "i4"),
+        ("size_bytes", "i8"),
+        ("transfer", "i4"),
+        ("outcome", "i1"),
         ("ready_s", "f8"),
         ("started_s", "f8"),
-        ("received_s", "f8"),
-        ("acknowledged_s", "f8"),
-        ("delivered_bytes", "f8"),
         ("arrived_s", "f8"),  # latest piece so far, and its acknowledgement
         ("answered_s", "f8"),
-        ("pieces_left", "i8"),
+        ("delivered_bytes", "f8"),
         ("first_piece", "i8"),
-        ("next_in_window", "i8"),
-        ("first_watch", "i8"),
-        ("outcome", "i1"),
+        ("successor_start", "i4"),  # into State.successors
+        ("successor_end", "i4"),
+        ("pieces_left", "i4"),
+        ("next_in_window", "i4"),
+        ("first_watch", "i4"),
     ],
     align=True,
 )
-BLANK_MESSAGE = np.zeros(1, MESSAGE)
-for _name in ("ready_s", "started_s", "received_s", "acknowledged_s"):
-    BLANK_MESSAGE[_name] = np.nan
-for _name in ("first_piece", "next_in_window", "first_watch"):
-    BLANK_MESSAGE[_name] = NONE
-BLANK_MESSAGE["outcome"] = PENDING
+"""Two cache lines. Four-byte fields: no more than 2^31 messages or edges live at a time."""
 
 PIECE = np.dtype(
     [
@@ -291,7 +285,7 @@ def static(t: Topology) -> dict[str, np.ndarray]:
 def for_messages(n: int, num_leaves: int) -> dict[str, np.ndarray]:
     """What grows with the number of messages under way."""
     return {
-        "messages": np.repeat(BLANK_MESSAGE, n),
+        "messages": np.empty(n, MESSAGE),  # a row is filled when it is handed out
         "agenda_s": np.zeros(n + num_leaves),
         "agenda_code": np.zeros(n + num_leaves, np.int64),
         "ready": np.zeros(n, np.int64),

@@ -48,7 +48,7 @@ SEGMENT_WORK = np.dtype(
         ("total", "i4"),  # variables; 0 where no variable of this solve crosses it
         ("open", "i4"),  # unfrozen variables
         ("first", "i4"),  # start of the segment's variables in its role's list
-        ("fill", "i4"),
+        ("fill", "i8"),
         ("weight", "f8"),  # unfrozen weight
         ("rate", "f8"),  # frozen load
         ("level", "f8"),  # at which one of its links was full; infinity before that

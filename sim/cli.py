@@ -34,31 +34,21 @@ app = typer.Typer(
 ScenarioArgument = Annotated[Path, typer.Argument(help="scenario file (YAML)", show_default=False)]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="change the scenario first, e.g. paths.policy=spray; repeatable"
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="change the scenario first, e.g. paths.policy=spray; repeatable"),
 ]
 SmallOption = Annotated[bool, typer.Option("--small", help="merge the scenario's `small:` block in first")]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="first seed, in place of the scenario's")
-]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="first seed, in place of the scenario's")]
 SeedsOption = Annotated[
     int | None, typer.Option("--seeds", min=1, help="repeat with this many seeds and give intervals")
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option(
-        "--out", help="output folder; by default runs/<scenario name>, numbered", show_default=False
-    ),
+    typer.Option("--out", help="output folder; by default runs/<scenario name>, numbered", show_default=False),
 ]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="replace the run in an --out folder that is not empty")
-]
+ForceOption = Annotated[bool, typer.Option("--force", help="replace the run in an --out folder that is not empty")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(
-        "--workers", min=1, help="worker processes; results do not depend on it", show_default=False
-    ),
+    typer.Option("--workers", min=1, help="worker processes; results do not depend on it", show_default=False),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress and no summary, errors only")]
 
@@ -169,9 +159,7 @@ def report(
     """Write the report of one run again, or one report that compares several runs."""
     for folder in folders:
         if not (folder / "summary.json").is_file():
-            raise Refused(
-                f"{folder} is no run folder: it holds no summary.json; give what `spindle run` wrote"
-            )
+            raise Refused(f"{folder} is no run folder: it holds no summary.json; give what `spindle run` wrote")
     if out is not None and out.is_dir():
         raise Refused(f"--out {out} is a folder; give a file, for example {out / 'report.html'}")
     if out is not None and out.exists() and not force:
@@ -193,17 +181,26 @@ def validate(
 
 
 @app.command()
-def bench(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Measure the simulator's own speed."""
-    print_rows(rows_of(_imported("sim.bench.main").run_benchmarks()), "Benchmarks", as_json)
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="only what takes a few seconds")] = False,
+    only: Annotated[str | None, typer.Option("--only", metavar="TEXT", help="figures with this in their name")] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FOLDER", help="also write FOLDER/<date>.md, with the machine")
+    ] = None,
+) -> None:
+    """Measure the simulator's own speed; a few minutes."""
+    benchmarks = _imported("sim.bench.main")
+    rows = rows_of(benchmarks.run_benchmarks(quick, only))
+    print_rows(rows, "Benchmarks", as_json)
+    if write is not None:
+        typer.echo(str(benchmarks.write_record(rows, write)), err=True)
 
 
 @app.command()
 def calibrate() -> None:
     """Measure kernels on this machine's GPU (arrives later)."""
-    raise Refused(
-        "calibrate arrives with the calibration tools; until then costs come from the roofline model"
-    )
+    raise Refused("calibrate arrives with the calibration tools; until then costs come from the roofline model")
 
 
 @app.command()
@@ -224,9 +221,7 @@ class Listed(StrEnum):
 
 @app.command("list")
 def list_presets(
-    what: Annotated[
-        Listed | None, typer.Argument(help="one of them; default: all", show_default=False)
-    ] = None,
+    what: Annotated[Listed | None, typer.Argument(help="one of them; default: all", show_default=False)] = None,
 ) -> None:
     """Show policies, models and hardware presets, each with its source."""
     from sim.presets import tables
@@ -252,9 +247,7 @@ def output_folder(name: str, out: Path | None, force: bool) -> Path:
     if not os.access(there, os.W_OK):
         raise Refused(f"--out {out}: {there} cannot be written to; choose another folder")
     if out.is_dir() and any(out.iterdir()) and not force:
-        raise Refused(
-            f"--out {out} is not empty; choose another folder, or replace the run in it with --force"
-        )
+        raise Refused(f"--out {out} is not empty; choose another folder, or replace the run in it with --force")
     return out
 
 

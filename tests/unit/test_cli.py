@@ -281,7 +281,7 @@ def test_validate_fails_with_a_failed_check(fakes, spindle):
 
 
 def test_bench(fakes, spindle):
-    fakes.module("sim.bench.main", run_benchmarks=lambda: [{"name": "all-to-all", "seconds": 8.25}])
+    fakes.module("sim.bench.main", run_benchmarks=lambda *_: [{"name": "all-to-all", "seconds": 8.25}])
     assert "8.25" in spindle("bench")[1]
     assert json.loads(spindle("bench", "--json")[1]) == [{"name": "all-to-all", "seconds": 8.25}]
 

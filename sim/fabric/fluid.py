@@ -130,6 +130,7 @@ class FluidFabric:
         self._num_gates = 0
         self._waiting_gate: dict[int, list[int]] = {}
         self._open_gates: set[int] = set()
+        self._num_started = 0
         self.injected_bytes = 0
         self.closed_bytes = np.zeros(4)
         self._choose = compiled(self.policy)
@@ -203,7 +204,8 @@ class FluidFabric:
         first_edge = self._edge_ranges.take(len(graph.successors))
         self._ensure_room()
         handover.copy_in(self._core, first, first_edge, key, graph)
-        self._state.transfers[key] = (n, self.clock.now)
+        self._state.transfers[key] = (n, self.clock.now, self._num_started)
+        self._num_started += 1
         self._spans[key] = _Span(transfer, first, first_edge, [])
         for i in np.nonzero(graph.gate != NO_GATE)[0]:
             gate = int(graph.gate[i])
@@ -224,7 +226,7 @@ class FluidFabric:
         self._open_gates.add(gate)
         self._set_now()
         for m in self._waiting_gate.pop(gate, []):
-            core.input_arrived(self._core, m, self.clock.now)
+            core.gate_opened(self._core, m, self.clock.now)
         core.refresh_next(self._core)
 
     @property
@@ -269,7 +271,7 @@ class FluidFabric:
         pending = (span.first + indices[is_pending]).tolist()
         self._ensure_watches(len(pending))
         w = self._free_watches.pop()
-        self._state.watches[w] = (len(pending), last_s)
+        self._state.watches[w] = (len(pending), last_s, 0)
         nodes = [self._free_nodes.pop() for _ in pending]
         for m, node in zip(pending, nodes, strict=True):
             self._state.nodes[node] = (w, self._state.messages[m]["first_watch"])
@@ -460,6 +462,14 @@ class FluidFabric:
                 self._close(-1 - code, time_s)
         core.refresh_next(self._core)
 
+    def _forget(self, span: _Span) -> None:
+        """Cancelled messages still wait on the agenda, in windows and at gates; their rows will be used again."""
+        first, last = span.first, span.first + span.transfer.graph.num_messages
+        core.forget(self._core, first, last)
+        for gate in np.unique(span.transfer.graph.gate).tolist():
+            if gate in self._waiting_gate:
+                self._waiting_gate[gate] = [m for m in self._waiting_gate[gate] if not first <= m < last]
+
     def _close(self, key: int, time_s: float) -> None:
         """Copy a finished transfer's results out and free its rows."""
         span = self._spans.pop(key)
@@ -468,7 +478,7 @@ class FluidFabric:
         span.transfer.close(final)
         remote = graph.source != graph.destination
         if (final.outcome == CANCELLED).any():
-            core.forget(self._core, span.first, span.first + graph.num_messages)
+            self._forget(span)
         delivered = np.where(remote, final.delivered_bytes, 0.0)
         self.closed_bytes[DELIVERED] += delivered.sum()
         lost = remote & (final.outcome != DELIVERED)

@@ -88,6 +88,13 @@ def input_arrived(state, m, time_s):
 
 
 @njit(cache=True)
+def gate_opened(state, m, now):
+    """The gate of message m is open from now on; the delay runs from its inputs, not from here."""
+    state.messages[m].earliest_s = max(state.messages[m].earliest_s, now)
+    input_arrived(state, m, state.messages[m].input_s)
+
+
+@njit(cache=True)
 def _finish_message(state, m):
     message = state.messages[m]
     message.outcome = DELIVERED
@@ -272,16 +279,35 @@ def _start(state, m, now, delay_s):
 
 
 @njit(cache=True)
-def _sort_waiting(state):
-    """Live messages to place by id, those that need no policy first; returns (direct, routed)."""
-    n = state.c[0].num_batch
-    is_sorted = True
-    for i in range(1, n):
-        if state.waiting[i] < state.waiting[i - 1]:
-            is_sorted = False
-            break
-    if not is_sorted:
+def _order_by_transfer(state, n):
+    """Sort the messages that wait by (transfer, place in it): rows are used again, so theirs is no order."""
+    serials = np.empty(n, np.int64)
+    is_sorted, is_one_transfer = True, True
+    for i in range(n):
+        serials[i] = state.transfers[state.messages[state.waiting[i]].transfer].serial
+        if i > 0:
+            is_one_transfer &= serials[i] == serials[i - 1]
+            is_sorted &= serials[i - 1] < serials[i] or (
+                serials[i - 1] == serials[i] and state.waiting[i - 1] < state.waiting[i]
+            )
+    if is_sorted:
+        return
+    if is_one_transfer:
         state.waiting[:n].sort()
+    else:
+        by_row = np.argsort(state.waiting[:n], kind="mergesort")
+        order = by_row[np.argsort(serials[by_row], kind="mergesort")]
+        state.waiting[:n] = state.waiting[:n][order]
+
+
+@njit(cache=True)
+def _sort_waiting(state):
+    """Live messages to place, in the order they were handed over, those that need no policy first.
+
+    Returns (direct, routed).
+    """
+    n = state.c[0].num_batch
+    _order_by_transfer(state, n)
     kept = 0
     num_direct = 0
     for i in range(n):

@@ -91,8 +91,8 @@ SEGMENT = np.dtype(
     align=True,
 )
 
-COUNT = np.dtype([("left", "i8"), ("last_s", "f8")], align=True)
-"""A transfer or a watch: messages that have not ended, and when the last one so far did."""
+COUNT = np.dtype([("left", "i8"), ("last_s", "f8"), ("serial", "i8")], align=True)
+"""A transfer or a watch: messages that have not ended, when the last one so far did, and how many came before it."""
 NODE = np.dtype([("watch", "i8"), ("next", "i8")], align=True)
 FIRED = np.dtype([("code", "i8"), ("time_s", "f8")], align=True)
 """Complete: a watch (code >= 0) or a transfer (-1 - code)."""

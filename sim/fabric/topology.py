@@ -245,7 +245,8 @@ class _Builder:
     def check_overrides(self) -> None:
         unknown = sorted(set(self.overrides) - self.used)
         if unknown:
-            example = self.name[-1].replace("->", "-")
+            upward = [name for name, direction in zip(self.name, self.direction, strict=True) if direction == "up"]
+            example = upward[-1].replace("->", "-")
             raise TopologyError(f"no link is named {unknown[0]!r}; links have names like {example!r}")
 
 

@@ -180,6 +180,24 @@ def test_a_window_outlives_one_of_its_messages():
     assert started == pytest.approx((1e-3, 1e-3), rel=1e-12)
 
 
+def test_a_gate_does_not_let_go_who_took_the_place_of_a_cancelled_message():
+    fabric = network()
+    first_gate, second_gate = fabric.new_gate(), fabric.new_gate()
+
+    def replaced():
+        first = fabric.start(message_graph([0], [4], FULL, gate=first_gate))
+        first.cancel()
+        yield first.done
+        second = fabric.start(message_graph([1], [5], FULL, gate=second_gate))
+        fabric.open_gate(first_gate)
+        yield fabric.clock.timeout(1e-3)
+        fabric.open_gate(second_gate)
+        yield second.done
+        return second.results.ready_s[0]
+
+    assert fabric.clock.run(until=fabric.clock.process(replaced())) == 1e-3
+
+
 def test_a_gate_opened_before_the_start_does_not_hold():
     fabric = network()
     gate, shut = fabric.new_gate(), fabric.new_gate()
@@ -194,21 +212,23 @@ def test_a_gate_opened_before_the_start_does_not_hold():
     assert transfer.results.ready_s[1] == opened_s
 
 
-def test_a_message_waits_for_its_gate_and_its_inputs_and_its_delay():
-    """Ready = max(earliest, last of input and gate, + delay)."""
+@pytest.mark.parametrize("opens_s", [1e-6, 40e-6, 46e-6, 1e-3])
+def test_a_message_waits_for_its_gate_and_for_the_delay_after_its_inputs(opens_s):
+    """Ready = max(earliest, last input + delay, gate opened): the delay runs on while the gate is shut."""
     fabric = network()
     gate = fabric.new_gate()
     edges = (np.array([0]), np.array([1]))
-    graph = message_graph([0, 4], [4, 5], FULL, edges=edges, gate=[-1, gate], delay_s=3e-6)
+    graph = message_graph([0, 4], [4, 5], FULL, edges=edges, gate=[-1, gate], delay_s=[0.0, 3e-6])
     transfer = fabric.start(graph)
 
     def open_late():
-        yield fabric.clock.timeout(1e-3)
+        yield fabric.clock.timeout(opens_s)
         fabric.open_gate(gate)
 
     fabric.clock.process(open_late())
     fabric.clock.run(until=transfer.done)
-    assert transfer.results.ready_s == pytest.approx([3e-6, 1e-3 + 3e-6], rel=1e-12)
+    input_s = WIRE / R + 4 * L
+    assert transfer.results.ready_s == pytest.approx([0.0, max(input_s + 3e-6, opens_s)], rel=1e-12)
 
 
 def test_joins_take_no_time_and_pass_on():

@@ -1,7 +1,6 @@
 """Popularity laws against enumeration, simulation and recorded routing."""
 
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from models.experts import (
     interpolate_distinct,
     place_experts,
 )
-
-ROUTING = Path(__file__).parents[4] / "shared" / "data" / "esft"
-needs_routing = pytest.mark.skipif(not ROUTING.is_dir(), reason="needs ../shared/data/esft (recorded routing)")
 
 
 def test_inclusion_by_hand():
@@ -55,9 +51,7 @@ def test_all_experts_chosen():
     assert inclusion_probabilities(np.array([1.0, 9.0]), 2).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("weights", "top_k"), [([1.0, 1.0], 3), ([1.0], 0), ([1.0, 0.0], 1), ([1.0, np.inf], 1)]
-)
+@pytest.mark.parametrize(("weights", "top_k"), [([1.0, 1.0], 3), ([1.0], 0), ([1.0, 0.0], 1), ([1.0, np.inf], 1)])
 def test_bad_weights(weights, top_k):
     with pytest.raises(ValueError, match=r"top_k|weights"):
         inclusion_probabilities(np.array(weights), top_k)
@@ -85,11 +79,10 @@ def test_distinct_experts_of_simulated_batches():
     assert counts.mean() == pytest.approx(expected, abs=4 * counts.std() / 1000**0.5)
 
 
-@needs_routing
-def test_recorded_routing_touches_as_many_as_drawn_tokens():
+def test_recorded_routing_touches_as_many_as_drawn_tokens(shared_data):
     """Mixed batches of three tasks: independent draws explain 8, 32 and 256 tokens to 2 %."""
     ids = [
-        np.load(ROUTING / f"routing_{task}.npz")["expert_ids"] for task in ("intent", "law", "translation")
+        np.load(shared_data / "esft" / f"routing_{task}.npz")["expert_ids"] for task in ("intent", "law", "translation")
     ]
     mixed = np.concatenate(ids, axis=1)
     frequency = np.stack([np.bincount(layer.ravel(), minlength=64) for layer in mixed]) / mixed.shape[1]
@@ -101,9 +94,8 @@ def test_recorded_routing_touches_as_many_as_drawn_tokens():
         assert touched == pytest.approx(mean, rel=0.02)
 
 
-@needs_routing
-def test_recorded_popularity_is_skewed_as_published():
-    popularity = Popularity.from_routing(ROUTING / "routing_law.npz", 64)
+def test_recorded_popularity_is_skewed_as_published(shared_data):
+    popularity = Popularity.from_routing(shared_data / "esft" / "routing_law.npz", 64)
     popularity.check(ARCHITECTURES["deepseek-v2-lite"].experts)
     hottest = np.median(popularity.inclusion.max(axis=1) / popularity.inclusion.mean(axis=1))
     assert 3.2 <= hottest <= 5.6

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from sim.workload.traces import TraceError, read_azure_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-DATA = Path(os.environ.get("SPINDLE_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.fixture
@@ -48,11 +44,7 @@ def test_a_window_and_a_scaled_rate(trace):
 
 
 def test_columns_are_found_by_name_and_midnight_is_no_trouble(trace):
-    rows = (
-        "GeneratedTokens,id,TIMESTAMP,ContextTokens\n"
-        "5,a,2024-02-29 23:59:59.5,10\n"
-        "6,b,2024-03-01 00:00:00.25,11\n"
-    )
+    rows = "GeneratedTokens,id,TIMESTAMP,ContextTokens\n5,a,2024-02-29 23:59:59.5,10\n6,b,2024-03-01 00:00:00.25,11\n"
     read = read_azure_trace(trace(rows))
 
     assert read.arrival_s.tolist() == [0.0, 0.75]
@@ -124,10 +116,9 @@ def test_files_that_cannot_be_read_and_windows_without_requests(trace, tmp_path)
         read_azure_trace(path, scale=0.0)
 
 
-@pytest.mark.skipif(not (DATA / "azure_llm").is_dir(), reason="needs ../shared/data/azure_llm")
 @pytest.mark.parametrize(("kind", "num_requests"), [("conv", 19_366), ("code", 8_819)])
-def test_the_published_traces_have_their_published_sizes(kind, num_requests):
-    read = read_azure_trace(DATA / "azure_llm" / f"AzureLLMInferenceTrace_{kind}.csv")
+def test_the_published_traces_have_their_published_sizes(shared_data, kind, num_requests):
+    read = read_azure_trace(shared_data / "azure_llm" / f"AzureLLMInferenceTrace_{kind}.csv")
 
     assert read.num_requests == num_requests
     assert (np.diff(read.arrival_s) >= 0).all()

@@ -203,7 +203,7 @@ class FluidFabric:
         first = self._ranges.take(n)
         first_edge = self._edge_ranges.take(len(graph.successors))
         self._ensure_room()
-        handover.copy_in(self._core, first, first_edge, key, graph)
+        self.injected_bytes += handover.copy_in(self._core, first, first_edge, key, graph)
         self._state.transfers[key] = (n, self.clock.now, self._num_started)
         self._num_started += 1
         self._spans[key] = _Span(transfer, first, first_edge, [])
@@ -212,7 +212,6 @@ class FluidFabric:
             if gate not in self._open_gates:
                 self._state.messages[first + i]["waits_for"] += 1
                 self._waiting_gate.setdefault(gate, []).append(first + int(i))
-        self.injected_bytes += int(graph.size_bytes[graph.source != graph.destination].sum())
         self._set_now()
         core.admit(self._core, first, first + n, self.clock.now)
         return transfer
@@ -476,13 +475,9 @@ class FluidFabric:
         graph = span.transfer.graph
         final = handover.copy_out(self._core, span.first, graph.num_messages)
         span.transfer.close(final)
-        remote = graph.source != graph.destination
         if (final.outcome == CANCELLED).any():
             self._forget(span)
-        delivered = np.where(remote, final.delivered_bytes, 0.0)
-        self.closed_bytes[DELIVERED] += delivered.sum()
-        lost = remote & (final.outcome != DELIVERED)
-        np.add.at(self.closed_bytes, final.outcome[lost], (graph.size_bytes - delivered)[lost])
+        handover.enter_in_ledger(self._core, span.first, graph.num_messages, self.closed_bytes)
         self._ranges.give(span.first, graph.num_messages)
         self._edge_ranges.give(span.first_edge, len(graph.successors))
         self._free_transfers.append(key)

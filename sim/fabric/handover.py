@@ -9,13 +9,13 @@ from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import DELIVERED, PENDING, MessageGraph, MessageResults
 
 
-def copy_in(state, first: int, first_edge: int, transfer: int, graph: MessageGraph) -> None:
-    """Write a graph's messages to rows first …, its edges to successors first_edge …"""
+def copy_in(state, first: int, first_edge: int, transfer: int, graph: MessageGraph) -> int:
+    """Write a graph's messages to rows first …, its edges to successors first_edge …; returns the bytes to move."""
     columns = (
         graph.source, graph.destination, graph.size_bytes, graph.earliest_s, graph.delay_s, graph.num_inputs,
         graph.queue_pairs, graph.successor_start, graph.successors,
     )  # fmt: skip
-    _copy_in(state, first, first_edge, transfer, *(np.ascontiguousarray(column) for column in columns))
+    return _copy_in(state, first, first_edge, transfer, *(np.ascontiguousarray(column) for column in columns))
 
 
 @njit(cache=True)
@@ -24,6 +24,7 @@ def _copy_in(
     queue_pairs, successor_start, successors,
 ):  # fmt: skip
     messages, edges = state.messages, state.successors
+    remote_bytes = 0
     for i in range(len(source)):
         message = messages[first + i]
         message.source = source[i]
@@ -47,8 +48,11 @@ def _copy_in(
         message.next_in_window = NONE
         message.first_watch = NONE
         message.outcome = PENDING
+        if source[i] != destination[i]:
+            remote_bytes += size_bytes[i]
     for e in range(len(successors)):
         edges[first_edge + e] = successors[e] + first
+    return remote_bytes
 
 
 def copy_out(state, first: int, count: int) -> MessageResults:
@@ -71,3 +75,15 @@ def _copy_out(state, first, times, outcome):
         times[3, i] = message.answered_s if message.outcome == DELIVERED else np.nan
         times[4, i] = message.delivered_bytes
         outcome[i] = message.outcome
+
+
+@njit(cache=True)
+def enter_in_ledger(state, first, count, closed_bytes):
+    """Add the bytes of messages that have ended to closed_bytes [outcomes]; local copies cross no fabric."""
+    messages = state.messages
+    for i in range(first, first + count):
+        message = messages[i]
+        if message.source != message.destination:
+            closed_bytes[DELIVERED] += message.delivered_bytes
+            if message.outcome != DELIVERED:
+                closed_bytes[message.outcome] += message.size_bytes - message.delivered_bytes

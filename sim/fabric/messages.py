@@ -140,8 +140,8 @@ def message_in_cycle(successor_start, successors, num_inputs):
     Takes away, over and over, a message without inputs (Kahn 1962); what is left is on or behind a cycle.
     """
     n = len(num_inputs)
-    waits_for = num_inputs.copy()
-    free = np.empty(n, np.int64)
+    waits_for = num_inputs.astype(np.int32)
+    free = np.empty(n, np.int32)
     first, last = 0, 0
     for i in range(n):
         if waits_for[i] == 0:

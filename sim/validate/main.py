@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from sim.validate import fabric_checks, serving_checks
@@ -14,14 +14,22 @@ CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
     fabric_checks.collectives,
     fabric_checks.max_min,
     fabric_checks.shift_law,
+    fabric_checks.hashed_loads,
     fabric_checks.assigned_loads,
     serving_checks.md1,
 )
 
 
-def run_checks() -> list[CheckResult]:
-    """Run every check, in order."""
-    return [result for check in CHECKS for result in check()]
+def run_checks(selected: Collection[str] | None = None) -> list[CheckResult]:
+    """Run the checks, in order; `selected` names functions of CHECKS, None for all.
+
+    Raises ValueError for a name that is not there.
+    """
+    names = [check.__name__ for check in CHECKS]
+    unknown = sorted(set(selected or ()) - set(names))
+    if unknown:
+        raise ValueError(f"no check is named {unknown[0]!r}; there are {', '.join(names)}")
+    return [result for check in CHECKS if selected is None or check.__name__ in selected for result in check()]
 
 
 def as_page(results: list[CheckResult]) -> str:

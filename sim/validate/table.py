@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class CheckResult:
     """What was expected, what the simulator gave, and whether that is close enough.
 
-    error None where the check is a statistical test; `simulated` is then its p value.
+    error None where the check is a statistical test: `simulated` is its statistic, `expected` that one's mean, and
+    the tolerance its largest value allowed.
     """
 
     name: str

@@ -308,8 +308,8 @@ def _keep_sorted(state, k, n):
     if is_sorted:
         return
     if highest - lowest > 64 * n:
-        solving.sort()
-    else:  # lists were joined end to end, which a quicksort takes badly: tick off the members instead
+        heap.sort(np.zeros(n), solving, n)
+    else:  # few gaps: tick the members off
         is_member = state.work.is_frozen
         for p in range(lowest, highest + 1):
             is_member[p] = False

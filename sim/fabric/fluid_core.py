@@ -281,23 +281,16 @@ def _start(state, m, now, delay_s):
 @njit(cache=True)
 def _order_by_transfer(state, n):
     """Sort the messages that wait by (transfer, place in it): rows are used again, so theirs is no order."""
-    serials = np.empty(n, np.int64)
-    is_sorted, is_one_transfer = True, True
+    serials = np.empty(n)
+    is_sorted = True
     for i in range(n):
         serials[i] = state.transfers[state.messages[state.waiting[i]].transfer].serial
         if i > 0:
-            is_one_transfer &= serials[i] == serials[i - 1]
             is_sorted &= serials[i - 1] < serials[i] or (
                 serials[i - 1] == serials[i] and state.waiting[i - 1] < state.waiting[i]
             )
-    if is_sorted:
-        return
-    if is_one_transfer:
-        state.waiting[:n].sort()
-    else:
-        by_row = np.argsort(state.waiting[:n], kind="mergesort")
-        order = by_row[np.argsort(serials[by_row], kind="mergesort")]
-        state.waiting[:n] = state.waiting[:n][order]
+    if not is_sorted:
+        heap.sort(serials, state.waiting, n)
 
 
 @njit(cache=True)

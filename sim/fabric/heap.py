@@ -61,6 +61,18 @@ def heapify(keys, ids, size):
 
 
 @njit(cache=True)
+def sort(keys, ids, size):
+    """Put the ids into the order of (key, id). Quick to compile, which numpy's sorts are not, and never slow."""
+    heapify(keys, ids, size)
+    for last in range(size - 1, 0, -1):
+        keys[0], keys[last] = keys[last], keys[0]
+        ids[0], ids[last] = ids[last], ids[0]
+        sift_down(keys, ids, last, 0)
+    for i in range(size // 2):
+        ids[i], ids[size - 1 - i] = ids[size - 1 - i], ids[i]
+
+
+@njit(cache=True)
 def _place(heap, place, key, i, entry):
     heap[i] = entry
     place[entry] = i

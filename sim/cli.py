@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models import compile_cache
 from sim.console import fail, print_rows, rows_of, standard_output
 from sim.scenario.errors import Refused
 
@@ -74,7 +76,7 @@ def run(
     out: OutOption = None,
     force: ForceOption = False,
     workers: WorkersOption = None,
-    trace: Annotated[bool, typer.Option("--trace", help="also write a trace for a timeline viewer")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="also write a timeline (arrives later)")] = False,
     max_packet_hops: Annotated[
         float | None,
         typer.Option(
@@ -95,6 +97,9 @@ def run(
     options = _asked_for(trace=trace, overwrite=force, max_packet_hops=max_packet_hops)
     simulate = _imported("sim.run").run_scenario
     num_runs = len(loaded.variants) * len(loaded.seeds)
+    if sys.stderr.isatty() and not quiet and not compile_cache.is_warm():
+        typer.echo("first run of this version: compiling the simulation core, half a minute, once", err=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:
             outcome = simulate(loaded, folder, workers or _usual_workers(num_runs), progress, **options)

@@ -428,7 +428,7 @@ class _Nics:
                 into = b.link((f"accelerator{len(self.host) - 1}", f"nvlink{h}"), kind.nvlink, "nvlink", "up")
                 out = Link(kind.nvlink.rate_bytes_per_s, 0.0)
                 off = b.link((f"accelerator{len(self.host) - 1}", f"nvlink{h}"), out, "nvlink", "down")
-                self.nvlink_up.append(b.segment([(into, 1.0)], kind.nvlink.latency_s))
+                self.nvlink_up.append(b.segment([(into, 1.0)], b.latency[into]))
                 self.nvlink_down.append(b.segment([(off, 1.0)], 0.0))
             else:
                 self.nvlink_up.append(-1)

@@ -1,0 +1,40 @@
+"""Stopped from outside, a run writes what there is, says so, and leaves no process behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCENARIO = """
+name: long
+cluster:
+  fabric: {kind: leaf_spine, leaves: 2, spines: 2, hosts_per_leaf: 2, host_link: {rate: 100 Gbit/s, latency: 1 us},
+           spine_link: {rate: 100 Gbit/s, latency: 1 us}}
+  host: {accelerators: 1, accelerator: h100}
+workloads:
+  - {kind: training, name: job, operation: all_reduce, size: 1 MB, compute: 20 us, steps: 1000000}
+compare:
+  - {name: one path, paths: {policy: ecmp}}
+  - {name: spray, paths: {policy: spray}}
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, how):
+    (tmp_path / "long.yaml").write_text(SCENARIO)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not out.exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(6)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["partial"] is True
+    left = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""

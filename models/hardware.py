@@ -59,10 +59,13 @@ class Nic:
     source: str
 
 
-_NVLINK_LATENCY = "NCCL 2.19, src/graph/tuning.cc: 1.9 us for an NVLink hop of a ring with protocol LL128"
+_NVLINK_LATENCY = (
+    "NCCL 2.20.3, src/graph/tuning.cc, hwLat: 1.9 us for an NVLink hop of a ring with protocol LL128; a constant of "
+    "NCCL's cost model, not a measurement; its base latency per collective is left out"
+)
 _PCIE = (
-    "assumption, unmeasured: 16 GB/s and 20 us between devices over PCIe, "
-    "as LLMServingSim 2.0 configures such hosts"
+    "assumption, unmeasured: 16 GB/s and 20 us between devices over PCIe, as LLMServingSim 2.0 configures "
+    "RTX PRO 6000 hosts (configs/cluster/single_node_tp_pp_instance.json)"
 )
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -77,11 +80,11 @@ ACCELERATORS: dict[str, Accelerator] = {
             nvlink_bytes_per_s=300e9,
             nvlink_latency_s=1.9e-6,
             sources={
-                "hbm_bytes": "CUDA total, 79.25 GiB in PyTorch out-of-memory messages; data sheet 80 GB",
-                "hbm_bytes_per_s": "NVIDIA A100 80GB SXM data sheet (2021), 2,039 GB/s",
-                "bf16_flops_per_s": "NVIDIA A100 data sheet (2021), 312 TFLOPS dense",
+                "hbm_bytes": "CUDA total, 79.25 GiB in a PyTorch message (levihsu/OOTDiffusion issue 235); 79.32 is seen too",
+                "hbm_bytes_per_s": "NVIDIA A100 80GB SXM data sheet, 2,039 GB/s",
+                "bf16_flops_per_s": "NVIDIA A100 data sheet, 312 TFLOPS dense",
                 "fp8_flops_per_s": "none on this architecture: FP8 weights are computed at the bf16 rate",
-                "nvlink_bytes_per_s": "NVIDIA A100 data sheet (2021), NVLink 600 GB/s both directions",
+                "nvlink_bytes_per_s": "NVIDIA A100 data sheet, NVLink 600 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
         ),
@@ -94,11 +97,11 @@ ACCELERATORS: dict[str, Accelerator] = {
             nvlink_bytes_per_s=450e9,
             nvlink_latency_s=1.9e-6,
             sources={
-                "hbm_bytes": "CUDA total, 79.18 GiB in PyTorch out-of-memory messages; data sheet 80 GB",
-                "hbm_bytes_per_s": "NVIDIA H100 SXM data sheet (2023), 3.35 TB/s",
-                "bf16_flops_per_s": "NVIDIA H100 architecture white paper (2023), 989.4 TFLOPS dense",
-                "fp8_flops_per_s": "NVIDIA H100 architecture white paper (2023), 1,978.9 TFLOPS dense",
-                "nvlink_bytes_per_s": "NVIDIA H100 SXM data sheet (2023), NVLink 900 GB/s both directions",
+                "hbm_bytes": "CUDA total, 79.18 GiB in PyTorch messages; 79.11 (vllm issue 27508), 79.22 (vllm PR 12126) are seen too",
+                "hbm_bytes_per_s": "NVIDIA H100 SXM data sheet, 3.35 TB/s",
+                "bf16_flops_per_s": "NVIDIA H100 architecture white paper, 989.4 TFLOPS dense",
+                "fp8_flops_per_s": "NVIDIA H100 architecture white paper, 1,978.9 TFLOPS dense",
+                "nvlink_bytes_per_s": "NVIDIA H100 SXM data sheet, NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
         ),
@@ -111,28 +114,28 @@ ACCELERATORS: dict[str, Accelerator] = {
             nvlink_bytes_per_s=450e9,
             nvlink_latency_s=1.9e-6,
             sources={
-                "hbm_bytes": "CUDA total, 139.80 GiB in PyTorch out-of-memory messages; data sheet 141 GB",
-                "hbm_bytes_per_s": "NVIDIA H200 SXM data sheet (2024), 4.8 TB/s",
-                "bf16_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 1,979 TFLOPS sparse, half dense",
-                "fp8_flops_per_s": "NVIDIA H200 SXM data sheet (2024), 3,958 TFLOPS sparse, half dense",
-                "nvlink_bytes_per_s": "NVIDIA H200 SXM data sheet (2024), NVLink 900 GB/s both directions",
+                "hbm_bytes": "CUDA total, 139.80 GiB in PyTorch messages of several public repositories; sold as 141 GB",
+                "hbm_bytes_per_s": "NVIDIA H200 SXM data sheet, 4.8 TB/s",
+                "bf16_flops_per_s": "as H100, the same compute; aiconfigurator-core 0.12.0, systems/h200_sxm.yaml: 989 TFLOPS",
+                "fp8_flops_per_s": "as H100, the same compute; aiconfigurator-core 0.12.0, systems/h200_sxm.yaml: 1,978 TFLOPS",
+                "nvlink_bytes_per_s": "NVIDIA H200 SXM data sheet, NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
         ),
         Accelerator(
             name="b200",
             hbm_bytes=int(178.35 * GIB),
-            hbm_bytes_per_s=8.0e12,
+            hbm_bytes_per_s=7.7e12,
             bf16_flops_per_s=2.25e15,
             fp8_flops_per_s=4.5e15,
             nvlink_bytes_per_s=900e9,
             nvlink_latency_s=1.9e-6,
             sources={
-                "hbm_bytes": "CUDA total, 178.35 GiB in PyTorch out-of-memory messages; data sheet 180 GB",
-                "hbm_bytes_per_s": "NVIDIA DGX B200 data sheet (2024), 64 TB/s for 8",
-                "bf16_flops_per_s": "HGX B200 specification (2024), 36 PFLOPS sparse for 8, half dense",
-                "fp8_flops_per_s": "NVIDIA DGX B200 data sheet (2024), 72 PFLOPS sparse for 8, half dense",
-                "nvlink_bytes_per_s": "NVIDIA DGX B200 data sheet (2024), 14.4 TB/s for 8, both directions",
+                "hbm_bytes": "CUDA total, 178.35 GiB in PyTorch messages of several public repositories; sold as 180 GB",
+                "hbm_bytes_per_s": "NVIDIA/exemplar-performance README: 7.7 TB/s for the 180 GB B200; a DGX is quoted at 64 TB/s for 8",
+                "bf16_flops_per_s": "NVIDIA/exemplar-performance README, peak non-sparse BF16: 2,250 TFLOPS",
+                "fp8_flops_per_s": "NVIDIA/exemplar-performance README, peak non-sparse FP8: 4,500 TFLOPS",
+                "nvlink_bytes_per_s": "NVIDIA/exemplar-performance README, NVLink 5: 1.8 TB/s per GPU, both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
             },
         ),
@@ -145,27 +148,27 @@ ACCELERATORS: dict[str, Accelerator] = {
             nvlink_bytes_per_s=16e9,
             nvlink_latency_s=20e-6,
             sources={
-                "hbm_bytes": "CUDA total recorded with a vLLM 0.19 run (LLMServingSim 2.0); data sheet 24 GB",
-                "hbm_bytes_per_s": "NVIDIA Ada architecture white paper (2022), 1,008 GB/s",
-                "bf16_flops_per_s": "NVIDIA Ada white paper (2022), 165.2 TFLOPS dense, float32 accumulation",
-                "fp8_flops_per_s": "NVIDIA Ada white paper (2022), 330.3 TFLOPS dense, float32 accumulation",
-                "nvlink_bytes_per_s": _PCIE,
-                "nvlink_latency_s": _PCIE,
+                "hbm_bytes": "recorded with a vLLM 0.19.0 run: LLMServingSim, bench/results/llama-3.1-8b-rtx4090/meta.json",
+                "hbm_bytes_per_s": "NVIDIA Ada architecture white paper, 1,008 GB/s",
+                "bf16_flops_per_s": "NVIDIA Ada white paper, 165.2 TFLOPS dense, float32 accumulation",
+                "fp8_flops_per_s": "NVIDIA Ada white paper, 330.3 TFLOPS dense, float32 accumulation",
+                "nvlink_bytes_per_s": "assumption, unmeasured: LLMServingSim 2.0, configs/cluster/rtx4090_tp2_instance.json",
+                "nvlink_latency_s": "assumption, unmeasured: as RTX PRO 6000 hosts; LLMServingSim's RTX 4090 ones have 1 us",
             },
         ),
         Accelerator(
             name="rtx_pro_6000",
-            hbm_bytes=int(94.97 * GIB),
+            hbm_bytes=101_976_440_832,
             hbm_bytes_per_s=1.597e12,
-            bf16_flops_per_s=500e12,
-            fp8_flops_per_s=1000e12,
+            bf16_flops_per_s=480e12,
+            fp8_flops_per_s=960e12,
             nvlink_bytes_per_s=16e9,
             nvlink_latency_s=20e-6,
             sources={
-                "hbm_bytes": "CUDA total, 94.97 GiB in PyTorch out-of-memory messages; data sheet 96 GB",
-                "hbm_bytes_per_s": "RTX PRO 6000 Blackwell Server Edition data sheet (2025), 1,597 GB/s",
-                "bf16_flops_per_s": "RTX PRO 6000 Blackwell data sheet (2025), 1/8 of 4,000 sparse FP4 TOPS",
-                "fp8_flops_per_s": "RTX PRO 6000 Blackwell data sheet (2025), 1/4 of 4,000 sparse FP4 TOPS",
+                "hbm_bytes": "recorded with a vLLM run: LLMServingSim, bench/examples/RTXPRO6000/Llama-3.1-8B/vllm/meta.json",
+                "hbm_bytes_per_s": "RTX PRO 6000 Blackwell Server Edition, 1,597 GB/s (the Workstation Edition has 1,792)",
+                "bf16_flops_per_s": "derived, not published: 4 x the Server Edition's 120 FP32 TFLOPS, the ratio of the Workstation Edition",
+                "fp8_flops_per_s": "derived, not published: twice the bf16 rate",
                 "nvlink_bytes_per_s": _PCIE,
                 "nvlink_latency_s": _PCIE,
             },
@@ -177,10 +180,10 @@ ACCELERATORS: dict[str, Accelerator] = {
 NICS: dict[str, Nic] = {
     nic.name: nic
     for nic in (
-        Nic("100g", 100 * GBIT_PER_S, "100GBASE Ethernet / InfiniBand EDR line rate"),
-        Nic("200g", 200 * GBIT_PER_S, "NVIDIA ConnectX-6 data sheet (2020), 200 Gbit/s"),
-        Nic("400g", 400 * GBIT_PER_S, "NVIDIA ConnectX-7 data sheet (2022), 400 Gbit/s"),
-        Nic("800g", 800 * GBIT_PER_S, "NVIDIA ConnectX-8 data sheet (2024), 800 Gbit/s"),
+        Nic("100g", 100 * GBIT_PER_S, "100GBASE Ethernet line rate"),
+        Nic("200g", 200 * GBIT_PER_S, "ConnectX-6 (HDR, 200GbE): docs.nvidia.com, WinOF-2 v23.10, supported adapter cards"),
+        Nic("400g", 400 * GBIT_PER_S, "ConnectX-7 (NDR, 400GbE): docs.nvidia.com, WinOF-2 v25.7, supported adapter cards"),
+        Nic("800g", 800 * GBIT_PER_S, "ConnectX-8 (XDR InfiniBand 800 Gbit/s): docs.nvidia.com, firmware 40.44.0208 (as Ethernet 2 x 400GbE)"),
     )
 }
 """NIC presets by name; one port's line rate in one direction."""

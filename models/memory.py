@@ -22,7 +22,12 @@ BF16_BYTES = PRECISIONS["bf16"]
 SINGLE = Parallelism()
 
 ENGINE_BYTES = 512 * 2**20
-"""CUDA context, graphs, communicators and workspaces: an assumption of the usual order, not measured here."""
+"""CUDA context, communicators and workspaces: an assumption, not measured here.
+
+With `activation_bytes` it is 12 % above what vLLM 0.19.0 kept free on an RTX 4090 (2,515 blocks for 2,588), and
+less than half of what vLLM 0.28.0, which counts CUDA graphs too, kept on an RTX PRO 6000 (36,618 for 35,913), by the
+engine settings recorded in LLMServingSim's meta.json files. A scenario can give `kv.num_blocks` instead.
+"""
 
 SAMPLING_BYTES = 2 + 4 + 4 + 8 + 4 + 4
 """Of one row and one word of the vocabulary; `activation_bytes` lists them."""
@@ -133,7 +138,8 @@ def activation_bytes(
 
     Residual and hidden state (2 h a token) and the widest of: query, key and value with the attention's
     output; the inner width of a feed-forward, read and written; the rows of the routed experts likewise. Or,
-    if larger, the sampling of `max_num_seqs` rows by top-p, as vLLM tries it: per word of the vocabulary a
+    if larger, the sampling of `max_num_seqs` rows by top-p, as vLLM's PyTorch path does it (the FlashInfer and
+    Triton samplers of later versions need less): per word of the vocabulary a
     bf16 logit (2 bytes), its float32 copy (4), sorted values (4) and indices (8), probabilities (4) and their
     running sums (4).
 

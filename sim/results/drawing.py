@@ -17,7 +17,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.typing import NDArray
 
 from sim.results.metrics import meaning_of, number, unit_for
@@ -117,7 +117,8 @@ def seconds_unit(largest_s: float) -> tuple[float, str]:
 
 
 def plain_log_ticks(axis: Any) -> None:
-    """Numbers rather than powers of ten on a logarithmic axis."""
+    """Numbers at 1, 2 and 5 of each decade, rather than powers of ten, on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e5 else f"{v:.0e}"))
     axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
 

@@ -245,8 +245,6 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
 
 def _draw_bands(axes: Axes, series: UtilisationOverTime, unit_s: float, look: VariantStyle) -> None:
     time = series.time_s / unit_s
-    width = time[-1] - time[-2] if len(time) > 1 else time[-1] or 1.0
-    time = np.append(time, time[-1] + width)
 
     def stepped(values):
         return np.append(values, values[-1])

@@ -93,6 +93,7 @@ def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger) -> 
     recorder.append(
         "link_series",
         time_s=np.tile(edges[starts], len(active)),
+        span_s=np.tile(span, len(active)),
         link=np.repeat(names[active], len(starts)),
         utilisation=mean.ravel(),
     )

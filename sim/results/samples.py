@@ -208,9 +208,16 @@ def tier_loads(result: VariantResult) -> dict[tuple[str, str], Float64]:
     return {key: loads for key, loads in found.items() if key[0] not in VIRTUAL_TIERS}
 
 
+MOST_STEPS = 64
+"""Of a curve over time: finer ones show the beat between a workload's period and the bins, not the load."""
+
+
 @dataclass(frozen=True, slots=True)
 class UtilisationOverTime:
-    """Utilisation of a tier's links per time bin: median, 90th percentile and largest over links."""
+    """Utilisation of a tier's links per stretch of time: median, 90th percentile and largest over links.
+
+    time_s  [stretches + 1] their edges; the others [stretches]
+    """
 
     time_s: Float64
     p50: Float64
@@ -220,12 +227,19 @@ class UtilisationOverTime:
 
 def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTime]:
     """Tier → utilisation over time, of tiers that were used. A link without a row in a bin was idle in it."""
-    series = table(result, "link_series", ["time_s", "link", "utilisation"])
+    series = table(result, "link_series", ["time_s", "span_s", "link", "utilisation"])
     links = table(result, "links", ["link", "tier"])
     if series is None or links is None:
         return {}
     tier_of = links.drop_duplicates("link").set_index("link")["tier"].astype(str)
-    bins, bin_index = np.unique(series["time_s"].to_numpy(dtype=np.float64), return_inverse=True)
+    bins, first, bin_index = np.unique(
+        series["time_s"].to_numpy(dtype=np.float64), return_index=True, return_inverse=True
+    )
+    span = series["span_s"].to_numpy(dtype=np.float64)[first]
+    together = -(-len(bins) // MOST_STEPS)
+    starts = np.arange(0, max(len(bins) - together // 2, 1), together)  # a short rest joins the last stretch
+    spans = np.add.reduceat(span, starts)
+    edges = np.append(bins[starts], bins[-1] + span[-1])
     tiers = series["link"].map(tier_of).to_numpy()
     utilisation = series["utilisation"].to_numpy(dtype=np.float64)
     codes, _ = pd.factorize(series["link"])
@@ -240,6 +254,7 @@ def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTim
         _, column = np.unique(codes[own], return_inverse=True)
         matrix = np.zeros((len(bins), max(num_links, int(column.max()) + 1)))
         matrix[bin_index[own], column] = np.nan_to_num(utilisation[own])
-        p50, p90, largest = np.percentile(matrix, [50, 90, 100], axis=1)
-        out[tier] = UtilisationOverTime(bins, p50, p90, largest)
+        mean = np.add.reduceat(matrix * span[:, None], starts, axis=0) / spans[:, None]
+        p50, p90, largest = np.percentile(mean, [50, 90, 100], axis=1)
+        out[tier] = UtilisationOverTime(edges, p50, p90, largest)
     return out

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 NO_DIFFERENCE = 0.01
@@ -92,7 +92,7 @@ def mean_interval(values: Sequence[float | None], confidence: float = CONFIDENCE
 
 @cache
 def _t(n: int, confidence: float) -> float:
-    return float(stats.t.ppf(0.5 + confidence / 2, n - 1))
+    return float(special.stdtrit(n - 1, 0.5 + confidence / 2))
 
 
 def _pairs(values: Sequence[float | None], reference: Sequence[float | None]) -> NDArray[np.float64]:
@@ -200,11 +200,20 @@ def percentile_interval(
         return None, None, None
     share = percent / 100
     tail = (1 - confidence) / 2
-    below = int(stats.binom.ppf(tail, n, share))
-    above = int(stats.binom.ppf(1 - tail, n, share)) + 1
+    below = _binomial_quantile(tail, n, share)
+    above = _binomial_quantile(1 - tail, n, share) + 1
     low = float(a[below - 1]) if below >= 1 else None
     high = float(a[above - 1]) if above <= n else None
     return float(np.percentile(a, percent)), low, high
+
+
+def _binomial_quantile(q: float, n: int, p: float) -> int:
+    """The smallest k with P(X <= k) >= q, for 0 < p < 1. scipy.stats has it too, but takes a second to import."""
+    k = special.bdtrik(q, n, p)
+    if math.isnan(k):  # q lies below P(X = 0)
+        return 0
+    k = math.ceil(k)
+    return k - 1 if k > 0 and special.bdtr(k - 1, n, p) >= q else k
 
 
 def cumulative(

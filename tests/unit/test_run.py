@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from sim.run import StalledError, run_scenario, simulate
+from sim.run import run_scenario
 from sim.scenario.errors import ScenarioError
 from sim.scenario.load import load_scenario
+from sim.simulate import StalledError, simulate
 
 SCENARIO = """
 name: tiny

@@ -157,7 +157,7 @@ def _links(recorder, metrics, rng, leaves, spines, hosts_per_leaf, share, multip
     for time_s in np.linspace(0, IDEAL_S * multiple, 60, endpoint=False):
         busy = links["load_over_fair"].to_numpy() * IDEAL_S > time_s
         recorder.append(
-            "link_series", time_s=time_s, link=links["link"].to_numpy()[busy],
+            "link_series", time_s=time_s, span_s=IDEAL_S * multiple / 60, link=links["link"].to_numpy()[busy],
             utilisation=0.97 - 0.2 * rng.random(busy.sum()),
         )  # fmt: skip
     metrics["links.max_load_over_fair"] = largest

@@ -1,5 +1,8 @@
 import re
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from synthetic_results import make_run
 
@@ -149,6 +152,24 @@ def test_a_link_without_a_row_was_idle():
     run = make_run(("run",), 1, with_serving=False, **SMALL)
     series = utilisation_over_time(run.results["run", 1])["host"]
     assert series.largest.max() <= 0.97 and series.p50[0] > 0.7
+
+
+def test_utilisation_is_averaged_over_stretches_by_the_length_of_their_bins():
+    """130 bins become 43 stretches of 3, the last one with the short bin that is left; the integral stays the same."""
+    run = make_run(("run",), 1, with_serving=False, **SMALL)
+    spans = np.append(np.full(129, 2.0), 1.0)
+    starts = np.append(0.0, np.cumsum(spans)[:-1])
+    busy = np.linspace(0, 1, 130)
+    tables = {**run.results["run", 1].tables}
+    tables["links"] = tables["links"].iloc[:1]
+    tables["link_series"] = pd.DataFrame(
+        {"time_s": starts, "span_s": spans, "link": tables["links"]["link"].iloc[0], "utilisation": busy}
+    )
+    tier = str(tables["links"]["tier"].iloc[0])
+    series = utilisation_over_time(replace(run.results["run", 1], tables=tables))[tier]
+    assert len(series.time_s) == 44 and series.time_s[-1] == 259.0
+    assert series.time_s[-1] - series.time_s[-2] == 7.0
+    assert (series.p50 * np.diff(series.time_s)).sum() == pytest.approx((busy * spans).sum(), rel=1e-12)
 
 
 def test_sweeps_keep_their_colours_apart_and_the_table_short():

@@ -1,0 +1,69 @@
+"""One run: a variant with one seed, from the built objects to its tables and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from simpy import AllOf
+
+from sim.engine.recorder import Recorder
+from sim.results.links import link_metrics, record_links
+from sim.results.run_results import VariantResult
+from sim.scenario import build
+from sim.scenario.schema import Scenario
+
+Report = Callable[[float, float | None, int], None]
+"""Told (simulated seconds, end if known, events) now and then during a run."""
+
+
+class StalledError(RuntimeError):
+    """Nothing can move any more, and somebody still waits; the text says who for what."""
+
+
+def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = None) -> VariantResult:
+    """Simulate one variant with one seed to its end: every foreground workload done, or `max_time` reached.
+
+    An interrupt (Ctrl-C) ends it early; the result then says so under notes.partial.
+    Raises StalledError when nothing can move any more, and the fabric's ConservationError when bytes vanished.
+    """
+    sim = build.build(scenario, seed)
+    if report is not None:
+        end_s = scenario.max_time_s
+        sim.clock.on_pause = lambda: report(sim.clock.now, end_s, sim.fabric.num_events)
+    foreground = [w for w in sim.workloads if not w.is_background]
+    done = [w.start() for w in foreground]
+    for workload in sim.workloads:
+        if workload.is_background:
+            workload.start()
+    is_partial = False
+    warnings: list[str] = []
+    try:
+        finished = AllOf(sim.clock, done)
+        limit = sim.clock.timeout(scenario.max_time_s) if scenario.max_time_s is not None else None
+        sim.clock.run(until=finished if limit is None else finished | limit)
+        if not finished.triggered:
+            warnings.append(f"cut at max_time, {scenario.max_time_s:g} s, before every workload had ended")
+    except KeyboardInterrupt:
+        is_partial = True
+        warnings.append(f"interrupted at {sim.clock.now:.6g} s of simulated time")
+    except RuntimeError as error:
+        if "No scheduled events left" not in str(error):
+            raise
+        waiting = sim.fabric.waiting() or ["no message is under way: a workload waits for an event nobody triggers"]
+        raise StalledError(f"{label}: nothing moves at {sim.clock.now:.6g} s: " + "; ".join(waiting)) from error
+    recorder = Recorder()
+    metrics: dict[str, float | int | None] = {}
+    for workload in sim.workloads:
+        workload.record(recorder)
+        metrics |= {f"{workload.kind}.{workload.name}.{key}": v for key, v in workload.metrics().items()}
+        warnings += [f"{workload.name}: {text}" for text in getattr(workload, "notes", list)()]
+    sim.fabric.check_conservation()
+    metrics |= link_metrics(sim.topology, sim.fabric, sim.clock.now)
+    record_links(recorder, sim.topology, sim.fabric)
+    notes: dict[str, Any] = {"fidelity": scenario.fidelity, "warnings": warnings}
+    if any(w.kind == "serving" for w in sim.workloads):
+        notes["cost_sources"] = {"roofline": 1.0}
+    if is_partial:
+        notes["partial"] = True
+    return VariantResult(label, seed, metrics, recorder.frames(), notes)

@@ -15,7 +15,7 @@ from simpy import Event
 from sim.engine.clock import Clock
 from sim.fabric import fluid_core as core
 from sim.fabric import fluid_state as fs
-from sim.fabric import handover, maxmin
+from sim.fabric import handover, maxmin, readiness
 from sim.fabric.messages import (
     CANCELLED,
     DELIVERED,
@@ -225,7 +225,7 @@ class FluidFabric:
         self._open_gates.add(gate)
         self._set_now()
         for m in self._waiting_gate.pop(gate, []):
-            core.gate_opened(self._core, m, self.clock.now)
+            readiness.gate_opened(self._core, m, self.clock.now)
         core.refresh_next(self._core)
 
     @property
@@ -464,7 +464,7 @@ class FluidFabric:
     def _forget(self, span: _Span) -> None:
         """Cancelled messages still wait on the agenda, in windows and at gates; their rows will be used again."""
         first, last = span.first, span.first + span.transfer.graph.num_messages
-        core.forget(self._core, first, last)
+        readiness.forget(self._core, first, last)
         for gate in np.unique(span.transfer.graph.gate).tolist():
             if gate in self._waiting_gate:
                 self._waiting_gate[gate] = [m for m in self._waiting_gate[gate] if not first <= m < last]

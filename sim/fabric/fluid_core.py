@@ -11,10 +11,9 @@ import numpy as np
 from numba import float64, int64, njit, typeof
 
 from sim.fabric import components as comp
-from sim.fabric import heap
+from sim.fabric import heap, placing, readiness
 from sim.fabric.fluid_state import NONE
-from sim.fabric.messages import CANCELLED, DELIVERED, PENDING
-from sim.fabric.placing import activate, is_direct, place_batch, push
+from sim.fabric.messages import CANCELLED, PENDING
 from sim.fabric.policies import FUNCTION_TYPE
 
 IDLE, FIRED, BUDGET, GROW = 0, 1, 2, 3
@@ -35,126 +34,110 @@ def refresh_next(state):
     c.next_s = next_s
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _fire(state, code, time_s):
-    fired = state.fired[state.c[0].num_fired]
-    fired.code = code
-    fired.time_s = time_s
-    state.c[0].num_fired += 1
-
-
-@njit(cache=True)
-def _close_message(state, m, time_s):
-    """The message is over (delivered or cancelled): tell its transfer and whoever watches it."""
-    transfer = state.transfers[state.messages[m].transfer]
-    transfer.left -= 1
-    transfer.last_s = max(transfer.last_s, time_s)
-    if transfer.left == 0:
-        _fire(state, -1 - state.messages[m].transfer, transfer.last_s)
-    node = state.messages[m].first_watch
-    while node != NONE:
-        watch = state.watches[state.nodes[node].watch]
-        watch.left -= 1
-        watch.last_s = max(watch.last_s, time_s)
-        if watch.left == 0:
-            _fire(state, state.nodes[node].watch, watch.last_s)
-        node = state.nodes[node].next
-
-
-@njit(cache=True)
-def input_arrived(state, m, time_s):
-    """One thing that message m waits for is there, from `time_s` on."""
-    message = state.messages[m]
-    message.input_s = max(message.input_s, time_s)
-    message.waits_for -= 1
-    if message.waits_for == 0 and message.outcome == PENDING:
-        push(state, max(message.earliest_s, message.input_s + message.delay_s), 2 * m)
-
-
-@njit(cache=True)
-def gate_opened(state, m, now):
-    """The gate of message m is open from now on; the delay runs from its inputs, not from here."""
-    state.messages[m].earliest_s = max(state.messages[m].earliest_s, now)
-    input_arrived(state, m, state.messages[m].input_s)
-
-
-@njit(cache=True)
-def _finish_message(state, m):
-    message = state.messages[m]
-    message.outcome = DELIVERED
-    for e in range(message.successor_start, message.successor_end):
-        input_arrived(state, state.successors[e], message.arrived_s)
-    _close_message(state, m, message.arrived_s)
-
-
 @njit(cache=True)
 def admit(state, first, last, now):
-    """Messages first … last - 1 have been handed over: those that wait for nothing are ready."""
-    for m in range(first, last):
-        message = state.messages[m]
-        message.input_s = now
-        if message.waits_for == 0:
-            ready_s = max(message.earliest_s, now + message.delay_s)
-            if ready_s <= now:
-                state.ready[state.c[0].num_ready] = m
-                state.c[0].num_ready += 1
-            else:
-                push(state, ready_s, 2 * m)
+    readiness.admit(state, first, last, now)
     refresh_next(state)
 
-# --- the loop ---------------------------------------------------------------------------------------------------------
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
-def _to_batch(state, m):
-    state.waiting[state.c[0].num_batch] = m
-    state.c[0].num_batch += 1
-
-
-@njit(cache=True)
-def _make_ready(state, m, now):
+def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s):
     message = state.messages[m]
-    if message.outcome != PENDING:
-        return
-    message.ready_s = now
-    if message.source == message.destination:  # a local copy takes no time
-        message.started_s = now
-        message.delivered_bytes = message.size_bytes
-        message.arrived_s = now
-        message.answered_s = now
-        _finish_message(state, m)
-        return
-    if state.c[0].window_s <= 0.0 or is_direct(state, message.source, message.destination):
-        _to_batch(state, m)
-        return
-    leaf = state.accelerators[message.source].leaf
-    window = state.windows[leaf]
-    message.next_in_window = NONE
-    if window.first == NONE:
-        window.first = m
-        push(state, now + state.c[0].window_s, -1 - leaf)
-    else:
-        state.messages[window.last].next_in_window = m
-    window.last = m
+    p = comp.take_piece(state)
+    wire = placing.wire_bytes(payload_bytes, state.c[0].header_bytes, state.c[0].payload_per_packet)
+    piece = state.pieces[p]
+    piece.message = m
+    piece.payload_bytes = payload_bytes
+    piece.wire_bytes = wire
+    state.remaining[p] = wire
+    state.rate[p] = 0.0
+    state.weight[p] = weight
+    state.route[p, 0] = s0
+    state.route[p, 1] = s1
+    state.route[p, 2] = s2
+    state.route[p, 3] = s3
+    latency_s = extra_latency_s
+    for role in range(4):
+        s = state.route[p, role]
+        if s != NONE:
+            latency_s += state.segments[s].latency_s
+            state.segments[s].outstanding += wire
+    piece.latency_s = latency_s
+    piece.next_of_message = message.first_piece
+    message.first_piece = p
+    message.pieces_left += 1
 
 
 @njit(cache=True)
-def _handle(state, code, now):
-    """One entry of the agenda."""
-    if code < 0:
-        window = state.windows[-1 - code]
-        m = window.first
-        window.first = NONE
-        while m != NONE:
-            _to_batch(state, m)
-            m = state.messages[m].next_in_window
-    elif code % 2 == 0:
-        _make_ready(state, code // 2, now)
-    elif state.messages[code // 2].outcome == PENDING:
-        activate(state, code // 2, now)
+def _refresh_outstanding(state, now):
+    """Bytes placed on each link and not yet sent, for policies that look."""
+    network = state.network
+    for link in range(len(network.capacity)):
+        state.paths.outstanding[link] = 0.0
+    for s in range(len(state.segments)):
+        segment = state.segments[s]
+        left = segment.outstanding - segment.rate * (now - segment.settled_s)
+        if left < 0.5:
+            continue
+        for e in range(network.segment_start[s], network.segment_start[s + 1]):
+            state.paths.outstanding[network.segment_link[e]] += network.segment_share[e] * left
+
+
+@njit(cache=True)
+def _activate(state, m, now):
+    """The first byte leaves."""
+    state.messages[m].started_s = now
+    p = state.messages[m].first_piece
+    while p != NONE:
+        following = state.pieces[p].next_of_message
+        state.pieces[p].started_s = now
+        comp.add_piece(state, p, now)
+        p = following
+
+
+@njit(cache=True)
+def _start(state, m, now, delay_s):
+    """Start a placed message, now or when its turn comes."""
+    if state.c[0].is_fair_by_message:
+        p = state.messages[m].first_piece
+        while p != NONE:
+            state.weight[p] = 1.0 / state.messages[m].pieces_left
+            p = state.pieces[p].next_of_message
+    start_s = placing.first_byte_s(state, m, now, delay_s)
+    if start_s > now:
+        readiness.push(state, start_s, 2 * m + 1)
+    else:
+        _activate(state, m, now)
+
+
+@njit(cache=True)
+def _place_batch(state, choose, now):
+    """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
+    c = state.c[0]
+    if c.is_live:
+        _refresh_outstanding(state, now)
+    num_direct, num_routed, num_placed = placing.decide(state, choose)
+    if num_placed < 0:
+        c.needed_pieces = -num_placed
+        return False
+    for i in range(num_direct):
+        m = state.waiting[i]
+        s0, s1, s2, s3 = placing.direct_route(state, m)
+        _new_piece(state, m, state.messages[m].size_bytes, float(state.messages[m].queue_pairs), s0, s1, s2, s3, 0.0)
+    for k in range(num_placed):
+        s0, s1, s2, s3, extra_s = placing.placed_route(state, k)
+        placed = state.placed[k]
+        m = state.waiting[num_direct + placed.entry]
+        _new_piece(state, m, placed.payload_bytes, placed.weight, s0, s1, s2, s3, extra_s)
+    for i in range(num_direct):
+        _start(state, state.waiting[i], now, 0.0)
+    for i in range(num_routed):
+        _start(state, state.waiting[num_direct + i], now, state.batch[i].start_delay_s)
+    c.num_batch = 0
+    return True
 
 
 @njit(cache=True)
@@ -196,7 +179,7 @@ def _deliver(state, p, finish_s, now):
     _unlink(state, m, p)
     state.pieces[p].message = NONE
     if message.pieces_left == 0:
-        _finish_message(state, m)
+        readiness.finish_message(state, m)
 
 
 @njit(cache=True)
@@ -220,13 +203,16 @@ def _finish_due(state, k, now):
     comp.mark_dirty(state, k)
 
 
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
 @njit(cache=True)
 def _run_agenda(state, now):
     """Everything due at this instant that needs no placement or solving."""
     c = state.c[0]
     for i in range(c.num_ready):
         c.num_events += 1
-        _make_ready(state, state.ready[i], now)
+        readiness.make_ready(state, state.ready[i], now)
     c.num_ready = 0
     while True:
         if c.num_scheduled > 0 and state.finish_s[state.scheduled[0]] <= now:
@@ -235,7 +221,9 @@ def _run_agenda(state, now):
             code = state.agenda_code[0]
             c.num_agenda = heap.pop(state.agenda_s, state.agenda_code, c.num_agenda)
             c.num_events += 1
-            _handle(state, code, now)
+            m = readiness.handle(state, code, now)
+            if m != NONE:
+                _activate(state, m, now)
         else:
             return
 
@@ -264,7 +252,7 @@ def _advance(state, choose, until_s, max_events):
             _run_agenda(state, c.now_s)
         now = c.now_s
         c.is_resuming = False
-        if c.num_batch > 0 and not place_batch(state, choose, now):
+        if c.num_batch > 0 and not _place_batch(state, choose, now):
             c.is_resuming = True
             return GROW
         _solve_dirty(state, now)
@@ -316,35 +304,5 @@ def cancel(state, m, now):
         p = following
     message.first_piece = NONE
     state.c[0].now_s = max(state.c[0].now_s, now)
-    _close_message(state, m, now)
+    readiness.close_message(state, m, now)
     refresh_next(state)
-
-
-@njit(cache=True)
-def forget(state, first, last):
-    """Take messages first … last - 1, which ended before their turn, off the agenda: their rows will be used again."""
-    for leaf in range(len(state.windows)):
-        window = state.windows[leaf]
-        m = window.first
-        window.first = NONE
-        while m != NONE:
-            following = state.messages[m].next_in_window
-            if not first <= m < last:
-                state.messages[m].next_in_window = NONE
-                if window.first == NONE:
-                    window.first = m
-                else:
-                    state.messages[window.last].next_in_window = m
-                window.last = m
-            m = following
-    c = state.c[0]
-    kept = 0
-    for i in range(c.num_agenda):
-        code = state.agenda_code[i]
-        is_over = first <= code // 2 < last if code >= 0 else state.windows[-1 - code].first == NONE
-        if not is_over:
-            state.agenda_s[kept] = state.agenda_s[i]
-            state.agenda_code[kept] = code
-            kept += 1
-    c.num_agenda = kept
-    heap.heapify(state.agenda_s, state.agenda_code, kept)

@@ -1,4 +1,4 @@
-"""Placing: from messages that are ready to pieces on paths, and to their first byte.
+"""Placing: from messages that are ready to pieces on paths. Both fidelities place here.
 
 Messages inside a host or on one leaf go direct; the others are handed to the path policy as one batch. A placed
 message starts after the policy's delay and its turn at the NIC.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sim.fabric import components as comp
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import PENDING
 from sim.fabric.policies import NO_FABRIC
+from sim.fabric.readiness import is_direct
 from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD
 
 
@@ -22,19 +22,6 @@ def wire_bytes(payload_bytes, header_bytes, payload_per_packet):
     """Bytes on the wire: payload plus one header per packet, at least one packet."""
     packets = (payload_bytes + payload_per_packet - 1) // payload_per_packet
     return payload_bytes + header_bytes * max(packets, 1)
-
-
-@njit(cache=True)
-def push(state, time_s, code):
-    """Agenda codes: 2 m message m is ready, 2 m + 1 its first byte leaves, -1 - leaf that leaf's window closes."""
-    state.c[0].num_agenda = heap.push(state.agenda_s, state.agenda_code, state.c[0].num_agenda, time_s, code)
-
-
-@njit(cache=True)
-def is_direct(state, source, destination):
-    """Needs no path policy: inside a host, or on one leaf with a single plane."""
-    a, b = state.accelerators[source], state.accelerators[destination]
-    return a.host == b.host or (a.leaf == b.leaf and state.c[0].num_planes == 1)
 
 
 @njit(cache=True)
@@ -47,43 +34,13 @@ def _scope(state, source_leaf, destination_leaf):
 
 
 @njit(cache=True)
-def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s):
-    message = state.messages[m]
-    p = comp.take_piece(state)
-    wire = wire_bytes(payload_bytes, state.c[0].header_bytes, state.c[0].payload_per_packet)
-    piece = state.pieces[p]
-    piece.message = m
-    piece.payload_bytes = payload_bytes
-    piece.wire_bytes = wire
-    state.remaining[p] = wire
-    state.rate[p] = 0.0
-    state.weight[p] = weight
-    state.route[p, 0] = s0
-    state.route[p, 1] = s1
-    state.route[p, 2] = s2
-    state.route[p, 3] = s3
-    latency_s = extra_latency_s
-    for role in range(4):
-        s = state.route[p, role]
-        if s != NONE:
-            latency_s += state.segments[s].latency_s
-            state.segments[s].outstanding += wire
-    piece.latency_s = latency_s
-    piece.next_of_message = message.first_piece
-    message.first_piece = p
-    message.pieces_left += 1
-
-
-@njit(cache=True)
-def _place_direct(state, m):
+def direct_route(state, m):
+    """Segments of a message that needs no policy: (out of the NIC, NONE, NONE, into the NIC)."""
     message = state.messages[m]
     a, b = state.accelerators[message.source], state.accelerators[message.destination]
-    weight = float(message.queue_pairs)
     if a.host == b.host:
-        _new_piece(state, m, message.size_bytes, weight, a.nvlink_up, NONE, NONE, b.nvlink_down, 0.0)
-    else:
-        up, down = state.nics[a.nic].up, state.nics[b.nic].down
-        _new_piece(state, m, message.size_bytes, weight, up, NONE, NONE, down, 0.0)
+        return a.nvlink_up, NONE, NONE, b.nvlink_down
+    return state.nics[a.nic].up, NONE, NONE, state.nics[b.nic].down
 
 
 @njit(cache=True)
@@ -112,67 +69,31 @@ def _fill_batch(state, num_direct, count):
 
 
 @njit(cache=True)
-def _place_routed(state, num_direct, num_placed):
-    for k in range(num_placed):
-        placed = state.placed[k]
-        entry = state.batch[placed.entry]
-        m = state.waiting[num_direct + placed.entry]
-        scope = entry.scope
-        source = state.nics[state.accelerators[entry.source].nic]
-        destination = state.nics[state.accelerators[entry.destination].nic]
-        up, down = NONE, NONE
-        plane = state.c[0].num_planes
-        latency_s = 0.0
-        if placed.path_up != NO_FABRIC:
-            plane = state.plane[state.scopes[scope].first_plane + placed.path_up]
-            if scope != SAME_LEAF:
-                up = state.leaf_up[entry.source_leaf, scope] + placed.path_up
-                down = state.leaf_down[entry.destination_leaf, scope] + placed.path_down
-        elif scope != SAME_LEAF:  # no fabric to fill, but the light still has to cross it
-            spread = entry.num_paths
-            latency_s += state.segments[state.leaf_up[entry.source_leaf, scope] + spread].latency_s
-            latency_s += state.segments[state.leaf_down[entry.destination_leaf, scope] + spread].latency_s
-        _new_piece(
-            state, m, placed.payload_bytes, placed.weight, source.up + plane, up, down, destination.down + plane,
-            latency_s,
-        )  # fmt: skip
+def placed_route(state, k):
+    """Segments of placed piece k, and the seconds that no segment accounts for."""
+    placed = state.placed[k]
+    entry = state.batch[placed.entry]
+    scope = entry.scope
+    source = state.nics[state.accelerators[entry.source].nic]
+    destination = state.nics[state.accelerators[entry.destination].nic]
+    up, down = NONE, NONE
+    plane = state.c[0].num_planes
+    extra_s = 0.0
+    if placed.path_up != NO_FABRIC:
+        plane = state.plane[state.scopes[scope].first_plane + placed.path_up]
+        if scope != SAME_LEAF:
+            up = state.leaf_up[entry.source_leaf, scope] + placed.path_up
+            down = state.leaf_down[entry.destination_leaf, scope] + placed.path_down
+    elif scope != SAME_LEAF:  # no fabric to fill, but the light still has to cross it
+        spread = entry.num_paths
+        extra_s += state.segments[state.leaf_up[entry.source_leaf, scope] + spread].latency_s
+        extra_s += state.segments[state.leaf_down[entry.destination_leaf, scope] + spread].latency_s
+    return source.up + plane, up, down, destination.down + plane, extra_s
 
 
 @njit(cache=True)
-def _refresh_outstanding(state, now):
-    """Bytes placed on each link and not yet sent, for policies that look."""
-    network = state.network
-    for link in range(len(network.capacity)):
-        state.paths.outstanding[link] = 0.0
-    for s in range(len(state.segments)):
-        segment = state.segments[s]
-        left = segment.outstanding - segment.rate * (now - segment.settled_s)
-        if left < 0.5:
-            continue
-        for e in range(network.segment_start[s], network.segment_start[s + 1]):
-            state.paths.outstanding[network.segment_link[e]] += network.segment_share[e] * left
-
-
-@njit(cache=True)
-def activate(state, m, now):
-    """The first byte leaves."""
-    state.messages[m].started_s = now
-    p = state.messages[m].first_piece
-    while p != NONE:
-        following = state.pieces[p].next_of_message
-        state.pieces[p].started_s = now
-        comp.add_piece(state, p, now)
-        p = following
-
-
-@njit(cache=True)
-def _start(state, m, now, delay_s):
-    """Start a placed message after the policy's delay and its turn at the NIC."""
-    if state.c[0].is_fair_by_message:
-        p = state.messages[m].first_piece
-        while p != NONE:
-            state.weight[p] = 1.0 / state.messages[m].pieces_left
-            p = state.pieces[p].next_of_message
+def first_byte_s(state, m, now, delay_s):
+    """When a message placed now may send: after the policy's delay and its turn at the NIC."""
     start_s = now + delay_s
     source, destination = state.messages[m].source, state.messages[m].destination
     if state.accelerators[source].host != state.accelerators[destination].host:
@@ -180,10 +101,7 @@ def _start(state, m, now, delay_s):
         if nic.overhead_s > 0.0:
             start_s = max(start_s, nic.free_s) + nic.overhead_s
             nic.free_s = start_s
-    if start_s > now:
-        push(state, start_s, 2 * m + 1)
-    else:
-        activate(state, m, now)
+    return start_s
 
 
 @njit(cache=True)
@@ -233,26 +151,18 @@ def _sort_waiting(state):
 
 
 @njit(cache=True)
-def place_batch(state, choose, now):
-    """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
-    c = state.c[0]
+def decide(state, choose):
+    """Let the policy place what waits; returns (direct messages, routed ones, pieces placed for the latter).
+
+    `state.waiting` then has the direct messages first. Minus the number of pieces needed as the last of the three:
+    there was no room for them, nothing is decided, and the batch still waits.
+    """
     num_direct, num_routed = _sort_waiting(state)
     num_placed = 0
     if num_routed > 0:
         _fill_batch(state, num_direct, num_routed)
-        if c.is_live:
-            _refresh_outstanding(state, now)
         num_placed = choose(state.batch, num_routed, state.paths, state.placed)
-    if num_placed < 0 or num_placed + num_direct > c.num_free_pieces:
-        c.needed_pieces = abs(num_placed) + num_direct
-        c.num_batch = num_direct + num_routed
-        return False
-    for i in range(num_direct):
-        _place_direct(state, state.waiting[i])
-    _place_routed(state, num_direct, num_placed)
-    for i in range(num_direct):
-        _start(state, state.waiting[i], now, 0.0)
-    for i in range(num_routed):
-        _start(state, state.waiting[num_direct + i], now, state.batch[i].start_delay_s)
-    c.num_batch = 0
-    return True
+    state.c[0].num_batch = num_direct + num_routed
+    if num_placed < 0 or num_placed + num_direct > state.c[0].num_free_pieces:
+        return num_direct, num_routed, -(abs(num_placed) + num_direct)
+    return num_direct, num_routed, num_placed

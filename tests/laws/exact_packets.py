@@ -1,0 +1,435 @@
+"""A packet network in whole picoseconds: slow, plain, and written from the design, to hold the compiled one against.
+
+A link is an output port (an acknowledgement queue, served first, and a data queue) followed by a wire. The first link
+of a piece is its source port: there a ring of pieces that may send stands in the data queue's place. A packet is
+serialised, flies for the wire's latency, and enters the next port; the last link hands it to the receiver, which
+answers every few packets with an acknowledgement that goes back over the reverse links. Buffers have no limit.
+
+Whatever happens at one instant happens in three phases: every delivery, in order of link; every start of a piece, in
+order of piece; then every port that has become free, and every idle source port, picks its next packet. An event is
+(time, phase, link or piece), so the calendar's own order is the order of ties.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+PS_PER_S = 10**12
+MAX_UNSETTLED = 1024  # packets between the in-order point that the sender knows of and the next one it sends
+DELIVER, START, PICK = range(3)
+
+
+class Stalled(RuntimeError):
+    """Nothing is left to happen, and a piece is not acknowledged."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A link: bits per second, and picoseconds from the end of a packet's serialisation to its delivery."""
+
+    rate: int
+    latency: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One queue pair's share of a message: start in ps, payload in bytes, window and ack_every in packets."""
+
+    start: int
+    payload: int
+    window: int
+    ack_every: int = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A switch that sprays in turn: each packet that arrives takes the group's next alternative, a list of links."""
+
+    group: int
+    alternatives: tuple[tuple[int, ...], ...]
+
+
+Route = Sequence["int | Choice"]
+
+
+@dataclass
+class Outcome:
+    """What happened: times and reordering by piece, traffic and waiting by link, and the deliveries of all links.
+
+    `max_wait_ps` is of data packets in ordinary ports; it is 0 where none waited, and for source ports.
+    """
+
+    first_sent_ps: list[int]
+    received_ps: list[int]
+    acknowledged_ps: list[int]
+    max_displacement: list[int]
+    max_held_bytes: list[int]
+
+    data_packets: list[int]
+    ack_packets: list[int]
+    wire_bytes: list[int]
+    payload_bytes: list[int]
+    max_wait_ps: list[int]
+
+    deliveries: int
+
+
+@dataclass(eq=False)
+class DataPacket:
+    piece: int
+    seq: int
+    wire_bytes: int
+    payload_bytes: int
+    ahead: deque[int | Choice]
+    travelled: list[int] = field(default_factory=list)
+    entered_ps: int | None = None  # None until it enters its first ordinary port
+
+
+@dataclass(eq=False)
+class AckPacket:
+    piece: int
+    covers: int
+    cumulative: int
+    wire_bytes: int
+    ahead: deque[int]
+
+
+Packet = DataPacket | AckPacket
+
+
+@dataclass(eq=False)
+class Port:
+    """An output port and its wire; a source port uses `ring`, of piece indices, and an ordinary one `data`."""
+
+    wire: Wire
+    is_source: bool = False
+    acks: deque[AckPacket] = field(default_factory=deque)
+    data: deque[DataPacket] = field(default_factory=deque)
+    ring: deque[int] = field(default_factory=deque)
+    is_busy: bool = False
+    end_ps: int | None = None  # of the latest serialisation
+    remainder: int = 0  # of the latest division, in bits * ps / s
+    in_flight: deque[Packet] = field(default_factory=deque)  # being serialised or on the wire, in order of delivery
+
+    data_packets: int = 0
+    ack_packets: int = 0
+    wire_bytes: int = 0
+    payload_bytes: int = 0
+    max_wait_ps: int = 0
+
+    def serialise(self, packet: Packet, now_ps: int) -> int:
+        """Start on a packet and return when the last bit leaves; no picosecond is lost while packets are back to back.
+
+        duration, remainder = divmod(bits * 10^12 + remainder carried, rate)
+        """
+        carried = self.remainder if self.end_ps == now_ps else 0
+        duration_ps, self.remainder = divmod(packet.wire_bytes * 8 * PS_PER_S + carried, self.wire.rate)
+        if duration_ps < 1:
+            raise ValueError(f"{packet.wire_bytes} bytes take less than 1 ps at {self.wire.rate} bits/s")
+        self.is_busy = True
+        self.end_ps = now_ps + duration_ps
+        self.in_flight.append(packet)
+        self.wire_bytes += packet.wire_bytes
+        if isinstance(packet, AckPacket):
+            self.ack_packets += 1
+        else:
+            self.data_packets += 1
+            self.payload_bytes += packet.payload_bytes
+            if packet.entered_ps is not None:
+                self.max_wait_ps = max(self.max_wait_ps, now_ps - packet.entered_ps)
+        return self.end_ps
+
+
+@dataclass(eq=False)
+class Sender:
+    """The sending end of a piece."""
+
+    num_packets: int
+    window: int
+    has_started: bool = False
+    next_seq: int = 0
+    in_flight: int = 0
+    cumulative: int = 0
+    num_acknowledged: int = 0
+    first_sent_ps: int | None = None
+    acknowledged_ps: int | None = None
+
+    def is_ready(self) -> bool:
+        return (
+            self.has_started
+            and self.next_seq < self.num_packets
+            and self.in_flight < self.window
+            and self.next_seq - self.cumulative < MAX_UNSETTLED
+        )
+
+
+@dataclass(eq=False)
+class Receiver:
+    """The receiving end of a piece; `held` maps each sequence number received out of order to its payload bytes."""
+
+    num_packets: int
+    ack_every: int
+    num_received: int = 0
+    num_unanswered: int = 0
+    cumulative: int = 0  # the smallest sequence number not received
+    largest_seq: int = -1
+    held: dict[int, int] = field(default_factory=dict)
+    max_displacement: int = 0
+    max_held_bytes: int = 0
+    received_ps: int | None = None
+
+    def take(self, packet: DataPacket, now_ps: int) -> None:
+        assert packet.seq >= self.cumulative and packet.seq not in self.held, "a packet arrived twice"
+        self.num_received += 1
+        self.num_unanswered += 1
+        self.max_displacement = max(self.max_displacement, self.largest_seq - packet.seq)
+        self.largest_seq = max(self.largest_seq, packet.seq)
+        self.held[packet.seq] = packet.payload_bytes
+        while self.cumulative in self.held:
+            del self.held[self.cumulative]
+            self.cumulative += 1
+        self.max_held_bytes = max(self.max_held_bytes, sum(self.held.values()))
+        if self.num_received == self.num_packets:
+            self.received_ps = now_ps
+
+    def owes_ack(self) -> bool:
+        return self.num_unanswered == self.ack_every or self.num_received == self.num_packets
+
+
+class Network:
+    """All state that lives in time: the calendar, the ports, both ends of every piece, and the spraying counters."""
+
+    def __init__(
+        self,
+        wires: Sequence[Wire],
+        reverse: Sequence[int | None],
+        pieces: Sequence[Piece],
+        route: Callable[[int, int], Route],
+        mtu: int,
+        header: int,
+        counters: Mapping[int, int],
+    ) -> None:
+        self.reverse = reverse
+        self.pieces = pieces
+        self.route = route
+        self.header = header
+        self.max_payload = mtu - header
+        self.counters = Counter(counters)
+        self.calendar: list[tuple[int, int, int]] = []
+        self.deliveries = 0
+        self.ports = [Port(wire) for wire in wires]
+        num_packets = [max(1, -(-piece.payload // self.max_payload)) for piece in pieces]
+        self.senders = [Sender(n, piece.window) for n, piece in zip(num_packets, pieces, strict=True)]
+        self.receivers = [Receiver(n, piece.ack_every) for n, piece in zip(num_packets, pieces, strict=True)]
+        self.first_routes = [tuple(route(index, 0)) for index in range(len(pieces))]
+        for index, first_route in enumerate(self.first_routes):
+            self.check_route(index, 0, first_route)
+            self.ports[first_route[0]].is_source = True
+            heappush(self.calendar, (pieces[index].start, START, index))
+
+    def run(self) -> None:
+        while self.calendar:
+            now_ps, phase, index = heappop(self.calendar)
+            if phase == DELIVER:
+                self.deliver(index, now_ps)
+            elif phase == START:
+                self.senders[index].has_started = True
+                self.offer(index, now_ps)
+            else:
+                port = self.ports[index]
+                # A source port that was offered several things at one instant is called here once for each.
+                if not port.is_busy or port.end_ps == now_ps:
+                    self.pick(index, now_ps)
+
+    def deliver(self, link: int, now_ps: int) -> None:
+        """A packet reaches the end of a link: it enters its next port or is there."""
+        self.deliveries += 1
+        packet = self.ports[link].in_flight.popleft()
+        if isinstance(packet, DataPacket):
+            packet.travelled.append(link)
+            self.resolve(packet)
+        if packet.ahead:
+            self.enter(packet, now_ps)
+        elif isinstance(packet, DataPacket):
+            self.receive(packet, now_ps)
+        else:
+            self.acknowledge(packet, now_ps)
+
+    def resolve(self, packet: DataPacket) -> None:
+        """The switch that a packet has arrived at, if it sprays, puts the next alternative in the choice's place."""
+        while packet.ahead and isinstance(packet.ahead[0], Choice):
+            choice = packet.ahead.popleft()
+            turn = self.counters[choice.group] % len(choice.alternatives)
+            self.counters[choice.group] += 1
+            packet.ahead.extendleft(reversed(choice.alternatives[turn]))
+
+    def enter(self, packet: Packet, now_ps: int) -> None:
+        """A packet joins its queue at the next port; an idle ordinary port starts on it at once."""
+        link = packet.ahead.popleft()
+        port = self.ports[link]
+        if isinstance(packet, AckPacket):
+            port.acks.append(packet)
+        elif port.is_source:
+            raise ValueError(f"piece {packet.piece}, packet {packet.seq}: link {link} is the first link of a piece")
+        else:
+            packet.entered_ps = now_ps
+            port.data.append(packet)
+        if port.is_source:
+            self.call(link, now_ps)
+        elif not port.is_busy:
+            self.pick(link, now_ps)
+
+    def offer(self, piece: int, now_ps: int) -> None:
+        """A piece that has become ready joins its source port's ring at the tail."""
+        link = self.first_routes[piece][0]
+        port = self.ports[link]
+        if self.senders[piece].is_ready() and piece not in port.ring:
+            port.ring.append(piece)
+            self.call(link, now_ps)
+
+    def call(self, link: int, now_ps: int) -> None:
+        """Have an idle source port pick in this instant's last phase; a busy one does so when it ends."""
+        if not self.ports[link].is_busy:
+            heappush(self.calendar, (now_ps, PICK, link))
+
+    def pick(self, link: int, now_ps: int) -> None:
+        """A free port starts on its next packet, acknowledgements first, or becomes idle."""
+        port = self.ports[link]
+        packet: Packet
+        if port.acks:
+            packet = port.acks.popleft()
+        elif port.ring:
+            packet = self.send(port, now_ps)
+        elif port.data:
+            packet = port.data.popleft()
+        else:
+            port.is_busy = False
+            return
+        end_ps = port.serialise(packet, now_ps)
+        heappush(self.calendar, (end_ps, PICK, link))
+        heappush(self.calendar, (end_ps + port.wire.latency, DELIVER, link))
+
+    def send(self, port: Port, now_ps: int) -> DataPacket:
+        """The piece at the ring's head gives its next packet, and goes to the tail if it may send another."""
+        index = port.ring.popleft()
+        sender = self.senders[index]
+        seq = sender.next_seq
+        route = self.first_routes[index] if seq == 0 else tuple(self.route(index, seq))
+        self.check_route(index, seq, route)
+        if seq == 0:
+            sender.first_sent_ps = now_ps
+        sender.next_seq += 1
+        sender.in_flight += 1
+        if sender.is_ready():
+            port.ring.append(index)
+        payload_bytes = min(self.max_payload, self.pieces[index].payload - seq * self.max_payload)
+        return DataPacket(index, seq, self.header + payload_bytes, payload_bytes, deque(route[1:]))
+
+    def receive(self, packet: DataPacket, now_ps: int) -> None:
+        """The receiver takes a data packet, and may send an acknowledgement in the same instant."""
+        receiver = self.receivers[packet.piece]
+        receiver.take(packet, now_ps)
+        if not receiver.owes_ack():
+            return
+        way_back = deque(back for link in reversed(packet.travelled) if (back := self.reverse[link]) is not None)
+        if not way_back:
+            raise ValueError(f"piece {packet.piece}, packet {packet.seq}: no link of {packet.travelled} has a reverse")
+        ack = AckPacket(packet.piece, receiver.num_unanswered, receiver.cumulative, self.header, way_back)
+        receiver.num_unanswered = 0
+        self.enter(ack, now_ps)
+
+    def acknowledge(self, ack: AckPacket, now_ps: int) -> None:
+        """An acknowledgement reaches its sender, which may become ready."""
+        sender = self.senders[ack.piece]
+        sender.in_flight -= ack.covers
+        sender.num_acknowledged += ack.covers
+        sender.cumulative = max(sender.cumulative, ack.cumulative)
+        if sender.num_acknowledged == sender.num_packets:
+            sender.acknowledged_ps = now_ps
+        self.offer(ack.piece, now_ps)
+
+    def check_route(self, piece: int, seq: int, route: Route) -> None:
+        """Refuse a route that starts with no link or with another than the piece's first packet, or names no link."""
+        where = f"piece {piece}, packet {seq}: route {route}"
+        if not route or isinstance(route[0], Choice):
+            raise ValueError(f"{where} must start with a link")
+        if route[0] != self.first_routes[piece][0]:
+            raise ValueError(f"{where} must start with link {self.first_routes[piece][0]}, as packet 0's does")
+        for element in route:
+            if isinstance(element, Choice) and not element.alternatives:
+                raise ValueError(f"{where} has a choice without alternatives")
+            for alternative in element.alternatives if isinstance(element, Choice) else ((element,),):
+                if not all(0 <= link < len(self.ports) for link in alternative):
+                    raise ValueError(f"{where} names a link that is not there")
+
+    def outcome(self) -> Outcome:
+        """The results, once nothing is left to happen; raises Stalled when a piece is not acknowledged."""
+        stalled = [index for index, sender in enumerate(self.senders) if sender.acknowledged_ps is None]
+        if stalled:
+            raise Stalled(f"pieces {stalled} wait for acknowledgements that nothing will send")
+        for port in self.ports:
+            assert not (port.is_busy or port.acks or port.ring or port.data or port.in_flight), "a packet was left"
+        assert self.deliveries == sum(port.data_packets + port.ack_packets for port in self.ports)
+        return Outcome(
+            first_sent_ps=[known(sender.first_sent_ps) for sender in self.senders],
+            received_ps=[known(receiver.received_ps) for receiver in self.receivers],
+            acknowledged_ps=[known(sender.acknowledged_ps) for sender in self.senders],
+            max_displacement=[receiver.max_displacement for receiver in self.receivers],
+            max_held_bytes=[receiver.max_held_bytes for receiver in self.receivers],
+            data_packets=[port.data_packets for port in self.ports],
+            ack_packets=[port.ack_packets for port in self.ports],
+            wire_bytes=[port.wire_bytes for port in self.ports],
+            payload_bytes=[port.payload_bytes for port in self.ports],
+            max_wait_ps=[port.max_wait_ps for port in self.ports],
+            deliveries=self.deliveries,
+        )
+
+
+def known(time_ps: int | None) -> int:
+    assert time_ps is not None
+    return time_ps
+
+
+def check_input(
+    wires: Sequence[Wire], reverse: Sequence[int | None], pieces: Sequence[Piece], mtu: int, header: int
+) -> None:
+    if not 0 < header < mtu:
+        raise ValueError(f"need 0 < header < mtu, not header {header} and mtu {mtu}")
+    if len(reverse) != len(wires):
+        raise ValueError(f"{len(wires)} wires need as many reverses, not {len(reverse)}")
+    for link, (wire, back) in enumerate(zip(wires, reverse, strict=True)):
+        if wire.rate < 1 or wire.latency < 0:
+            raise ValueError(f"link {link}: need rate >= 1 and latency >= 0, not {wire}")
+        if back is not None and not 0 <= back < len(wires):
+            raise ValueError(f"link {link}: its reverse {back} is not there")
+    for index, piece in enumerate(pieces):
+        if piece.start < 0 or piece.payload < 0 or piece.window < 1 or piece.ack_every < 1:
+            raise ValueError(f"piece {index}: need start, payload >= 0 and window, ack_every >= 1, not {piece}")
+
+
+def simulate(
+    wires: Sequence[Wire],
+    reverse: Sequence[int | None],
+    pieces: Sequence[Piece],
+    route: Callable[[int, int], Sequence[int | Choice]],
+    *,
+    mtu: int = 4096,
+    header: int = 64,
+    counters: Mapping[int, int] | None = None,
+) -> Outcome:
+    """Send every piece to its last acknowledgement, in integers throughout.
+
+    `reverse[link]` is the link that acknowledgements of packets over `link` take back; None leaves it out.
+    `route(piece, seq)` is asked once a packet: for packet 0 before anything runs, for others when they are sent.
+    `mtu` and `header` are bytes on the wire; an acknowledgement has `header` bytes. `counters` holds the first value of
+    each spraying group, 0 where it has none.
+
+    Raises ValueError on input that it cannot simulate, and Stalled when pieces wait for acknowledgements for ever.
+    """
+    check_input(wires, reverse, pieces, mtu, header)
+    network = Network(wires, reverse, pieces, route, mtu, header, counters or {})
+    network.run()
+    return network.outcome()

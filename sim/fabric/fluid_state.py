@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.experimental import structref
-from numba.extending import intrinsic, models, register_model
+from numba import njit
 
 from sim.fabric.maxmin import Network, Scratch
 from sim.fabric.policies import ENTRY, PLACED, PathNetwork
+from sim.fabric.state_reference import StatePointer, StateType, borrowed, define
 from sim.fabric.topology import Topology
 
 NONE = np.int64(-1)
@@ -39,7 +37,8 @@ MESSAGE = np.dtype(
         ("arrived_s", "f8"),  # latest piece so far, and its acknowledgement
         ("answered_s", "f8"),
         ("delivered_bytes", "f8"),
-        ("first_piece", "i8"),
+        ("first_piece", "i4"),
+        ("unanswered", "i4"),  # pieces whose last acknowledgement is still on its way
         ("successor_start", "i4"),  # into State.successors
         ("successor_end", "i4"),
         ("pieces_left", "i4"),
@@ -182,72 +181,21 @@ class State(NamedTuple):
     paths: PathNetwork
 
 
-@structref.register
-class StateReferenceType(types.StructRef):
-    """Compiled type of StateReference."""
-
-    def preprocess_fields(self, fields):
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
+class FluidStateType(StateType):
+    """Compiled type of FluidStatePointer."""
 
 
-@register_model(StateReferenceType)
-class _UncountedModel(models.StructRefModel):
-    """A pointer whose users are not counted; the Python object that `reference` returns keeps the state alive.
-
-    Two atomic operations in every call between compiled functions would be a third of a lone message's time.
-    """
-
-    def has_nrt_meminfo(self):
-        return False
-
-    def traverse(self, builder):
-        return []
+class FluidStatePointer(StatePointer):
+    """What the compiled functions take."""
 
 
-class StateReference(structref.StructRefProxy):
-    """The state as one pointer.
-
-    A tuple of forty arrays is copied, and each array's reference count touched, at every call between compiled
-    functions: measured 2-5 us a message, and a minute of compile time. A pointer costs neither.
-    """
-
-    def __new__(cls, *fields):
-        return structref.StructRefProxy.__new__(cls, *fields)
-
-
-structref.define_proxy(StateReference, StateReferenceType, list(State._fields))
-
-
-@intrinsic
-def _borrowed(context, value):
-    """The same arrays (of a tuple, however nested) without a reference to their owner.
-
-    Compiled code counts references to an array whenever it takes one out of a record, with an atomic
-    operation each: a quarter of the time of a small solve. A borrowed array has no counter. Whoever
-    borrows keeps the owner alive.
-    """
-
-    def strip(target, builder, kind, value):
-        if isinstance(kind, types.Array):
-            array = target.make_array(kind)(target, builder, value)
-            array.meminfo = ir.Constant(array.meminfo.type, None)
-            array.parent = ir.Constant(array.parent.type, None)
-            return array._getvalue()
-        for i, item in enumerate(kind.types):
-            part = strip(target, builder, item, builder.extract_value(value, i))
-            value = builder.insert_value(value, part, i)
-        return value
-
-    def generate(target, builder, signature, arguments):
-        return strip(target, builder, signature.args[0], arguments[0])
-
-    return value(value), generate
+define(FluidStatePointer, FluidStateType, State._fields)
 
 
 @njit(cache=True)
 def reference(state):
     """The compiled functions' view of a State, which must outlive it; made anew when an array was replaced."""
-    return StateReference(*_borrowed(state))  # type: ignore[call-arg]
+    return FluidStatePointer(*borrowed(state))  # type: ignore[call-arg]
 
 
 def grown(array: np.ndarray, n: int, fill=0) -> np.ndarray:

@@ -44,6 +44,7 @@ def _copy_in(
         message.answered_s = 0.0
         message.delivered_bytes = 0.0
         message.pieces_left = 0
+        message.unanswered = 0
         message.first_piece = NONE
         message.next_in_window = NONE
         message.first_watch = NONE
@@ -72,7 +73,7 @@ def _copy_out(state, first, times, outcome):
         times[0, i] = message.ready_s
         times[1, i] = message.started_s
         times[2, i] = message.arrived_s if message.outcome == DELIVERED else np.nan
-        times[3, i] = message.answered_s if message.outcome == DELIVERED else np.nan
+        times[3, i] = message.answered_s if message.outcome == DELIVERED and message.unanswered == 0 else np.nan
         times[4, i] = message.delivered_bytes
         outcome[i] = message.outcome
 

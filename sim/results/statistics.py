@@ -209,10 +209,10 @@ def percentile_interval(
 
 def _binomial_quantile(q: float, n: int, p: float) -> int:
     """The smallest k with P(X <= k) >= q, for 0 < p < 1. scipy.stats has it too, but takes a second to import."""
-    k = special.bdtrik(q, n, p)
-    if math.isnan(k):  # q lies below P(X = 0)
+    place = float(special.bdtrik(q, n, p))
+    if math.isnan(place):  # q lies below P(X = 0)
         return 0
-    k = math.ceil(k)
+    k = math.ceil(place)
     return k - 1 if k > 0 and special.bdtr(k - 1, n, p) >= q else k
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sim.engine.clock import Clock
-from sim.fabric.fluid import ConservationError, FluidFabric, FluidSettings
+from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.message_fabric import ConservationError
 from sim.fabric.messages import CANCELLED, DELIVERED, PENDING, MessageGraphError, message_graph
 from sim.fabric.topology import HostKind, Link, LinkOverride, leaf_spine
 

@@ -69,6 +69,7 @@ def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s)
     piece.next_of_message = message.first_piece
     message.first_piece = p
     message.pieces_left += 1
+    message.num_pieces = min(message.num_pieces + 1, 32767)
 
 
 @njit(cache=True)

@@ -32,6 +32,7 @@ MESSAGE = np.dtype(
         ("size_bytes", "i8"),
         ("transfer", "i4"),
         ("outcome", "i1"),
+        ("num_pieces", "i2"),  # that the path policy made of it; 32,767 stands for more, too
         ("ready_s", "f8"),
         ("started_s", "f8"),
         ("arrived_s", "f8"),  # latest piece so far, and its acknowledgement
@@ -90,8 +91,11 @@ SEGMENT = np.dtype(
     align=True,
 )
 
-COUNT = np.dtype([("left", "i8"), ("last_s", "f8"), ("serial", "i8")], align=True)
-"""A transfer or a watch: messages that have not ended, when the last one so far did, and how many came before it."""
+COUNT = np.dtype([("left", "i8"), ("last_s", "f8"), ("serial", "i8"), ("unanswered", "i8")], align=True)
+"""A transfer or a watch: messages that have not ended, when the last one so far did, and how many came before it.
+
+unanswered: of a transfer, messages whose acknowledgements are not all there yet.
+"""
 NODE = np.dtype([("watch", "i8"), ("next", "i8")], align=True)
 FIRED = np.dtype([("code", "i8"), ("time_s", "f8")], align=True)
 """Complete: a watch (code >= 0) or a transfer (-1 - code)."""

@@ -45,6 +45,7 @@ def _copy_in(
         message.delivered_bytes = 0.0
         message.pieces_left = 0
         message.unanswered = 0
+        message.num_pieces = 0
         message.first_piece = NONE
         message.next_in_window = NONE
         message.first_watch = NONE
@@ -60,13 +61,14 @@ def copy_out(state, first: int, count: int) -> MessageResults:
     """What is known of the messages in rows first … first + count - 1."""
     times = np.empty((5, count))
     outcome = np.empty(count, np.int8)
-    _copy_out(state, first, times, outcome)
+    num_pieces = np.empty(count, np.int16)
+    _copy_out(state, first, times, outcome, num_pieces)
     ready_s, started_s, received_s, acknowledged_s, delivered_bytes = times
-    return MessageResults(ready_s, started_s, received_s, acknowledged_s, delivered_bytes, outcome)
+    return MessageResults(ready_s, started_s, received_s, acknowledged_s, delivered_bytes, outcome, num_pieces)
 
 
 @njit(cache=True)
-def _copy_out(state, first, times, outcome):
+def _copy_out(state, first, times, outcome, num_pieces):
     messages = state.messages
     for i in range(len(outcome)):
         message = messages[first + i]
@@ -76,6 +78,7 @@ def _copy_out(state, first, times, outcome):
         times[3, i] = message.answered_s if message.outcome == DELIVERED and message.unanswered == 0 else np.nan
         times[4, i] = message.delivered_bytes
         outcome[i] = message.outcome
+        num_pieces[i] = message.num_pieces
 
 
 @njit(cache=True)

@@ -151,7 +151,7 @@ class MessageFabric(ABC):
         if n == 0:
             transfer = Transfer(self, graph, done, -1)
             none = np.zeros(0)
-            transfer.close(MessageResults(none, none, none, none, none, np.zeros(0, np.int8)))
+            transfer.close(MessageResults(none, none, none, none, none, np.zeros(0, np.int8), np.zeros(0, np.int16)))
             done.succeed(transfer)
             return transfer
         key = self._take_transfer()
@@ -160,7 +160,7 @@ class MessageFabric(ABC):
         first_edge = self._edge_ranges.take(len(graph.successors))
         self._ensure_room()
         self.injected_bytes += handover.copy_in(self._core, first, first_edge, key, graph)
-        self._state.transfers[key] = (n, self.clock.now, self._num_started)
+        self._state.transfers[key] = (n, self.clock.now, self._num_started, 0)
         self._num_started += 1
         self._spans[key] = _Span(transfer, first, first_edge, [])
         for i in np.nonzero(graph.gate != NO_GATE)[0]:
@@ -209,7 +209,7 @@ class MessageFabric(ABC):
         pending = (span.first + indices[is_pending]).tolist()
         self._ensure_watches(len(pending))
         w = self._free_watches.pop()
-        self._state.watches[w] = (len(pending), last_s, 0)
+        self._state.watches[w] = (len(pending), last_s, 0, 0)
         nodes = [self._free_nodes.pop() for _ in pending]
         for m, node in zip(pending, nodes, strict=True):
             self._state.nodes[node] = (w, self._state.messages[m]["first_watch"])
@@ -294,14 +294,14 @@ class MessageFabric(ABC):
             self._free_nodes.extend(range(more - 1, n - 1, -1))
 
     def _size_fired(self) -> None:
-        room = len(self._state.watches) + len(self._state.transfers)
+        room = len(self._state.watches) + 2 * len(self._state.transfers)
         if len(self._state.fired) < room:
             self._replace(fired=fs.grown(self._state.fired, room))
 
     def _ensure_room(self) -> None:
         have = len(self._state.messages)
         if self._ranges.size > have:
-            new = fs.for_messages(max(self._ranges.size, 2 * have), self.topology.num_leaves)
+            new = self._for_messages(max(self._ranges.size, 2 * have))
             self._replace(**{name: copied(getattr(self._state, name), array) for name, array in new.items()})
         edges = len(self._state.successors)
         if self._edge_ranges.size > edges:
@@ -317,8 +317,10 @@ class MessageFabric(ABC):
                 self.clock.succeed_at(self._watch_events.pop(code), time_s)
                 self._free_nodes.extend(self._nodes_of_watch.pop(code))
                 self._free_watches.append(code)
-            else:
+            elif code > readiness.SETTLED:
                 self._ended(-1 - code, time_s)
+            else:
+                self._close(readiness.SETTLED - code)
         self._refresh()
 
     def _forget(self, span: _Span) -> None:
@@ -329,10 +331,15 @@ class MessageFabric(ABC):
             if gate in self._waiting_gate:
                 self._waiting_gate[gate] = [m for m in self._waiting_gate[gate] if not first <= m < last]
 
+    def _for_messages(self, n: int) -> dict[str, np.ndarray]:
+        """What grows with the number of messages."""
+        return fs.for_messages(n, self.topology.num_leaves)
+
     def _ended(self, key: int, time_s: float) -> None:
-        """Every message of a transfer has ended: tell who waits for it."""
+        """Every message of a transfer has ended: tell who waits for it. Its rows stay until all is acknowledged."""
         self.clock.succeed_at(self._spans[key].transfer.done, time_s, self._spans[key].transfer)
-        self._close(key)
+        if self._state.transfers[key]["unanswered"] == 0:
+            self._close(key)
 
     def _close(self, key: int) -> None:
         """Copy a finished transfer's results out and free its rows."""

@@ -6,7 +6,7 @@ core follows the edges itself, so a collective of two thousand steps is one call
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -172,6 +172,7 @@ class MessageResults:
     acknowledged_s   [n] last acknowledgement back at the source
     delivered_bytes  [n] payload bytes that arrived
     outcome          [n] index into OUTCOMES
+    num_pieces       [n] pieces that the path policy cut it into; 0 before it is placed, and for local copies
     """
 
     ready_s: Float64
@@ -179,4 +180,5 @@ class MessageResults:
     received_s: Float64
     acknowledged_s: Float64
     delivered_bytes: Float64
-    outcome: NDArray[np.int8] = field()
+    outcome: NDArray[np.int8]
+    num_pieces: NDArray[np.int16]

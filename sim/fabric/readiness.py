@@ -11,6 +11,9 @@ from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import DELIVERED, PENDING
 
+SETTLED = -(1 << 40)
+"""Fired code of a transfer whose last acknowledgement came after its end: SETTLED - transfer."""
+
 
 @njit(cache=True)
 def push(state, time_s, code):

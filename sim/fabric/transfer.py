@@ -52,6 +52,11 @@ class Transfer:
         self._fabric.cancel(self, everything if indices is None else np.asarray(indices, dtype=np.int64))
 
     @property
+    def is_final(self) -> bool:
+        """Whether the results are final: every message has ended, and every acknowledgement is there."""
+        return self._final is not None
+
+    @property
     def results(self) -> MessageResults:
         """Per message; final once `done` has triggered, the state so far before that."""
         return self._final if self._final is not None else self._fabric.results_of(self)

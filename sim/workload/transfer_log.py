@@ -67,7 +67,8 @@ class TransferLog:
         self, workload: str, fabric: Fabric, rng: np.random.Generator, max_rows: int = DEFAULT_MAX_ROWS
     ) -> None:
         self.workload = workload
-        self.summaries: list[Summary] = []
+        self._summaries: list[Summary] = []
+        self._arrived: list[tuple[int, MessageGraph, Transfer]] = []
         self._fabric = fabric
         self._rng = rng.spawn(1)[0]
         self._max_rows = max_rows
@@ -84,7 +85,8 @@ class TransferLog:
         None for an empty graph, and for an abandoned one.
         """
         if graph.num_messages == 0:
-            self.summaries.append(Summary(clock.now, clock.now, clock.now, 0.0))
+            self._gather(everything=True)
+            self._summaries.append(Summary(clock.now, clock.now, clock.now, 0.0))
             return None
         transfer = self._fabric.start(graph)
         self._open = (repetition, graph, transfer)
@@ -92,10 +94,23 @@ class TransferLog:
         if self._is_abandoned:
             return None
         self._open = None
-        results = transfer.results
-        self._keep(repetition, graph, results)
-        self.summaries.append(summary(graph, results))
-        return results
+        self._arrived.append((repetition, graph, transfer))
+        self._gather()
+        return transfer.results
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """Of every transfer that is done, as far as it is known: ask when the run is over."""
+        self._gather(everything=True)
+        return self._summaries
+
+    def _gather(self, everything: bool = False) -> None:
+        """Keep the rows and summaries of transfers whose last acknowledgement is there too; or of all that are done."""
+        while self._arrived and (everything or self._arrived[0][2].is_final):
+            repetition, graph, transfer = self._arrived.pop(0)
+            results = transfer.results
+            self._keep(repetition, graph, results)
+            self._summaries.append(summary(graph, results))
 
     def abandon(self) -> None:
         """Cancel what is still on its way: its messages are recorded as they are, it gets no summary."""
@@ -106,6 +121,7 @@ class TransferLog:
 
     def record(self, recorder: Recorder) -> None:
         """Append the rows to table `flows`, those of an unfinished transfer included."""
+        self._gather(everything=True)
         if self._open is not None:
             repetition, graph, transfer = self._open
             self._keep(repetition, graph, transfer.results)
@@ -128,6 +144,7 @@ class TransferLog:
                 acknowledged_s=r.acknowledged_s,
                 delivered_bytes=r.delivered_bytes,
                 outcome=_outcome_names(r.outcome),
+                num_pieces=r.num_pieces,
                 row_weight=self._num_seen / num_kept,
             )
 

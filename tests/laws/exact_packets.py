@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 
 PS_PER_S = 10**12
 MAX_UNSETTLED = 1024  # packets between the in-order point that the sender knows of and the next one it sends
+ANSWER_JUMP = 512  # an in-order point that has moved on by this much is told at once, or MAX_UNSETTLED could stall
 DELIVER, START, PICK = range(3)
 
 
@@ -36,7 +37,10 @@ class Wire:
 
 @dataclass(frozen=True)
 class Piece:
-    """One queue pair's share of a message: start in ps, payload in bytes, window and ack_every in packets."""
+    """One queue pair's share of a message: start in ps, payload in bytes, window and ack_every in packets.
+
+    An acknowledgement never waits for more packets than the window has.
+    """
 
     start: int
     payload: int
@@ -175,6 +179,7 @@ class Receiver:
     num_received: int = 0
     num_unanswered: int = 0
     cumulative: int = 0  # the smallest sequence number not received
+    told: int = 0  # the one that the latest acknowledgement carried
     largest_seq: int = -1
     held: dict[int, int] = field(default_factory=dict)
     max_displacement: int = 0
@@ -196,7 +201,11 @@ class Receiver:
             self.received_ps = now_ps
 
     def owes_ack(self) -> bool:
-        return self.num_unanswered == self.ack_every or self.num_received == self.num_packets
+        return (
+            self.num_unanswered == self.ack_every
+            or self.num_received == self.num_packets
+            or self.cumulative - self.told >= ANSWER_JUMP
+        )
 
 
 class Network:
@@ -223,11 +232,13 @@ class Network:
         self.ports = [Port(wire) for wire in wires]
         num_packets = [max(1, -(-piece.payload // self.max_payload)) for piece in pieces]
         self.senders = [Sender(n, piece.window) for n, piece in zip(num_packets, pieces, strict=True)]
-        self.receivers = [Receiver(n, piece.ack_every) for n, piece in zip(num_packets, pieces, strict=True)]
+        self.receivers = [
+            Receiver(n, min(piece.ack_every, piece.window)) for n, piece in zip(num_packets, pieces, strict=True)
+        ]
         self.first_routes = [tuple(route(index, 0)) for index in range(len(pieces))]
-        for index, first_route in enumerate(self.first_routes):
-            self.check_route(index, 0, first_route)
-            self.ports[first_route[0]].is_source = True
+        self.source_links = [self.first_link(index, 0, first) for index, first in enumerate(self.first_routes)]
+        for index, link in enumerate(self.source_links):
+            self.ports[link].is_source = True
             heappush(self.calendar, (pieces[index].start, START, index))
 
     def run(self) -> None:
@@ -261,7 +272,8 @@ class Network:
     def resolve(self, packet: DataPacket) -> None:
         """The switch that a packet has arrived at, if it sprays, puts the next alternative in the choice's place."""
         while packet.ahead and isinstance(packet.ahead[0], Choice):
-            choice = packet.ahead.popleft()
+            choice = packet.ahead[0]
+            packet.ahead.popleft()
             turn = self.counters[choice.group] % len(choice.alternatives)
             self.counters[choice.group] += 1
             packet.ahead.extendleft(reversed(choice.alternatives[turn]))
@@ -269,6 +281,7 @@ class Network:
     def enter(self, packet: Packet, now_ps: int) -> None:
         """A packet joins its queue at the next port; an idle ordinary port starts on it at once."""
         link = packet.ahead.popleft()
+        assert isinstance(link, int), "a choice was not resolved"
         port = self.ports[link]
         if isinstance(packet, AckPacket):
             port.acks.append(packet)
@@ -284,7 +297,7 @@ class Network:
 
     def offer(self, piece: int, now_ps: int) -> None:
         """A piece that has become ready joins its source port's ring at the tail."""
-        link = self.first_routes[piece][0]
+        link = self.source_links[piece]
         port = self.ports[link]
         if self.senders[piece].is_ready() and piece not in port.ring:
             port.ring.append(piece)
@@ -318,7 +331,8 @@ class Network:
         sender = self.senders[index]
         seq = sender.next_seq
         route = self.first_routes[index] if seq == 0 else tuple(self.route(index, seq))
-        self.check_route(index, seq, route)
+        if self.first_link(index, seq, route) != self.source_links[index]:
+            raise ValueError(f"piece {index}, packet {seq}: route {route} must start with the link that packet 0 took")
         if seq == 0:
             sender.first_sent_ps = now_ps
         sender.next_seq += 1
@@ -339,6 +353,7 @@ class Network:
             raise ValueError(f"piece {packet.piece}, packet {packet.seq}: no link of {packet.travelled} has a reverse")
         ack = AckPacket(packet.piece, receiver.num_unanswered, receiver.cumulative, self.header, way_back)
         receiver.num_unanswered = 0
+        receiver.told = receiver.cumulative
         self.enter(ack, now_ps)
 
     def acknowledge(self, ack: AckPacket, now_ps: int) -> None:
@@ -351,19 +366,18 @@ class Network:
             sender.acknowledged_ps = now_ps
         self.offer(ack.piece, now_ps)
 
-    def check_route(self, piece: int, seq: int, route: Route) -> None:
-        """Refuse a route that starts with no link or with another than the piece's first packet, or names no link."""
+    def first_link(self, piece: int, seq: int, route: Route) -> int:
+        """The first link of a route; raises ValueError when it starts with none, or names one that is not there."""
         where = f"piece {piece}, packet {seq}: route {route}"
         if not route or isinstance(route[0], Choice):
             raise ValueError(f"{where} must start with a link")
-        if route[0] != self.first_routes[piece][0]:
-            raise ValueError(f"{where} must start with link {self.first_routes[piece][0]}, as packet 0's does")
         for element in route:
-            if isinstance(element, Choice) and not element.alternatives:
+            alternatives = element.alternatives if isinstance(element, Choice) else ((element,),)
+            if not alternatives:
                 raise ValueError(f"{where} has a choice without alternatives")
-            for alternative in element.alternatives if isinstance(element, Choice) else ((element,),):
-                if not all(0 <= link < len(self.ports) for link in alternative):
-                    raise ValueError(f"{where} names a link that is not there")
+            if not all(0 <= link < len(self.ports) for links in alternatives for link in links):
+                raise ValueError(f"{where} names a link that is not there")
+        return route[0]
 
     def outcome(self) -> Outcome:
         """The results, once nothing is left to happen; raises Stalled when a piece is not acknowledged."""

@@ -7,7 +7,7 @@ header. An acknowledgement then takes 10 ps.
 from collections.abc import Callable, Sequence
 
 import pytest
-from exact_packets import Choice, Outcome, Piece, Stalled, Wire, simulate
+from exact_packets import Choice, Outcome, Piece, Wire, simulate
 
 BYTE_PER_PS = 8 * 10**12
 FULL = 90  # bytes of payload in a full packet
@@ -31,8 +31,8 @@ def test_a_large_piece_takes_its_serialisation_and_four_hops():
 
     The round trip is 4 * (81.92 + 500 + 1.28 + 500) ns = 52.9 packets, and at most 3 wait for an acknowledgement: 80
     never close. The last packet follows the one before it closely on each link, which ends its serialisation on the
-    last link after 3968 + 3 packet times; its own 1088 bytes add 21,760 ps. Its acknowledgement finds free links: the
-    previous one is older by more than its own 1,280 ps.
+    last link after 3968 + 3 packet times; its own 1088 bytes add 21,760 ps, so it waits for the rest on every link
+    but the first. Its acknowledgement finds free links: the previous one is older by more than its own 1,280 ps.
     """
     wires = [Wire(400 * 10**9, 500_000)] * 8
     outcome = simulate(wires, [4, 5, 6, 7, *[None] * 4], [Piece(0, 16_000_000, 80)], fixed((0, 1, 2, 3)))
@@ -45,7 +45,7 @@ def test_a_large_piece_takes_its_serialisation_and_four_hops():
     assert outcome.ack_packets == [0] * 4 + [993] * 4
     assert outcome.payload_bytes == [16_000_000] * 4 + [0] * 4
     assert outcome.wire_bytes == [16_000_000 + 3969 * 64] * 4 + [993 * 64] * 4
-    assert outcome.max_wait_ps == [0] * 7 + [0]
+    assert outcome.max_wait_ps == [0, *[81_920 - 21_760] * 3, *[0] * 4]
     assert (outcome.max_displacement, outcome.max_held_bytes) == ([0], [0])
     assert outcome.deliveries == 4 * (3969 + 993)
 
@@ -153,13 +153,32 @@ def test_a_source_port_picks_after_the_instants_arrivals(start_ps, first_sent_ps
     assert outcome.acknowledged_ps[1] == acknowledged_ps
 
 
+def test_an_acknowledgement_goes_before_a_piece_that_became_ready_at_that_instant():
+    """At 110, link 2 delivers the acknowledgement that opens piece 0 again, and then link 3 a packet (10-110).
+
+    Its acknowledgement also wants source port 0, which is idle: it goes first, 110-120, and piece 0 then, 120-220.
+    """
+    pieces = [Piece(0, 2 * FULL, 1, ack_every=1), Piece(10, FULL, 1)]
+    outcome = small([wire()] * 4, [2, None, None, 0], pieces, fixed((0,), (3,)))
+    assert outcome.acknowledged_ps == [230, 120]
+    assert outcome.received_ps == [220, 110]
+
+
+def test_an_acknowledgement_takes_the_reverse_links_last_link_first():
+    """Piece 0 is received at 200; its acknowledgement takes link 3, 200-210, and then link 2.
+
+    Piece 1's enters link 3 at 205 and so waits until 210.
+    """
+    pieces = [Piece(0, FULL, 1), Piece(105, FULL, 1)]
+    outcome = small([wire()] * 5, [2, 3, None, None, 3], pieces, fixed((0, 1), (4,)))
+    assert outcome.acknowledged_ps == [220, 220]
+
+
 @pytest.mark.parametrize("rate", [300 * 10**9, 7 * 10**9 + 3, 7])
 def test_no_picosecond_is_lost_over_a_thousand_packets(rate):
     """Back to back, n packets end at floor(n bits / rate), and not at n times the floor of one."""
     bits_ps = 4096 * 8 * 10**12
-    outcome = simulate(
-        [Wire(rate, 11), Wire(10**12, 0)], [1, None], [Piece(0, 1000 * 4032, 1000)], fixed((0,))
-    )
+    outcome = simulate([Wire(rate, 11), Wire(10**12, 0)], [1, None], [Piece(0, 1000 * 4032, 1000)], fixed((0,)))
     assert outcome.received_ps == [1000 * bits_ps // rate + 11]
     assert 1000 * bits_ps // rate > 1000 * (bits_ps // rate)
 
@@ -202,9 +221,10 @@ def test_an_acknowledgement_opens_the_window_by_what_it_covers():
     assert outcome.acknowledged_ps == [3610 + 1010]
 
 
-def test_a_window_that_closes_before_an_acknowledgement_is_owed_stalls():
-    with pytest.raises(Stalled, match=r"\[0\]"):
-        small([wire()] * 2, [1, None], [Piece(0, 3 * FULL, 2, ack_every=4)], fixed((0,)))
+def test_an_acknowledgement_waits_for_no_more_packets_than_the_window_has():
+    """Two packets by 200, their acknowledgement at 210; the third by 310, and the one for it at 320."""
+    outcome = small([wire()] * 2, [1, None], [Piece(0, 3 * FULL, 2, ack_every=4)], fixed((0,)))
+    assert (outcome.received_ps, outcome.acknowledged_ps) == ([310], [320])
 
 
 def test_a_sender_runs_at_most_1024_packets_ahead_of_the_in_order_point():
@@ -221,7 +241,9 @@ def test_a_sender_runs_at_most_1024_packets_ahead_of_the_in_order_point():
     assert outcome.max_held_bytes == [1023 * FULL]
 
 
-@pytest.mark.parametrize(("counters", "num_packets"), [(None, [2, 2, 1]), ({5: 1, 6: 9}, [1, 2, 2]), ({5: 5}, [2, 1, 2])])
+@pytest.mark.parametrize(
+    ("counters", "num_packets"), [(None, [2, 2, 1]), ({5: 1, 6: 9}, [1, 2, 2]), ({5: 5}, [2, 1, 2])]
+)
 def test_a_switch_sprays_in_turn(counters, num_packets):
     """5 packets over 3 links, from the counter's first value on; acknowledgements return beside the packet's link."""
     wires = [wire()] * 10
@@ -240,6 +262,27 @@ def test_pieces_that_share_a_switch_share_its_turn_in_order_of_arrival():
     pieces = [Piece(0, FULL, 1), Piece(0, FULL, 1)]
     outcome = small(wires, [5, 5, None, None, None, None], pieces, fixed((1, choice), (0, choice)))
     assert outcome.received_ps == [100 + 100 + 1000, 100 + 200]
+
+
+def test_an_alternatives_links_are_taken_in_order():
+    """Piece 0 takes link 1 at 100-200 and link 2 at 200-300; piece 1 enters link 1 at 150, and waits until 200."""
+    pieces = [Piece(0, FULL, 1), Piece(50, FULL, 1)]
+    outcome = small([wire()] * 5, [4, None, None, 4, None], pieces, fixed((0, Choice(0, ((1, 2),))), (3, 1)))
+    assert outcome.received_ps == [300, 300]
+    assert outcome.max_wait_ps == [0, 50, 0, 0, 0]
+
+
+def test_an_in_order_point_that_jumps_is_told_at_once():
+    """Packet 1 comes last of the 1025 that its sender may send (1 is known in order): 1024 are acknowledged by fours.
+
+    The 1025th would owe no acknowledgement, and no packet follows it that could. It comes at 200 + 1,000,000 + 100, and
+    is answered 10 ps later; the other 975 packets leave back to back, and the last one takes 100 ps on its second link.
+    """
+    wires = [wire(), wire(1_000_000), wire(), wire()]
+    outcome = small(
+        wires, [3, None, None, None], [Piece(0, 2000 * FULL, 80)], lambda piece, seq: (0, 1 if seq == 1 else 2)
+    )
+    assert outcome.received_ps == [1_000_300 + 10 + 975 * 100 + 100]
 
 
 def test_reordering_is_measured():
@@ -265,6 +308,7 @@ def test_reordering_is_measured():
         (((0,), (1,)), [None, 2, None], "no link"),
         (((Choice(0, ((0,),)),), (1,)), [2, 2, None], "start with a link"),
         (((0, 7), (1,)), [2, 2, None], "not there"),
+        (((0, Choice(0, ())), (1,)), [2, 2, None], "without alternatives"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(routes, reverse, message):
@@ -275,3 +319,8 @@ def test_what_cannot_be_simulated_is_refused(routes, reverse, message):
 def test_a_packet_without_duration_is_refused():
     with pytest.raises(ValueError, match="less than 1 ps"):
         small([Wire(10**15, 0), wire()], [1, None], [Piece(0, FULL, 1)], fixed((0,)))
+
+
+def test_a_piece_keeps_its_first_link():
+    with pytest.raises(ValueError, match="packet 1"):
+        small([wire()] * 3, [2, 2, None], [Piece(0, 2 * FULL, 9)], lambda piece, seq: (seq,))

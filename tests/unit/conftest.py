@@ -16,6 +16,8 @@ class FixedTimeTransfer:
         self.clock, self.results = clock, results
         self.done = clock.event()
 
+    is_final = True
+
     def cancel(self, indices=None) -> None:
         late = ~(self.results.received_s <= self.clock.now)
         chosen = late if indices is None else late & np.isin(np.arange(len(late)), indices)
@@ -63,6 +65,7 @@ class FixedTimeFabric:
             acknowledged_s=received + self.acknowledgement_s,
             delivered_bytes=graph.size_bytes.astype(np.float64),
             outcome=np.zeros(n, np.int8),
+            num_pieces=np.where(graph.source != graph.destination, 1, 0).astype(np.int16),
         )
         transfer = FixedTimeTransfer(self.clock, results)
         self.clock.process(self._finish(transfer, received.max()))

@@ -1,0 +1,303 @@
+"""The arrays the packet core lives in. Times are whole picoseconds, sizes whole bytes, rates whole bits per second."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from sim.fabric.fluid_state import NONE
+from sim.fabric.policies import PathNetwork
+from sim.fabric.state_reference import StatePointer, StateType, borrowed, define
+from sim.fabric.topology import Topology
+
+PS_PER_S = 10**12
+MOST_HOPS = 7
+"""Links of the longest route: NIC injection, host, two up, two down, host."""
+
+AT_SWITCH = -2
+"""In a route: the switch that the packet reaches decides how to go on."""
+
+REORDER_WINDOW = 1024
+"""Packets that a sender may be ahead of the in-order point it knows: what a receiver's bitmap holds."""
+
+TOLD_AT_ONCE = REORDER_WINDOW // 2
+"""An in-order point that has moved on by this much is acknowledged at once, lest the sender waits for ever."""
+
+PACKET = np.dtype(
+    [
+        ("time", "i8"),  # it entered its port; on a source port's wire: it will be delivered
+        ("next", "i4"),  # in a queue, on a wire, or free
+        ("piece", "i4"),
+        ("seq", "i4"),  # of an acknowledgement: the in-order point
+        ("size", "i4"),  # bytes on the wire
+        ("covers", "i4"),  # packets that an acknowledgement covers; 0: this is data
+        ("came_over", "i4"),  # link
+        ("hop", "i2"),
+        ("num_hops", "i2"),
+        ("route", "i4", (MOST_HOPS,)),
+    ],
+    align=True,
+)
+"""One cache line."""
+
+PORT = np.dtype(
+    [
+        ("rate", "i8"),
+        ("latency", "i8"),
+        ("end", "i8"),  # of its latest serialisation
+        ("remainder", "i8"),  # of the latest division, in bits ps / s
+        ("full_time", "i8"),  # of a packet of `full_size` bytes, and what its division leaves
+        ("full_remainder", "i8"),
+        ("ack_first", "i4"),
+        ("ack_last", "i4"),
+        ("data_first", "i4"),
+        ("data_last", "i4"),
+        ("wire_first", "i4"),  # of an ordinary port: the packet it sends; of a source port: all packets on its wire
+        ("wire_last", "i4"),
+        ("ready_first", "i4"),  # source port: ring of pieces that may send
+        ("ready_last", "i4"),
+        ("reverse", "i4"),  # the link that acknowledgements take back; NONE: left out
+        ("is_source", "?"),
+        ("is_busy", "?"),  # source port: its serialisation has not ended
+        ("is_woken", "?"),  # it picks in this instant's last phase
+        ("payload_bytes", "i8"),
+        ("wire_bytes", "i8"),
+        ("data_packets", "i8"),
+        ("ack_packets", "i8"),
+        ("longest_wait", "i8"),  # of a data packet in an ordinary port
+    ],
+    align=True,
+)
+
+PIECE = np.dtype(
+    [
+        ("message", "i4"),  # NONE: free
+        ("next_of_message", "i4"),
+        ("next_ready", "i4"),
+        ("num_packets", "i4"),
+        ("last_size", "i4"),  # bytes of its last packet on the wire
+        ("window", "i4"),
+        ("ack_every", "i4"),
+        # sender
+        ("next_seq", "i4"),
+        ("in_flight", "i4"),
+        ("acknowledged", "i4"),
+        ("known", "i4"),  # in-order point as it knows
+        ("source_port", "i4"),  # of its next packet
+        ("is_in_ring", "?"),
+        ("is_started", "?"),
+        ("is_settled", "?"),  # acknowledged whole, or cancelled and gone
+        # path: segments out of the NIC and into one (of one plane, or the first of them), up and down (NONE: none)
+        ("spray", "i1"),  # how packets choose; FIXED: they do not
+        ("scope", "i1"),
+        ("out", "i4"),
+        ("up", "i4"),
+        ("down", "i4"),
+        ("into", "i4"),
+        ("next_path", "i4"),  # of a sprayed piece: of its next packet (a plane, if the switch chooses)
+        ("extra", "i4"),  # link that stands for an unlimited fabric; NONE: none
+        ("random", "u8"),
+        # receiver
+        ("received", "i4"),
+        ("unanswered", "i4"),
+        ("in_order", "i4"),  # smallest number not received
+        ("told", "i4"),  # the one that the latest acknowledgement carried
+        ("highest", "i4"),
+        ("displacement", "i4"),
+        ("most_held_bytes", "i8"),
+        ("held_bytes", "i8"),
+        ("bitmap", "u8", (REORDER_WINDOW // 64,)),
+    ],
+    align=True,
+)
+
+FLOW = np.dtype([("num_packets", "i4"), ("displacement", "i4"), ("held_bytes", "i8")], align=True)
+"""What a message's packets went through: how many were sent, their largest displacement, most bytes held for order."""
+
+FIXED, ROUND_ROBIN, RANDOM, SWITCH = 0, 1, 2, 3
+"""How the packets of a piece get their paths."""
+
+SPRAYS = {"round_robin": ROUND_ROBIN, "random": RANDOM, "switch": SWITCH}
+
+COUNTERS = np.dtype(
+    [
+        ("now_s", "f8"),
+        ("next_s", "f8"),
+        ("window_s", "f8"),
+        ("window_bdp", "f8"),
+        ("now", "i8"),
+        ("num_agenda", "i8"),
+        ("num_ready", "i8"),
+        ("num_batch", "i8"),
+        ("num_fired", "i8"),
+        ("num_events", "i8"),
+        ("num_hops", "i8"),  # deliveries of data packets
+        ("num_woken", "i8"),
+        ("free_piece", "i8"),
+        ("num_free_pieces", "i8"),
+        ("needed_pieces", "i8"),
+        ("free_packet", "i8"),
+        ("num_free_packets", "i8"),
+        ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
+        ("num_planes", "i8"),
+        ("header_bytes", "i8"),
+        ("payload_per_packet", "i8"),
+        ("mtu_bytes", "i8"),
+        ("ack_every", "i8"),
+        ("window_packets", "i8"),  # 0: from the bandwidth-delay product
+        ("spray", "i8"),
+        ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
+        # the wheel
+        ("shift", "i8"),  # a bucket is 2^shift ps
+        ("bucket", "i8"),  # number of the one being emptied
+        ("num_wheel", "i8"),  # entries in buckets
+        ("num_far", "i8"),
+        ("num_keys", "i8"),
+        ("key", "i8"),
+        ("is_resuming", "?"),
+        ("is_live", "?"),
+    ],
+    align=True,
+)
+
+
+class PacketState(NamedTuple):
+    """Everything the packet core works on; the first part is what readiness and placing need of any core."""
+
+    c: np.ndarray
+    messages: np.ndarray
+    successors: np.ndarray
+    transfers: np.ndarray
+    watches: np.ndarray
+    nodes: np.ndarray
+    fired: np.ndarray
+    agenda_s: np.ndarray
+    agenda_code: np.ndarray
+    ready: np.ndarray
+    waiting: np.ndarray
+    windows: np.ndarray
+    accelerators: np.ndarray
+    nics: np.ndarray
+    leaf_up: np.ndarray
+    leaf_down: np.ndarray
+    pod_of_leaf: np.ndarray
+    scopes: np.ndarray
+    plane: np.ndarray
+    batch: np.ndarray
+    placed: np.ndarray
+    segments: np.ndarray
+    paths: PathNetwork
+    flows: np.ndarray  # [messages]
+    packets: np.ndarray
+    pieces: np.ndarray
+    ports: np.ndarray
+    segment_start: np.ndarray
+    segment_link: np.ndarray
+    crossing: np.ndarray  # [nics, scopes] link that stands for an unlimited fabric
+    turns: np.ndarray  # [leaves, planes] round robin of the leaf
+    higher_turns: np.ndarray  # [pods, r0] round robin of the next switch up
+    series: np.ndarray  # [ports, bins] wire bytes whose serialisation began in each stretch of time
+    woken: np.ndarray
+    buckets: np.ndarray  # first slot of each bucket
+    bucket_group: np.ndarray  # entries per 64 buckets
+    slot_next: np.ndarray
+    slot_time: np.ndarray
+    far_time: np.ndarray
+    far_slot: np.ndarray
+    keys: np.ndarray  # of the bucket being emptied: (time within it) << 32 | phase << 31 | port
+
+
+class PacketStateType(StateType):
+    """Compiled type of PacketStatePointer."""
+
+
+class PacketStatePointer(StatePointer):
+    """What the compiled functions take."""
+
+
+define(PacketStatePointer, PacketStateType, PacketState._fields)
+
+
+@njit(cache=True)
+def pointer(state):
+    """The compiled functions' view of a PacketState, which must outlive it; made anew when an array was replaced."""
+    return PacketStatePointer(*borrowed(state))  # type: ignore[call-arg]
+
+
+NUM_BUCKETS = 1 << 14
+IDEAL_RATE = 4 * 10**12
+"""Bits per second of the link, one per NIC and distance, that stands for an unlimited fabric."""
+
+
+def ports_of(t: Topology, mtu_bytes: int, header_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(one port per link, followed by those that stand for an unlimited fabric; their numbers [nics, scopes])."""
+    flight = _fabric_latency_s(t)
+    crossing = np.full((t.num_nics, 3), NONE)
+    extra = np.argwhere(flight > 0)
+    crossing[extra[:, 0], extra[:, 1]] = t.num_links + np.arange(len(extra))
+    ports = np.zeros(t.num_links + len(extra), PORT)
+    ports["rate"] = np.append(np.rint(t.link_rate * 8).astype(np.int64), np.full(len(extra), IDEAL_RATE))
+    latency_s = np.append(t.link_latency_s, flight[extra[:, 0], extra[:, 1]])
+    ports["latency"] = np.rint(latency_s * PS_PER_S).astype(np.int64)
+    bits_ps = mtu_bytes * 8 * PS_PER_S
+    ports["full_time"], ports["full_remainder"] = np.divmod(bits_ps, ports["rate"])
+    for name in ("ack_first", "ack_last", "data_first", "data_last", "wire_first", "wire_last", "ready_first",
+                 "ready_last", "reverse"):  # fmt: skip
+        ports[name] = NONE
+    ports["end"] = -1
+    number = {name: i for i, name in enumerate(t.link_name)}
+    for i, name in enumerate(t.link_name):
+        ports["reverse"][i] = number.get(_reversed(name), NONE)
+    ports["reverse"][t.num_links :] = np.arange(t.num_links, len(ports))
+    for table in (t.nic_up, t.nvlink_up[t.nvlink_up >= 0]):
+        planes = t.num_planes if table is t.nic_up else 1
+        for plane in range(planes):
+            ports["is_source"][t.segment_link[t.segment_start[table + plane]]] = True
+    fastest = header_bytes * 8 * PS_PER_S // ports["rate"]
+    if fastest.min() < 1:
+        i = int(fastest.argmin())
+        raise ValueError(f"link {t.link_name[i]} passes {header_bytes} bytes in less than a picosecond")
+    return ports, crossing
+
+
+def _fabric_latency_s(t: Topology) -> np.ndarray:
+    """[nics, scopes] time of flight between the leaves, by the NIC's leaf."""
+    out = np.zeros((t.num_nics, 3))
+    for scope, kind in enumerate(t.scopes):
+        for table in (t.leaf_up, t.leaf_down):
+            first = table[t.leaf_of_nic, scope]
+            spread = np.where(first >= 0, first + kind.num_paths, 0)
+            out[:, scope] += np.where(first >= 0, t.segment_latency_s[spread], 0.0)
+    return out
+
+
+def _reversed(name: str) -> str:
+    """The name of the link the other way: plane0/leaf1->spine2.lane3 and plane0/spine2->leaf1.lane3."""
+    prefix, slash, rest = name.rpartition("/")
+    ends, dot, lane = rest.partition(".lane")
+    low, _, high = ends.partition("->")
+    return f"{prefix}{slash}{high}->{low}{dot}{lane}"
+
+
+def wheel_shift(ports: np.ndarray, header_bytes: int, mtu_bytes: int) -> int:
+    """Width of a bucket as a power of two: no event may schedule another into its own bucket.
+
+    As wide as the shortest serialisation allows (a port's next delivery comes no sooner after the one before it),
+    up to what spans the longest usual delay in half the buckets.
+    """
+    shortest = int((header_bytes * 8 * PS_PER_S // ports["rate"]).min())
+    longest = int((mtu_bytes * 8 * PS_PER_S // ports["rate"] + ports["latency"]).max())
+    wanted = max(longest // (NUM_BUCKETS // 2), 128)
+    return max(min(shortest, wanted).bit_length() - 1, 0)
+
+
+def for_packets(n: int) -> dict[str, np.ndarray]:
+    return {"packets": np.zeros(n, PACKET)}
+
+
+def for_pieces(n: int, placed: np.dtype) -> dict[str, np.ndarray]:
+    pieces = np.zeros(n, PIECE)
+    pieces["message"] = NONE
+    return {"pieces": pieces, "placed": np.zeros(n, placed)}

@@ -38,7 +38,7 @@ def test_one_pass(clock, fixed_time_fabric):
     flows = recorded(workload)["flows"]
     assert list(flows.columns) == [
         "workload", "repetition", "message", "source", "destination", "size_bytes", "ready_s", "started_s",
-        "received_s", "acknowledged_s", "delivered_bytes", "outcome", "row_weight",
+        "received_s", "acknowledged_s", "delivered_bytes", "outcome", "num_pieces", "row_weight",
     ]  # fmt: skip
     assert flows.ready_s.tolist() == [0, 1, 5]
     assert flows.outcome.tolist() == ["delivered"] * 3

@@ -121,7 +121,7 @@ def _decide_at_switch(state, packet):
     leaf = state.accelerators[state.messages[piece.message].source].leaf
     plane = np.int64(0)
     if state.c[0].num_planes > 1:
-        while _first_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
+        while _last_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
             plane += 1
     choices = scope.leaf_choices // state.c[0].num_planes
     turn = state.turns[leaf, plane] % choices
@@ -211,10 +211,10 @@ def _send(state, p, k, now):
 
 @njit(cache=True)
 def _wake(state, p):
+    """Port p picks in this instant's last phase."""
     if not state.ports[p].is_woken:
         state.ports[p].is_woken = True
-        state.woken[state.c[0].num_woken] = p
-        state.c[0].num_woken += 1
+        state.c[0].num_woken = heap.push(state.woken, state.woken, state.c[0].num_woken, p, p)
 
 
 @njit(cache=True)
@@ -767,24 +767,28 @@ def _deliveries(state, now):
 
 @njit(cache=True)
 def _picks(state, now):
-    """Last phase: ports that are free."""
+    """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
-    while c.key < c.num_keys and wheel.key_time(state) == now:
-        p = state.keys[c.key] & (wheel.PHASE - 1)
-        c.key += 1
-        c.num_events += 1
+    while True:
+        p = NONE
+        if c.key < c.num_keys and wheel.key_time(state) == now:
+            p = state.keys[c.key] & (wheel.PHASE - 1)
+        if c.num_woken > 0 and (p == NONE or state.woken[0] < p):
+            p = state.woken[0]
+            c.num_woken = heap.pop(state.woken, state.woken, c.num_woken)
+            state.ports[p].is_woken = False
+            if not state.ports[p].is_source:
+                if state.ports[p].wire_first == NONE:
+                    _pick(state, p)
+                continue
+            if state.ports[p].is_busy:
+                continue
+        elif p == NONE:
+            return
+        else:
+            c.key += 1
+            c.num_events += 1
         _pick_at_source(state, p, now)
-    i = 0
-    while i < c.num_woken:
-        p = state.woken[i]
-        i += 1
-        state.ports[p].is_woken = False
-        if not state.ports[p].is_source:
-            if state.ports[p].wire_first == NONE:
-                _pick(state, p)
-        elif not state.ports[p].is_busy:
-            _pick_at_source(state, p, now)
-    c.num_woken = 0
 
 
 @njit(cache=True)

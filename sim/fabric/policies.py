@@ -407,9 +407,10 @@ def choose_least_loaded(batch, count, network, placed):
 class PathPolicy:
     """A policy and what the core must know about it.
 
-    decides    what one decision covers: "flow", "packet" or "switch"
+    decides    what one decision covers: "flow", "packet" (no fluid meaning) or "switch"
     window_s   messages that become ready within it are decided together, per source leaf
     is_live    it reads the outstanding bytes of links
+    spray      how packets of a spread piece choose among the paths: "switch", "round_robin", "random"; None: none are
     """
 
     name: str
@@ -420,6 +421,7 @@ class PathPolicy:
     window_s: float = 0.0
     jitter_s: float = 0.0
     is_live: bool = False
+    spray: str | None = None
 
 
 PATH_POLICIES: dict[str, PathPolicy] = {
@@ -428,7 +430,13 @@ PATH_POLICIES: dict[str, PathPolicy] = {
         PathPolicy("ideal", choose_ideal, "flow", "an unlimited fabric behind real NICs", "definition"),
         PathPolicy("ecmp", choose_ecmp, "flow", "one hashed path per queue pair, a hash seed per switch", "RFC 2992"),
         PathPolicy("spray", choose_spray, "switch", "every packet to the next path in turn, at the switch",
-                   "Dixit et al., INFOCOM 2013"),
+                   "Dixit et al., INFOCOM 2013", spray="switch"),
+        PathPolicy("spray_switch", choose_spray, "switch", "spray by its full name: in turn, at the switch",
+                   "Dixit et al., INFOCOM 2013", spray="switch"),
+        PathPolicy("spray_round_robin", choose_spray, "packet", "every packet to the next path in turn, at the sender",
+                   "definition; a random first path per flow", spray="round_robin"),
+        PathPolicy("spray_random", choose_spray, "packet", "every packet to a random path, at the sender",
+                   "arXiv 2407.00550, its baseline", spray="random"),
         PathPolicy("ethereal", choose_ethereal, "flow", "assigned paths, the remainder in equal pieces",
                    "arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
         PathPolicy("wrap_around", choose_wrap_around, "flow", "assigned paths, cut at the path boundaries",

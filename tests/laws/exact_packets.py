@@ -154,6 +154,7 @@ class Sender:
     num_packets: int
     window: int
     has_started: bool = False
+    is_in_ring: bool = False
     next_seq: int = 0
     in_flight: int = 0
     cumulative: int = 0
@@ -223,7 +224,6 @@ class Network:
     ) -> None:
         self.reverse = reverse
         self.pieces = pieces
-        self.route = route
         self.header = header
         self.max_payload = mtu - header
         self.counters = Counter(counters)
@@ -235,10 +235,10 @@ class Network:
         self.receivers = [
             Receiver(n, min(piece.ack_every, piece.window)) for n, piece in zip(num_packets, pieces, strict=True)
         ]
-        self.first_routes = [tuple(route(index, 0)) for index in range(len(pieces))]
-        self.source_links = [self.first_link(index, 0, first) for index, first in enumerate(self.first_routes)]
-        for index, link in enumerate(self.source_links):
-            self.ports[link].is_source = True
+        self.routes = [[tuple(route(index, seq)) for seq in range(n)] for index, n in enumerate(num_packets)]
+        for index, routes in enumerate(self.routes):
+            for seq in range(len(routes)):
+                self.ports[self.first_link(index, seq)].is_source = True
             heappush(self.calendar, (pieces[index].start, START, index))
 
     def run(self) -> None:
@@ -296,11 +296,12 @@ class Network:
             self.pick(link, now_ps)
 
     def offer(self, piece: int, now_ps: int) -> None:
-        """A piece that has become ready joins its source port's ring at the tail."""
-        link = self.source_links[piece]
-        port = self.ports[link]
-        if self.senders[piece].is_ready() and piece not in port.ring:
-            port.ring.append(piece)
+        """A piece that has become ready joins the ring of its next packet's source port at the tail."""
+        sender = self.senders[piece]
+        if sender.is_ready() and not sender.is_in_ring:
+            link = self.first_link(piece, sender.next_seq)
+            sender.is_in_ring = True
+            self.ports[link].ring.append(piece)
             self.call(link, now_ps)
 
     def call(self, link: int, now_ps: int) -> None:
@@ -312,10 +313,12 @@ class Network:
         """A free port starts on its next packet, acknowledgements first, or becomes idle."""
         port = self.ports[link]
         packet: Packet
+        offered = None
         if port.acks:
             packet = port.acks.popleft()
         elif port.ring:
-            packet = self.send(port, now_ps)
+            offered = port.ring.popleft()
+            packet = self.send(offered, now_ps)
         elif port.data:
             packet = port.data.popleft()
         else:
@@ -324,23 +327,20 @@ class Network:
         end_ps = port.serialise(packet, now_ps)
         heappush(self.calendar, (end_ps, PICK, link))
         heappush(self.calendar, (end_ps + port.wire.latency, DELIVER, link))
+        if offered is not None:
+            self.offer(offered, now_ps)
 
-    def send(self, port: Port, now_ps: int) -> DataPacket:
-        """The piece at the ring's head gives its next packet, and goes to the tail if it may send another."""
-        index = port.ring.popleft()
+    def send(self, index: int, now_ps: int) -> DataPacket:
+        """The piece that was at the ring's head gives its next packet."""
         sender = self.senders[index]
+        sender.is_in_ring = False
         seq = sender.next_seq
-        route = self.first_routes[index] if seq == 0 else tuple(self.route(index, seq))
-        if self.first_link(index, seq, route) != self.source_links[index]:
-            raise ValueError(f"piece {index}, packet {seq}: route {route} must start with the link that packet 0 took")
         if seq == 0:
             sender.first_sent_ps = now_ps
         sender.next_seq += 1
         sender.in_flight += 1
-        if sender.is_ready():
-            port.ring.append(index)
         payload_bytes = min(self.max_payload, self.pieces[index].payload - seq * self.max_payload)
-        return DataPacket(index, seq, self.header + payload_bytes, payload_bytes, deque(route[1:]))
+        return DataPacket(index, seq, self.header + payload_bytes, payload_bytes, deque(self.routes[index][seq][1:]))
 
     def receive(self, packet: DataPacket, now_ps: int) -> None:
         """The receiver takes a data packet, and may send an acknowledgement in the same instant."""
@@ -366,8 +366,9 @@ class Network:
             sender.acknowledged_ps = now_ps
         self.offer(ack.piece, now_ps)
 
-    def first_link(self, piece: int, seq: int, route: Route) -> int:
+    def first_link(self, piece: int, seq: int) -> int:
         """The first link of a route; raises ValueError when it starts with none, or names one that is not there."""
+        route = self.routes[piece][seq]
         where = f"piece {piece}, packet {seq}: route {route}"
         if not route or isinstance(route[0], Choice):
             raise ValueError(f"{where} must start with a link")
@@ -437,7 +438,8 @@ def simulate(
     """Send every piece to its last acknowledgement, in integers throughout.
 
     `reverse[link]` is the link that acknowledgements of packets over `link` take back; None leaves it out.
-    `route(piece, seq)` is asked once a packet: for packet 0 before anything runs, for others when they are sent.
+    `route(piece, seq)` is asked once a packet, before anything runs. A piece waits for its turn at the first link of
+    its next packet's route; where that is another link, it changes rings.
     `mtu` and `header` are bytes on the wire; an acknowledgement has `header` bytes. `counters` holds the first value of
     each spraying group, 0 where it has none.
 

@@ -321,6 +321,11 @@ def test_a_packet_without_duration_is_refused():
         small([Wire(10**15, 0), wire()], [1, None], [Piece(0, FULL, 1)], fixed((0,)))
 
 
-def test_a_piece_keeps_its_first_link():
-    with pytest.raises(ValueError, match="packet 1"):
-        small([wire()] * 3, [2, 2, None], [Piece(0, 2 * FULL, 9)], lambda piece, seq: (seq,))
+def test_a_piece_changes_rings_with_its_next_packets_first_link():
+    """Packets alternate between two source ports: the second leaves link 1 while the first is still on link 0.
+
+    0 and 1 both leave at 0 and take 100; 2 leaves link 0 and 3 link 1 at 100. Received at 100, 100, 200, 200.
+    """
+    outcome = small([wire()] * 4, [2, 3, None, None], [Piece(0, 4 * FULL, 9)], lambda piece, seq: (seq % 2,))
+    assert outcome.received_ps == [200]
+    assert outcome.data_packets == [2, 2, 0, 0]

@@ -1,0 +1,226 @@
+"""The packet fabric: every packet and acknowledgement hop by hop, behind the message-graph contract.
+
+What it leaves out so far: finite buffers and loss, ECN and PFC, transports other than a fixed window; a switch
+forwards a packet when it has all of it, in no time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.engine.clock import Clock
+from sim.fabric import fluid_state as fs
+from sim.fabric import packet_core as core
+from sim.fabric import packet_state as ps
+from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
+from sim.fabric.policies import PATH_POLICIES, PLACED, PathPolicy, compiled, path_network
+from sim.fabric.topology import Topology
+
+NUM_BINS = 256
+FIRST_PACKETS = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class PacketSettings:
+    """mtu_bytes counts the header; an acknowledgement is a header.
+
+    window_bdp      window of a queue pair in bandwidth-delay products of its path, when idle
+    window_packets  the same in packets; None: from window_bdp
+    ack_every       data packets per acknowledgement; the last packet of a queue pair is acknowledged at once
+    """
+
+    mtu_bytes: int = 4096
+    header_bytes: int = 64
+    window_bdp: float = 1.5
+    window_packets: int | None = None
+    ack_every: int = 4
+
+
+class PacketFabric(MessageFabric):
+    """The fabric of one simulation; attach one to a clock."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        topology: Topology,
+        policy: str | PathPolicy = "ecmp",
+        *,
+        settings: PacketSettings | None = None,
+        seed: int = 1,
+        subflows: int = 4,
+        window_s: float | None = None,
+        jitter_s: float | None = None,
+    ) -> None:
+        super().__init__(clock, topology)
+        self.settings = settings or PacketSettings()
+        self.policy = PATH_POLICIES[policy] if isinstance(policy, str) else policy
+        window_s = self.policy.window_s if window_s is None else window_s
+        jitter_s = self.policy.jitter_s if jitter_s is None else jitter_s
+        self._choose = compiled(self.policy)
+        self._state = self._first_state([subflows, jitter_s, window_s, seed], seed)
+        self._core = ps.pointer(self._state)
+        self._run = core.advance_for(self._core)
+        self._grow_pieces(SMALLEST)
+        self._grow_packets(FIRST_PACKETS + 2 * int(self._state.c["num_sources"][0]))
+        clock.attach(self)
+
+    def _first_state(self, parameters: list[float], seed: int) -> ps.PacketState:
+        t, settings = self.topology, self.settings
+        ports, crossing = ps.ports_of(t, settings.mtu_bytes, settings.header_bytes)
+        c = np.zeros(1, ps.COUNTERS)
+        c["free_piece"] = c["free_packet"] = fs.NONE
+        c["header_bytes"] = settings.header_bytes
+        c["payload_per_packet"] = settings.mtu_bytes - settings.header_bytes
+        c["mtu_bytes"] = settings.mtu_bytes
+        c["ack_every"] = settings.ack_every
+        c["window_packets"] = settings.window_packets or 0
+        c["window_bdp"] = settings.window_bdp
+        c["window_s"] = parameters[2]
+        c["next_s"] = np.inf
+        c["num_planes"] = t.num_planes
+        c["num_sources"] = int(ports["is_source"].sum())
+        c["is_live"] = self.policy.is_live
+        c["spray"] = ps.SPRAYS.get(self.policy.spray or "", ps.FIXED)
+        c["bin_shift"] = 20
+        c["shift"] = ps.wheel_shift(ports, settings.header_bytes, settings.mtu_bytes)
+        num_pods = int(t.pod_of_leaf.max()) + 1
+        radix = max(scope.radix[0] for scope in t.scopes)
+        static = fs.static(t)
+        for name in ("link_label",):
+            del static[name]
+        rng = np.random.default_rng(seed)
+        return ps.PacketState(
+            c=c,
+            successors=np.zeros(SMALLEST, np.int64),
+            transfers=np.zeros(SMALLEST, fs.COUNT),
+            watches=np.zeros(SMALLEST, fs.COUNT),
+            nodes=np.zeros(SMALLEST, fs.NODE),
+            fired=np.zeros(3 * SMALLEST, fs.FIRED),
+            paths=path_network(t, parameters, seed),
+            ports=ports,
+            segment_start=t.segment_start,
+            segment_link=t.segment_link,
+            crossing=crossing,
+            turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
+            higher_turns=rng.integers(0, 1 << 20, (num_pods, max(radix, 1))),
+            series=np.zeros((len(ports), NUM_BINS), np.int64),
+            woken=np.zeros(len(ports), np.int64),
+            buckets=np.full(ps.NUM_BUCKETS, fs.NONE),
+            bucket_group=np.zeros(ps.NUM_BUCKETS >> 6, np.int64),
+            slot_next=np.full(2 * len(ports), fs.NONE),
+            slot_time=np.zeros(2 * len(ports), np.int64),
+            far_time=np.zeros(2 * len(ports), np.int64),
+            far_slot=np.zeros(2 * len(ports), np.int64),
+            keys=np.zeros(2 * len(ports), np.int64),
+            **static,
+            **self._for_messages(SMALLEST),
+            **ps.for_pieces(0, PLACED),
+            **ps.for_packets(0),
+        )
+
+    # --- the core -----------------------------------------------------------------------------------------------------
+
+    def _for_messages(self, n: int) -> dict[str, np.ndarray]:
+        return super()._for_messages(n) | {"flows": np.zeros(n, ps.FLOW)}
+
+    def _admit(self, first: int, last: int) -> None:
+        core.admit(self._core, first, last, self.clock.now)
+
+    def _cancel_message(self, m: int) -> None:
+        core.cancel(self._core, m, self.clock.now)
+
+    def _refresh(self) -> None:
+        core.refresh_next(self._core)
+
+    def _pointer(self, state: Any) -> Any:
+        return ps.pointer(state)
+
+    def advance(self, until_s: float) -> None:
+        """Run the compiled loop until then, until something watched is complete, or for 2^18 events."""
+        status = self._run(self._core, self._choose, until_s, EVENTS_PER_CALL)
+        if status == core.GROW:
+            c = self._state.c[0]
+            if c["is_resuming"]:
+                have = len(self._state.pieces)
+                self._grow_pieces(max(2 * have, have - int(c["num_free_pieces"]) + int(c["needed_pieces"])))
+            else:
+                self._grow_packets(2 * len(self._state.packets))
+            core.refresh_next(self._core)
+        elif status == core.FIRED:
+            self._deliver_fired()
+
+    def settle(self) -> None:
+        """Let what is on its way arrive, acknowledgements included, after the last event that anyone waits for."""
+        while self._spans and np.isfinite(self.next_s):
+            self._set_now()
+            self.advance(np.inf)
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_packet_hops(self) -> int:
+        """Links that data packets have crossed so far."""
+        return int(self._state.c["num_hops"][0])
+
+    def link_bytes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(payload, wire) bytes of every link so far; a packet counts when its serialisation starts."""
+        ports = self._state.ports[: self.topology.num_links]
+        return ports["payload_bytes"].astype(np.float64), ports["wire_bytes"].astype(np.float64)
+
+    def link_series(self) -> tuple[np.ndarray, np.ndarray]:
+        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+        width = float(1 << int(self._state.c["bin_shift"][0])) / ps.PS_PER_S
+        used = min(max(int(np.ceil(self.clock.now / width)), 1), NUM_BINS) if self.clock.now > 0 else 0
+        edges = np.minimum(np.arange(used + 1) * width, self.clock.now)
+        capacity = self.topology.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300)
+        return edges, self._state.series[: self.topology.num_links, :used] / capacity
+
+    def check_conservation(self) -> None:
+        """Application bytes: injected = delivered + cancelled + failed + under way. Links: nothing vanishes.
+
+        Packets put on the first links of their routes = those put on the last ones + those on their way, and with
+        nothing on its way the same for bytes.
+
+        Raises ConservationError naming the law and the numbers.
+        """
+        open_bytes, _ = self.open_bytes()
+        ports = self._state.ports
+        t = self.topology
+        last = np.zeros(len(ports), np.bool_)
+        for plane in range(t.num_planes):
+            last[t.segment_link[t.segment_start[t.nic_down + plane]]] = True
+        last[t.segment_link[t.segment_start[t.nvlink_down[t.nvlink_down >= 0]]]] = True
+        is_idle = int(self._state.c["num_free_packets"][0]) == len(self._state.packets)
+        laws = [
+            ("application bytes: injected = delivered + cancelled + failed + under way",
+             self.injected_bytes, self.closed_bytes.sum() + open_bytes),
+        ]  # fmt: skip
+        for what in ("payload_bytes", "data_packets"):
+            sent, arrived = int(ports[what][ports["is_source"]].sum()), int(ports[what][last].sum())
+            if is_idle or arrived > sent:
+                laws.append((f"{what} on links: sent = arrived", sent, arrived))
+        for law, expected, found in laws:
+            if abs(found - expected) > 0.5 + 1e-9 * expected:
+                raise ConservationError(f"{law} does not hold: {expected} is not {found}")
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _grow_pieces(self, room: int) -> None:
+        have = len(self._state.pieces)
+        new = ps.for_pieces(room, PLACED)
+        self._replace(**{name: copied(getattr(self._state, name), array) for name, array in new.items()})
+        c = self._state.c[0]
+        self._state.pieces["next_ready"][have:room] = np.append(np.arange(have + 1, room), c["free_piece"])
+        c["free_piece"] = have
+        c["num_free_pieces"] += room - have
+
+    def _grow_packets(self, room: int) -> None:
+        have = len(self._state.packets)
+        self._replace(packets=copied(self._state.packets, ps.for_packets(room)["packets"]))
+        c = self._state.c[0]
+        self._state.packets["next"][have:room] = np.append(np.arange(have + 1, room), c["free_packet"])
+        c["free_packet"] = have
+        c["num_free_packets"] += room - have

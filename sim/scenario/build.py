@@ -191,7 +191,7 @@ def _workload(
 def _traffic_graph(scenario: Scenario, w: Any, topology: Topology, rng: np.random.Generator) -> Any:
     ranks = np.array(scenario.ranks_of(w), dtype=np.int64)
     common = {"queue_pairs": w.queue_pairs, "owner": w.name}
-    leaves = topology.leaf_of_accelerator
+    leaves = patterns.home_leaf(topology.host_of_accelerator, topology.leaf_of_accelerator)
     match w:
         case schema.Permutation():
             return patterns.permutation(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sim.scenario.cluster import Cluster, LeafSpine, Where
+from sim.scenario.message_counts import count_problems
 from sim.scenario.serving import Serving
 from sim.scenario.traffic import Collective, Incast, Permutation, Shift, Training, Workload
 
@@ -31,6 +32,8 @@ def workload_problems(
         yield from _serving_problems(workload, ranks, host_of)
     elif len(ranks) < 2:
         yield ("ranks",), "one rank has nobody to talk to; give at least 2"
+    elif too_large := list(count_problems(workload, ranks, host_of)):
+        yield from too_large
     elif isinstance(workload, Incast):
         yield from _incast_problems(workload, len(ranks))
     elif isinstance(workload, Collective | Training):

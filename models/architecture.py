@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.hardware import Precision
+
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
@@ -104,6 +106,8 @@ class Experts:
 class Architecture:
     """A decoder-only transformer with pre-norm layers.
 
+    checkpoint_precision: how its published weights are stored, which is what serving takes unless told otherwise
+
     Leaves out: vision towers, multi-token-prediction heads, sliding windows, layers that differ in anything
     but dense against experts.
     """
@@ -119,6 +123,7 @@ class Architecture:
     is_gated: bool = True
     has_tied_embeddings: bool = False
     max_positions: int | None = None
+    checkpoint_precision: Precision = "bf16"
 
     @property
     def num_moe_layers(self) -> int:
@@ -237,6 +242,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 num_routed=256, top_k=8, ffn_size=2048, layers=_layers_from(3, 61), shared_ffn_size=2048
             ),
             max_positions=163_840,
+            checkpoint_precision="fp8",
         ),
         Architecture(
             name="qwen3-30b-a3b",

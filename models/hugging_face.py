@@ -14,6 +14,7 @@ from models.architecture import (
     GroupedQueryAttention,
     LatentAttention,
 )
+from models.hardware import Precision
 
 __all__ = ["from_hugging_face"]
 
@@ -45,6 +46,8 @@ _UNSUPPORTED = {
 }
 """Keys that, when set, mean a layer which is not modelled."""
 
+_FP8_METHODS = ("fp8", "fbgemm_fp8")
+
 _EXPERT_KEYS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 
 
@@ -61,8 +64,11 @@ def from_hugging_face(config: Mapping[str, Any] | str | Path, name: str | None =
     keys. Another `model_type` is read the same way if its activation is SiLU, as only gated feed-forwards use
     it.
 
-    Raises ArchitectureError for an unreadable file, a missing key, a value out of range, or a layer not
-    modelled (sliding windows, linear or sparse attention, encoders); the message names the key.
+    A `quantization_config` with fp8 weights becomes the architecture's checkpoint_precision.
+
+    Raises ArchitectureError for an unreadable file, a missing key, a value out of range, a layer not modelled
+    (sliding windows, linear or sparse attention, encoders), or weights quantised otherwise than to fp8; the
+    message names the key.
     """
     source = "config.json"
     if isinstance(config, str | Path):
@@ -91,6 +97,7 @@ def from_hugging_face(config: Mapping[str, Any] | str | Path, name: str | None =
         is_gated=_is_gated(keys),
         has_tied_embeddings=_flag(keys, "tie_word_embeddings", keys.model_type in _TIED_UNLESS_SAID),
         max_positions=keys.optional("max_position_embeddings"),
+        checkpoint_precision=_checkpoint_precision(keys),
     )
 
 
@@ -155,6 +162,30 @@ def _flag(keys: _Keys, name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise keys.refuse(f"{name!r} must be true or false, got {value!r}")
     return value
+
+
+def _checkpoint_precision(keys: _Keys) -> Precision:
+    """How the weights are stored: fp8 if the config says so, else bf16."""
+    quantised = keys.values.get("quantization_config")
+    if quantised is None:
+        return "bf16"
+    if not isinstance(quantised, Mapping):
+        raise keys.refuse(f"'quantization_config' must be a mapping, got {quantised!r}")
+    method = quantised.get("quant_method")
+    if method in _FP8_METHODS or (method == "compressed-tensors" and _has_fp8_groups(quantised)):
+        return "fp8"
+    raise keys.refuse(
+        f"'quantization_config' has quant_method {method!r}: of quantised weights only fp8 is modelled "
+        f"({', '.join(_FP8_METHODS)}, compressed-tensors); leave the key out to take them as bf16"
+    )
+
+
+def _has_fp8_groups(quantised: Mapping[str, Any]) -> bool:
+    groups = quantised.get("config_groups")
+    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else []
+    return bool(weights) and all(
+        isinstance(w, Mapping) and (w.get("type"), w.get("num_bits")) == ("float", 8) for w in weights
+    )
 
 
 def _refuse_unsupported(keys: _Keys) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from models.architecture import Architecture, GroupedQueryAttention, LatentAttention
 from models.hardware import PRECISIONS, Accelerator, Precision
-from models.parallelism import Parallelism
+from models.parallelism import Parallelism, ParallelismError
 
 __all__ = [
     "DoesNotFit",
@@ -175,6 +176,7 @@ def plan_memory(
     max_num_batched_tokens: int = 2048,
     max_num_seqs: int = 256,
     num_kv_blocks: int | None = None,
+    accelerators_per_host: int = 8,
 ) -> MemoryPlan:
     """Memory of one accelerator and the cache blocks that fit.
 
@@ -182,44 +184,82 @@ def plan_memory(
     A given `num_kv_blocks` is taken as it is, as an engine that is told so does, if it fits in the whole
     device.
 
-    Raises DoesNotFit when no block is left, ParallelismError where the model does not divide, ValueError for
-    a fraction outside (0, 1] or a block size below 1.
+    accelerators_per_host: the largest tensor degree that the remedy of DoesNotFit may propose
+    Raises DoesNotFit when no block is left, with the smallest degrees that leave one; ParallelismError where the
+    model does not divide, ValueError for a fraction outside (0, 1] or a block size below 1.
     """
     if not 0 < memory_fraction <= 1:
         raise ValueError(f"memory_fraction must be in (0, 1], got {memory_fraction}")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1 token, got {block_size}")
-    weight = weight_bytes(architecture, parallelism, weights)
-    activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs)
-    usable = int(memory_fraction * accelerator.hbm_bytes)
-    block = kv_bytes_per_token(architecture, parallelism.tensor, kv) * block_size
-    fitting = (usable - weight - activation - ENGINE_BYTES) // block
+
+    def planned(parallelism: Parallelism, weights: Precision) -> MemoryPlan:
+        """The plan as it comes out; with fewer than one block the model does not fit."""
+        weight = weight_bytes(architecture, parallelism, weights)
+        activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs)
+        usable = int(memory_fraction * accelerator.hbm_bytes)
+        block = kv_bytes_per_token(architecture, parallelism.tensor, kv) * block_size
+        num_blocks = (usable - weight - activation - ENGINE_BYTES) // block
+        return MemoryPlan(usable, weight, activation, ENGINE_BYTES, block, block_size, num_blocks)
+
+    plan = planned(parallelism, weights)
     if num_kv_blocks is None:
-        num_blocks = fitting
-        is_short = fitting < 1
+        is_short = plan.num_kv_blocks < 1
     else:
-        num_blocks = num_kv_blocks
-        is_short = num_blocks < 1 or weight + num_blocks * block > accelerator.hbm_bytes
+        taken = plan.weight_bytes + num_kv_blocks * plan.kv_bytes_per_block
+        is_short = num_kv_blocks < 1 or taken > accelerator.hbm_bytes
     if is_short:
-        wanted = max(num_blocks, 1)
-        raise DoesNotFit(
-            f"{architecture.name} does not fit on {accelerator.name}: of {usable / GIB:.1f} GiB usable "
-            f"({memory_fraction:g} of {accelerator.hbm_bytes / GIB:.1f}), weights take {weight / GIB:.1f}, "
-            f"activations {activation / GIB:.1f}, the engine {ENGINE_BYTES / GIB:.1f}, and {wanted} cache "
-            f"block{'s' if wanted > 1 else ''} would take {wanted * block / GIB:.3g}; "
-            + _remedy(architecture, parallelism, weights, num_kv_blocks)
+        wanted = max(num_kv_blocks or 1, 1)
+        numbers = (
+            f"{architecture.name} does not fit on {accelerator.name}: of {plan.usable_bytes / GIB:.1f} GiB usable "
+            f"({memory_fraction:g} of {accelerator.hbm_bytes / GIB:.1f}), weights take "
+            f"{plan.weight_bytes / GIB:.1f}, activations {plan.activation_bytes / GIB:.1f}, the engine "
+            f"{ENGINE_BYTES / GIB:.1f}, and {wanted} cache block{'s' if wanted > 1 else ''} would take "
+            f"{wanted * plan.kv_bytes_per_block / GIB:.3g}"
         )
-    return MemoryPlan(usable, weight, activation, ENGINE_BYTES, block, block_size, int(num_blocks))
+        if num_kv_blocks is not None and plan.num_kv_blocks >= 1:
+            remedy = "ask for fewer cache blocks, or leave their number out"
+        else:
+            remedy = _remedy(architecture, parallelism, weights, accelerators_per_host, planned)
+        raise DoesNotFit(f"{numbers}; {remedy}")
+    return plan if num_kv_blocks is None else replace(plan, num_kv_blocks=num_kv_blocks)
 
 
 def _remedy(
-    architecture: Architecture, parallelism: Parallelism, weights: Precision, num_kv_blocks: int | None
+    architecture: Architecture,
+    now: Parallelism,
+    weights: Precision,
+    most_tensor: int,
+    planned: Callable[[Parallelism, Precision], MemoryPlan],
 ) -> str:
-    if num_kv_blocks is not None:
-        return "ask for fewer cache blocks, or leave their number out"
-    ways = ["cut it further: tensor parallelism of " + str(2 * parallelism.tensor)]
-    if architecture.experts is not None:
-        ways.append(f"expert parallelism of {2 * max(parallelism.expert, parallelism.tensor)}")
-    if weights == "bf16":
+    """The smallest degrees with which the model fits, found by planning; fp8 weights where they help."""
+
+    def fits(parallelism: Parallelism, weights: Precision) -> bool:
+        try:
+            return planned(parallelism, weights).num_kv_blocks >= 1
+        except ParallelismError:
+            return False
+
+    def cuts(weights: Precision) -> list[str]:
+        """One degree alone, if that is enough, else both."""
+        tensor = range(now.tensor + 1, most_tensor + 1)
+        expert = range(now.num_accelerators + 1, architecture.experts.num_routed + 1 if architecture.experts else 0)
+        alone = [Parallelism(t, 1) for t in tensor if now.expert == 1]
+        found = [f"tensor parallelism of {p.tensor}" for p in alone if fits(p, weights)][:1]
+        wider = [Parallelism(now.tensor, e) for e in expert if e % now.tensor == 0]
+        found += [f"expert parallelism of {p.expert}" for p in wider if fits(p, weights)][:1]
+        both = [] if found else [Parallelism(t, e) for e in expert for t in tensor if e % t == 0]
+        pairs = [f"tensor parallelism of {p.tensor} and expert parallelism of {p.expert}" for p in both
+                 if fits(p, weights)]  # fmt: skip
+        return found + pairs[:1]
+
+    ways = cuts(weights)
+    if weights == "bf16" and fits(now, "fp8"):
         ways.append("fp8 weights")
-    return " or ".join([*ways, "an accelerator with more memory"])
+    if not ways and weights == "bf16":
+        ways = [f"fp8 weights with {cut}" for cut in cuts("fp8")]
+    if not ways:
+        tried = f"no tensor degree up to {most_tensor} (accelerators of a host)"
+        tried += " nor expert degree" if architecture.experts else ""
+        return f"{tried} makes it fit, not with fp8 weights; take an accelerator with more memory"
+    return f"take {' or '.join(ways)}, or an accelerator with more memory"

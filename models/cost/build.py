@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
 
-__all__ = ["operator_names", "stage_tables", "step_table"]
+__all__ = ["operator_names", "operator_scale", "stage_tables", "step_table"]
 
 
 def step_table(
@@ -40,15 +41,15 @@ def step_table(
 
     Leaves out: differences of popularity between layers (the mean of their distinct experts is used).
     Raises ParallelismError for expert parallelism, whose steps are built from `stage_tables`, and where the
-    model does not divide; ValueError for an efficiency out of range or an unknown operator in `scale`.
+    model does not divide; ValueError for an efficiency out of range or a name in `scale` that covers no operator.
     """
     if parallelism.expert > 1:
         raise ParallelismError(
             f"expert degree {parallelism.expert}: a step across ranks has no single table, use stage_tables"
         )
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, dict(scale or {}))
     built = operators(architecture, parallelism, weights, kv)
-    roofline.check_names({operator.name for operator in built})
+    factors = operator_scale(scale or {}, [operator.name for operator in built])
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors)
     repeats = stage_repeats(architecture)
     distinct = _distinct_lookup(architecture, popularity, max_tokens)
     return _compile(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
@@ -76,9 +77,9 @@ def stage_tables(
 
     Arguments and errors as for `step_table`, expert parallelism allowed.
     """
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, dict(scale or {}))
     built = operators(architecture, parallelism, weights, kv)
-    roofline.check_names({operator.name for operator in built})
+    factors = operator_scale(scale or {}, [operator.name for operator in built])
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors)
     distinct = _distinct_lookup(architecture, popularity, max_tokens)
     tables = {}
     for stage in STAGES:
@@ -99,6 +100,27 @@ def operator_names(
     """
     built = operators(architecture, parallelism)
     return tuple(operator.name for operator in built if stage is None or operator.stage == stage)
+
+
+def operator_scale(scale: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The factor of each operator that `scale` names, by its own name or by its family's.
+
+    A name covers the operator so called and those that go on after an underscore: "attention" covers
+    attention_decode and attention_prefill. The longest name that covers an operator decides.
+
+    names: the operators there are
+    Raises ValueError for a name that covers none, with the nearest.
+    """
+    factors: dict[str, float] = {}
+    for name in sorted(scale, key=len):
+        covered = [operator for operator in names if operator == name or operator.startswith(f"{name}_")]
+        if not covered:
+            families = {operator.partition("_")[0] for operator in names if "_" in operator}
+            near = get_close_matches(name, sorted({*names, *families}), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"operators: {', '.join(sorted(set(names)))}"
+            raise ValueError(f"unknown operator {name!r} in scale; {hint}")
+        factors |= dict.fromkeys(covered, scale[name])
+    return factors
 
 
 def _distinct_lookup(

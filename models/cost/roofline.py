@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from models.cost.provenance import Estimate, Source
@@ -43,14 +42,6 @@ class Roofline:
         for name, factor in self.scale.items():
             if not 0 <= factor < float("inf"):
                 raise ValueError(f"scale of {name} must be at least 0 and finite, got {factor}")
-
-    def check_names(self, known: Collection[str]) -> None:
-        """Raises ValueError for a scaled operator that the model does not have, with the nearest name."""
-        for name in self.scale:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"operators: {', '.join(sorted(known))}"
-                raise ValueError(f"unknown operator {name!r} in scale; {hint}")
 
     def flops_per_s(self, operator: Operator) -> float:
         """Attained arithmetic rate."""

@@ -176,13 +176,9 @@ def _workload(
         )
     graph = _traffic_graph(scenario, w, topology, rng)
     if isinstance(w, schema.Poisson):
-        host_rate = topology.nic_rate[topology.nic_of_accelerator]
+        packet = scenario.packet
         ideal_s = open_load.ideal_fct_s(
-            graph,
-            host_bytes_per_s=host_rate,
-            latency_s=topology.latency_s(graph.source, graph.destination),
-            mtu_bytes=scenario.packet.mtu_bytes,
-            header_bytes=scenario.packet.header_bytes,
+            graph, topology, mtu_bytes=packet.mtu_bytes, header_bytes=packet.header_bytes
         )
         return TrafficWorkload(w.name, graph, ideal_fct_s=ideal_s, **common)
     return TrafficWorkload(w.name, graph, repeat=w.repeat, gap_s=w.gap_s, **common)
@@ -191,7 +187,7 @@ def _workload(
 def _traffic_graph(scenario: Scenario, w: Any, topology: Topology, rng: np.random.Generator) -> Any:
     ranks = np.array(scenario.ranks_of(w), dtype=np.int64)
     common = {"queue_pairs": w.queue_pairs, "owner": w.name}
-    leaves = topology.leaf_of_accelerator
+    leaves = patterns.home_leaf(topology.host_of_accelerator, topology.leaf_of_accelerator)
     match w:
         case schema.Permutation():
             return patterns.permutation(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sim.scenario.cluster import Cluster, Where
+from sim.scenario.cluster import Cluster, LeafSpine, Where
+from sim.scenario.message_counts import count_problems
 from sim.scenario.serving import Serving
 from sim.scenario.traffic import Collective, Incast, Permutation, Shift, Training, Workload
 
@@ -17,7 +18,7 @@ def workload_problems(
 ) -> Problems:
     """What does not fit, as (path below the workload, sentence).
 
-    host_of, leaf_of: of every accelerator, as `cluster.hosts_and_leaves` gives them.
+    host_of: of every accelerator; leaf_of: of its host, as `cluster.hosts_and_leaves` gives them.
     """
     last = cluster.num_accelerators - 1
     if isinstance(workload, Serving) and workload.ranks is None and workload.num_accelerators > last + 1:
@@ -31,20 +32,14 @@ def workload_problems(
         yield from _serving_problems(workload, ranks, host_of)
     elif len(ranks) < 2:
         yield ("ranks",), "one rank has nobody to talk to; give at least 2"
+    elif too_large := list(count_problems(workload, ranks, host_of)):
+        yield from too_large
     elif isinstance(workload, Incast):
         yield from _incast_problems(workload, len(ranks))
     elif isinstance(workload, Collective | Training):
         yield from _collective_problems(workload, ranks, host_of)
-    elif isinstance(workload, Shift):
-        yield from _shift_problems(workload, Counter(leaf_of[rank] for rank in ranks))
-    elif isinstance(workload, Permutation) and workload.cross_leaf:
-        leaf, most = Counter(leaf_of[rank] for rank in ranks).most_common(1)[0]
-        if 2 * most > len(ranks):
-            yield (
-                ("cross_leaf",),
-                f"leaf {leaf} has {most} of {len(ranks)} ranks, so not every pair can cross leaves; choose "
-                "ranks on more leaves, or cross_leaf: false",
-            )
+    elif isinstance(workload, Shift | Permutation):
+        yield from _crossing_problems(cluster, workload, Counter(leaf_of[rank] for rank in ranks))
 
 
 def _incast_problems(workload: Incast, num_ranks: int) -> Problems:
@@ -52,6 +47,31 @@ def _incast_problems(workload: Incast, num_ranks: int) -> Problems:
         yield ("receiver",), f"receiver {workload.receiver} is not among the ranks, 0 … {num_ranks - 1}"
     if workload.fan_in is not None and workload.fan_in > num_ranks - 1:
         yield ("fan_in",), f"fan_in is {workload.fan_in}, but only {num_ranks - 1} other ranks can send"
+
+
+def _crossing_problems(cluster: Cluster, workload: Shift | Permutation, ranks_on: Counter[int]) -> Problems:
+    """Patterns that go from leaf to leaf; ranks_on: how many ranks each leaf has, by the leaf of their host."""
+    if isinstance(workload, Permutation) and not workload.cross_leaf:
+        return
+    fabric = cluster.fabric
+    if len(ranks_on) == 1 and isinstance(fabric, LeafSpine) and fabric.attach == "rail":
+        rails = cluster.host_groups[0][0].nics
+        yield (
+            ("pattern",),
+            f"attach: rail puts each host on {rails} leaves, and all ranks are in hosts on the same {rails}: there "
+            f"is no other group of hosts to send to; give the fabric {2 * rails} leaves or more, or ranks in more "
+            "groups" + (", or cross_leaf: false" if isinstance(workload, Permutation) else ""),
+        )
+    elif isinstance(workload, Shift):
+        yield from _shift_problems(workload, ranks_on)
+    else:
+        leaf, most = ranks_on.most_common(1)[0]
+        if 2 * most > ranks_on.total():
+            yield (
+                ("cross_leaf",),
+                f"leaf {leaf} has {most} of {ranks_on.total()} ranks, so not every pair can cross leaves; choose "
+                "ranks on more leaves, or cross_leaf: false",
+            )
 
 
 def _shift_problems(workload: Shift, ranks_on: Counter[int]) -> Problems:

@@ -215,16 +215,16 @@ class Cluster(Part):
         return sum(kind.nics * count for kind, count in self.host_groups)
 
     def hosts_and_leaves(self) -> tuple[list[int], list[int]]:
-        """The host and the leaf (of the NIC) of every accelerator."""
+        """The host of every accelerator, and that host's leaf; on rails, the first of its leaves."""
         hosts: list[int] = []
         leaves: list[int] = []
         host = 0
         for kind, count in self.host_groups:
             for _ in range(count):
-                for i in range(kind.accelerators):
+                leaf = self.fabric.leaf_of_nic(host, 0, kind.nics)
+                for _ in range(kind.accelerators):
                     hosts.append(host)
-                    nic = i * kind.nics // kind.accelerators
-                    leaves.append(self.fabric.leaf_of_nic(host, nic, kind.nics))
+                    leaves.append(leaf)
                 host += 1
         return hosts, leaves
 

@@ -1,14 +1,16 @@
 """Merging one tree over another, and editing a tree with `--set`.
 
 Mappings merge; one whose `policy`, `kind` or `law` changes is replaced (parameters of another policy mean
-nothing to it); lists whose items have a `name` merge by it; other lists are replaced, and so is everything
-else.
+nothing to it); a traffic workload whose `pattern` changes keeps what the new pattern has too (ranks,
+size_per_flow, repeat, …) and drops what only the old one had (fan_in); lists whose items have a `name` merge by
+it; other lists are replaced, and so is everything else.
 """
 
 from __future__ import annotations
 
 from sim.scenario.document import Node, mapping_node, parse_document, sequence_node
 from sim.scenario.errors import Place, ScenarioError, quoted, suggestion
+from sim.scenario.traffic import keys_of_pattern
 
 DECIDING_KEYS = ("policy", "kind", "law")
 
@@ -18,7 +20,8 @@ def merged(base: Node, over: Node) -> Node:
     if base.mapping is not None and over.mapping is not None:
         if any(_changes(base, over, key) for key in DECIDING_KEYS):
             return over
-        entries, key_places = dict(base.mapping), dict(base.key_places)
+        base = _without_keys_of_old_pattern(base, over)
+        entries, key_places = dict(base.mapping or {}), dict(base.key_places)
         for key, node in over.mapping.items():
             entries[key] = merged(entries[key], node) if key in entries else node
             if entries[key] is node:
@@ -37,6 +40,15 @@ def _changes(base: Node, over: Node, key: str) -> bool:
     """Both say it, differently. Where the base leaves it to the default, the schema decides what fits."""
     new, old = over.child(key), base.child(key)
     return new is not None and old is not None and new.value != old.value
+
+
+def _without_keys_of_old_pattern(base: Node, over: Node) -> Node:
+    """The base, less what its pattern has and the other one has not; a misspelt key stays, to be refused."""
+    if not _changes(base, over, "pattern"):
+        return base
+    old, new = (keys_of_pattern(getattr(node.child("pattern"), "value", None)) for node in (base, over))
+    kept = {key: node for key, node in (base.mapping or {}).items() if not new or key not in old - new}
+    return mapping_node(kept, base.place, {key: base.key_places[key] for key in kept})
 
 
 def _has_names(node: Node) -> bool:

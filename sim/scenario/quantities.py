@@ -55,8 +55,17 @@ class Part(PydanticModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, alias_generator=file_key)
 
 
-def _quantity(dimension: Dimension, parse: Callable[[str], float], is_positive: bool = False) -> Any:
-    """A field that is read by `parse`; a bare number is refused."""
+MOST_BYTES = f"{2**53} B"
+"""9 PB: a float counts every byte of a message up to this."""
+
+MOST_SECONDS = "9e6 s"
+"""104 days: 64 bits count picoseconds, as packets need them, up to this."""
+
+
+def _quantity(
+    dimension: Dimension, parse: Callable[[str], float], is_positive: bool = False, most: str | None = None
+) -> Any:
+    """A field that is read by `parse`; a bare number is refused, and so is one above `most`."""
 
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -65,6 +74,8 @@ def _quantity(dimension: Dimension, parse: Callable[[str], float], is_positive: 
             number = parse(str(value))
         except UnitError as error:
             raise refused(str(error)) from error
+        if most is not None and number > parse(most):
+            raise refused(f"{quoted(value)} is more than {most}, the largest {dimension.name} that a run can hold")
         if is_positive and number == 0:
             raise refused(f"{quoted(value)} must be above 0; write for example '{dimension.example}'")
         return number
@@ -73,11 +84,11 @@ def _quantity(dimension: Dimension, parse: Callable[[str], float], is_positive: 
     return BeforeValidator(read), WithJsonSchema(kind), Field(examples=[dimension.example])
 
 
-Bytes = Annotated[int, *_quantity(units.BYTES, units.parse_bytes)]
-PositiveBytes = Annotated[int, *_quantity(units.BYTES, units.parse_bytes, is_positive=True)]
+Bytes = Annotated[int, *_quantity(units.BYTES, units.parse_bytes, most=MOST_BYTES)]
+PositiveBytes = Annotated[int, *_quantity(units.BYTES, units.parse_bytes, True, MOST_BYTES)]
 BytesPerS = Annotated[float, *_quantity(units.BYTES_PER_S, units.parse_bytes_per_s, is_positive=True)]
-Seconds = Annotated[float, *_quantity(units.SECONDS, units.parse_seconds)]
-PositiveSeconds = Annotated[float, *_quantity(units.SECONDS, units.parse_seconds, is_positive=True)]
+Seconds = Annotated[float, *_quantity(units.SECONDS, units.parse_seconds, most=MOST_SECONDS)]
+PositiveSeconds = Annotated[float, *_quantity(units.SECONDS, units.parse_seconds, True, MOST_SECONDS)]
 PerS = Annotated[float, *_quantity(units.PER_S, units.parse_per_s, is_positive=True)]
 
 Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST_COUNT)]

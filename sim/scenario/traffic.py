@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -160,6 +160,16 @@ class Poisson(_Traffic):
 Traffic = Annotated[
     Permutation | Shift | Incast | AllToAll | Matrix | Poisson, Field(discriminator="pattern")
 ]
+
+
+
+def keys_of_pattern(pattern: object) -> frozenset[str]:
+    """Keys that a traffic workload of this pattern may have; none for what is no pattern."""
+    for part in get_args(get_args(Traffic)[0]):
+        if pattern in get_args(part.model_fields["pattern"].annotation):
+            return frozenset(field.alias or name for name, field in part.model_fields.items())
+    return frozenset()
+
 
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
 AlgorithmName = Literal["ring", "halving_doubling", "double_binary_tree", "direct"]

@@ -25,6 +25,8 @@ def read_csv(path: str | Path) -> MatrixFlows:
     if not rows:
         raise TrafficFileError(path, None, "is empty; give n x n bytes, or source,destination,bytes")
     number, first = rows[0]
+    if len(first) == 1 and any(mark in first[0] for mark in ";\t|"):
+        raise TrafficFileError(path, number, f"'{_cut(first[0])}' has no commas; separate the cells by commas")
     if [cell.lower() for cell in first] == ["source", "destination", "bytes"]:
         return _edge_list(path, rows[1:])
     if "source" in (cell.lower() for cell in first):
@@ -91,6 +93,10 @@ def _row_of_bytes(path: Path, number: int, cells: list[str]) -> Int64:
     return np.array([whole_number(path, number, cell or "0", "number of bytes") for cell in cells])
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def _plain_flows(num_ranks: int, source: Int64, destination: Int64, size_bytes: Int64) -> MatrixFlows:
     none = np.zeros(0, np.int64)
     size_bytes = np.asarray(size_bytes, dtype=np.int64)
@@ -109,10 +115,17 @@ MATRIX_READERS: dict[str, Callable[[str | Path], MatrixFlows]] = {".csv": read_c
 
 
 def read_matrix(path: str | Path) -> MatrixFlows:
-    """The flows of a `.csv` or `.cm` file; raises TrafficFileError for any other name or bad content."""
+    """The flows of a `.csv` or `.cm` file, one of them with bytes at least.
+
+    Raises TrafficFileError for any other name or bad content.
+    """
     path = Path(path)
-    if path.suffix.lower() not in MATRIX_READERS:
+    reader = MATRIX_READERS.get(path.suffix.lower())
+    if reader is None:
         raise TrafficFileError(
             path, None, "is neither .csv (bytes between ranks) nor .cm (htsim connections)"
         )
-    return MATRIX_READERS[path.suffix.lower()](path)
+    flows = reader(path)
+    if not flows.size_bytes.any():
+        raise TrafficFileError(path, None, "sends nothing: no flow in it has a byte; give at least one")
+    return flows

@@ -22,6 +22,17 @@ class PatternError(ValueError):
     """The pattern does not exist among these ranks; the text says why and what to change."""
 
 
+def home_leaf(host_of_accelerator: Int64, leaf_of_accelerator: Int64) -> Int64:
+    """[accelerators] The leaf of its host; where a host is on several leaves (rails), the first of them.
+
+    Hosts with one home leaf share all their leaves, and what they send each other need not cross leaves.
+    """
+    host = np.asarray(host_of_accelerator)
+    first = np.full(int(host.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, host, leaf_of_accelerator)
+    return first[host]
+
+
 def permutation(
     ranks: Int64,
     size_bytes: int,
@@ -34,7 +45,10 @@ def permutation(
 ) -> MessageGraph:
     """Every rank sends to one other and receives from one, drawn at random.
 
-    cross_leaf    every pair lies on two leaves (needs leaf_of_accelerator); otherwise any rank but oneself
+    cross_leaf            every pair crosses leaves: sender and receiver are hosts on different leaves;
+                          otherwise any rank but oneself
+    leaf_of_accelerator   [accelerators] leaf of its host, as `home_leaf` gives it: on rails, no pair then lies
+                          in one host, nor in one group of hosts that share their leaves
     Raises PatternError when no such permutation exists: one rank, or a leaf with more than half of the ranks.
     """
     ranks = _distinct(ranks)
@@ -107,7 +121,11 @@ def shift(
 ) -> MessageGraph:
     """Every rank on leaf L sends to its twin on leaf L + leaves_by: the rank in the same place there.
 
-    Leaves are those that hold ranks, in order, the last followed by the first.
+    Leaves are those that hold ranks, in order, the last followed by the first. On rails, where the NICs of a
+    host are on several leaves, the hosts that share their leaves are one step: the twin is the accelerator of
+    the same place, and so of the same rail, in the host of the same place of another group.
+
+    leaf_of_accelerator   [accelerators] leaf of its host, as `home_leaf` gives it
     Raises PatternError when leaves hold unequal numbers of ranks or the shift leads back to the own leaf.
     """
     ranks = _distinct(ranks)

@@ -79,8 +79,9 @@ def read_azure_trace(
     if zero_output == "drop":
         keep &= ~is_zero
     if not keep.any():
+        window = f"from {from_s:g} s on" if until_s is None else f"between {from_s:g} s and {until_s:g} s"
         raise TraceError(
-            f"{path}: no request between {from_s} s and {until_s} s; the trace lasts {elapsed_s[-1]:.3f} s"
+            f"{path}: no request {window}; the trace lasts {elapsed_s[-1]:.3f} s, so begin and end within it"
         )
     return Trace(
         (elapsed_s[keep] - from_s) / scale, prompt[keep], np.maximum(output[keep], 1), int(is_zero.sum())

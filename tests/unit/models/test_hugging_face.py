@@ -219,3 +219,36 @@ def test_unreadable_files(tmp_path, content):
 def test_missing_file(tmp_path):
     with pytest.raises(ArchitectureError, match="cannot be read"):
         from_hugging_face(tmp_path / "none.json")
+
+
+FLOAT8 = {"weights": {"type": "float", "num_bits": 8}}
+
+
+@pytest.mark.parametrize(
+    ("quantised", "precision"),
+    [
+        (None, "bf16"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": FLOAT8}}, "fp8"),
+    ],
+)
+def test_precision_of_the_checkpoint(quantised, precision):
+    assert from_hugging_face(LLAMA | {"quantization_config": quantised}).checkpoint_precision == precision
+
+
+@pytest.mark.parametrize(
+    "quantised",
+    [
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "mxfp4"},
+        {"quant_method": "compressed-tensors"},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"type": "int", "num_bits": 8}}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": FLOAT8, "b": {"weights": None}}},
+        {},
+        "fp8",
+    ],
+)
+def test_other_quantised_weights_are_refused(quantised):
+    with pytest.raises(ArchitectureError, match="'quantization_config'"):
+        from_hugging_face(LLAMA | {"quantization_config": quantised})

@@ -1,6 +1,7 @@
 """Weights, cache and what is left, against sums made by hand."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -76,8 +77,51 @@ def test_does_not_fit_names_numbers_and_remedy():
     with pytest.raises(DoesNotFit, match=r"llama-3\.1-70b .* h100: .*131\.4.*tensor parallelism of 2 or fp8"):
         plan_memory(ARCHITECTURES["llama-3.1-70b"], ACCELERATORS["h100"])
     plan_memory(ARCHITECTURES["llama-3.1-70b"], ACCELERATORS["h100"], Parallelism(4))
-    with pytest.raises(DoesNotFit, match="expert parallelism of 2"):
-        plan_memory(ARCHITECTURES["deepseek-v3"], ACCELERATORS["h200"], weights="fp8")
+
+
+def works(architecture, accelerator, *args, **options):
+    try:
+        plan_memory(architecture, ACCELERATORS[accelerator], *args, **options)
+    except (DoesNotFit, ParallelismError):
+        return False
+    return True
+
+
+def remedy(architecture, accelerator, *args, **options):
+    with pytest.raises(DoesNotFit) as caught:
+        plan_memory(architecture, ACCELERATORS[accelerator], *args, **options)
+    return str(caught.value).rpartition("; ")[2]
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+@pytest.mark.parametrize("accelerator", ["h100", "h200"])
+def test_the_remedy_is_the_smallest_degree_that_fits(accelerator, weights):
+    """DeepSeek-V3's 671 G weights: the proposed degrees fit, and no smaller ones that divide do."""
+    model = ARCHITECTURES["deepseek-v3"]
+    found = remedy(model, accelerator, weights=weights)
+    (expert,) = re.findall(r"expert parallelism of (\d+)", found)
+    assert works(model, accelerator, Parallelism(1, int(expert)), weights)
+    assert not any(works(model, accelerator, Parallelism(1, e), weights) for e in range(1, int(expert)))
+    tensor = re.findall(r"tensor parallelism of (\d+)", found)
+    assert tensor == [str(t) for t in range(1, 9) if works(model, accelerator, Parallelism(t), weights)][:1]
+
+
+def test_the_remedy_stays_inside_the_host():
+    model = ARCHITECTURES["llama-3.1-70b"]
+    assert "tensor parallelism of 2 or fp8 weights" in remedy(model, "h200", max_num_batched_tokens=300_000)
+    assert remedy(model, "h100", accelerators_per_host=1) == "take fp8 weights, or an accelerator with more memory"
+    assert remedy(model, "rtx4090", accelerators_per_host=1) == "take an accelerator with more memory"
+
+
+def test_the_remedy_combines_what_alone_is_not_enough():
+    """On a 24 GB device 70 B weights need fp8 and four ways (17.5 GB each); bf16 eight ways leaves nothing either."""
+    found = remedy(ARCHITECTURES["llama-3.1-70b"], "rtx4090", accelerators_per_host=4)
+    assert found.startswith("take fp8 weights with tensor parallelism of 4")
+    assert works(ARCHITECTURES["llama-3.1-70b"], "rtx4090", Parallelism(4), "fp8")
+
+
+def test_blocks_that_are_asked_of_a_model_that_does_not_fit():
+    assert "tensor parallelism of 2" in remedy(ARCHITECTURES["llama-3.1-70b"], "h100", num_kv_blocks=10)
 
 
 @pytest.mark.parametrize("changed", [{"memory_fraction": 0.0}, {"memory_fraction": 1.1}, {"block_size": 0}])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.architecture import ARCHITECTURES
-from models.cost.build import operator_names, stage_tables, step_table
+from models.cost.build import operator_names, operator_scale, stage_tables, step_table
 from models.cost.provenance import Source
 from models.cost.roofline import Roofline
 from models.cost.step import SOURCE, expert_seconds, operator_seconds, step_parts, step_seconds
@@ -157,6 +157,9 @@ def test_expert_stage_by_hand():
         ({"fixed_s": -1.0}, "fixed_s"),
         ({"scale": {"lm_head": -1.0}}, "lm_head"),
         ({"scale": {"lm_haed": 0.8}}, "did you mean 'lm_head'"),
+        ({"scale": {"atention": 0.8}}, "unknown operator 'atention' in scale; did you mean 'attention'"),
+        ({"scale": {"attention_": 0.8}}, "did you mean 'attention'"),
+        ({"scale": {"attn": 0.8}}, "unknown operator 'attn' in scale; "),
         ({"popularity": Popularity.uniform(8, 2)}, "top-6 of 64"),
         ({"max_tokens": 0}, "max_tokens"),
     ],
@@ -176,3 +179,11 @@ def test_more_tokens_than_the_table_knows():
     assert step_seconds(table, 8.0, 8.0, 8.0, 0.0, 0.0, 8.0) > 0
     with pytest.raises(ValueError, match="max_tokens"):
         step_seconds(table, 9.0, 9.0, 9.0, 0.0, 0.0, 9.0)
+
+
+def test_a_family_scales_its_operators_and_a_longer_name_wins():
+    names = ["attention_decode", "attention_prefill", "attention_decode", "lm_head", "o_proj"]
+    assert operator_scale({"attention": 0.8}, names) == {"attention_decode": 0.8, "attention_prefill": 0.8}
+    both = {"attention_decode": 0.5, "attention": 0.8}
+    assert operator_scale(both, names) == {"attention_decode": 0.5, "attention_prefill": 0.8}
+    assert operator_scale({"lm_head": 2.0}, names) == {"lm_head": 2.0}

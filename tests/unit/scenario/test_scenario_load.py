@@ -107,6 +107,18 @@ def test_errors_of_one_variant_name_it_and_its_line(tmp_path):
     )
 
 
+def test_a_variant_with_another_pattern_keeps_what_both_have(tmp_path):
+    """fan_in means nothing to an all-to-all and is dropped; sizes and ranks stay, and so does a setting."""
+    text = changed(
+        SHIFT, "pattern: shift, size_per_flow", "pattern: incast, fan_in: 7, ranks: 16, size_per_flow",
+        "{name: spray, paths: {policy: spray}}", "{name: all, workloads: [{name: shift, pattern: all_to_all}]}",
+    )  # fmt: skip
+    first, *_, last = (scenario.workloads[0] for _, scenario in loaded(tmp_path, text).variants)
+    assert (first.pattern, first.fan_in, last.pattern) == ("incast", 7, "all_to_all")
+    assert last.size_per_flow_bytes == 16_000_000 and last.ranks == tuple(range(16))
+    assert loaded(tmp_path, SHIFT, "workloads.shift.pattern=incast").variants[0][1].workloads[0].pattern == "incast"
+
+
 def test_errors_of_settings_stand_in_for_the_line(tmp_path):
     assert refusal(
         tmp_path, SHIFT, "cluster.fabric.spine_link.rate=400", "workloads.shift.size_per_flow=16 mb"

@@ -40,6 +40,18 @@ def over(base, variant):
         ),
         ("l: [{name: a}]", "l: [{name: c, y: 2}]", {"l": [{"name": "a"}, {"name": "c", "y": 2}]}),
         ("l: [{name: a, kind: p, x: 1}]", "l: [{name: a, kind: q}]", {"l": [{"name": "a", "kind": "q"}]}),
+        (
+            "w: {kind: traffic, pattern: incast, ranks: 8, fan_in: 3, size_per_flow: 1 B, fan_inn: 2}",
+            "w: {pattern: all_to_all}",
+            {"w": {"kind": "traffic", "pattern": "all_to_all", "ranks": 8, "size_per_flow": "1 B", "fan_inn": 2}},
+        ),
+        (
+            "w: {pattern: shift, leaves_by: 2, repeat: 3, size_per_flow: 1 B}",
+            "w: {pattern: matrix, file: m.csv}",
+            {"w": {"pattern": "matrix", "repeat": 3, "file": "m.csv"}},
+        ),
+        ("w: {pattern: shift, leaves_by: 2}", "w: {pattern: shif}", {"w": {"pattern": "shif", "leaves_by": 2}}),
+        ("w: {pattern: shift, leaves_by: 2}", "w: {pattern: [a]}", {"w": {"pattern": ["a"], "leaves_by": 2}}),
         ("l: [{link: a}]", "l: [{link: b}]", {"l": [{"link": "b"}]}),
         ("l: [{name: a}, {x: 1}]", "l: [{name: b}]", {"l": [{"name": "b"}]}),
         ("l: [{name: a}]", "l: []", {"l": []}),

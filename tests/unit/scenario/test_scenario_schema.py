@@ -282,13 +282,27 @@ def why_not(*args, **fields):
 
 
 def test_rails():
-    """4 leaves, 2 NICs a host: 2 groups of 2 hosts; NIC i of group g on leaf 2 g + i."""
+    """4 leaves, 2 NICs a host: 2 groups of 2 hosts; NIC i of group g on leaf 2 g + i, its home leaf is 2 g."""
     found = cluster({"host": {"accelerators": 4, "nics": 2}}, attach="rail")
     assert found.num_hosts == 4
     hosts, leaves = found.hosts_and_leaves()
     assert hosts == [h for h in range(4) for _ in range(4)]
-    assert leaves == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    assert leaves == [0] * 8 + [2] * 8
     assert "4 leaves are no multiple of the 3 rails" in why_not({"host": {"nics": 3}}, attach="rail")
+
+
+RAILS = ("kind: leaf_spine, leaves: 4", "kind: leaf_spine, leaves: 4, attach: rail", "nics: 1", "nics: 4")
+"""4 leaves for 4 rails: one group of 2 hosts of 4 accelerators."""
+
+
+@pytest.mark.parametrize("pattern", ["shift", "permutation"])
+def test_one_group_of_hosts_on_rails_has_no_other_to_send_to(tmp_path, pattern):
+    one = changed(traffic(pattern=pattern, size_per_flow="1 MB"), *RAILS)
+    found = refusal(tmp_path, one)
+    assert "workloads.t.pattern: attach: rail puts each host on 4 leaves" in found
+    assert "give the fabric 8 leaves or more" in found
+    assert ("cross_leaf: false" in found) == (pattern == "permutation")
+    loaded(tmp_path, changed(one, "leaves: 4", "leaves: 8"))
 
 
 def test_several_kinds_of_hosts():

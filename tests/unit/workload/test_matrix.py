@@ -60,6 +60,13 @@ def test_csv_forms(read, text):
         ("source,destination,bytes\n3,3,9\n", "rank 3 sends to itself"),
         ("source,destination,bytes\n0,1,many\n", "'many' is not a number of bytes"),
         ("source,dest,bytes\n0,1,2\n", "write source,destination,bytes"),
+        ("0;5\n7;0\n", "line 1: '0;5' has no commas; separate the cells by commas"),
+        ("# bytes\nsource;destination;bytes\n0;1;2\n", "line 2: 'source;destination;bytes' has no commas"),
+        ("0\t5\n7\t0\n", "has no commas"),
+        ("0,0\n0,0\n", "sends nothing"),
+        ("0\n", "sends nothing"),
+        ("source,destination,bytes\n", "sends nothing"),
+        ("source,destination,bytes\n0,1,0\n", "sends nothing: no flow in it has a byte; give at least one"),
         (b"\xff\xfe\x00\x01", "is not a text file"),
     ],
 )

@@ -82,6 +82,34 @@ def test_shift_sends_to_the_twin():
     assert by_two.destination[by_two.source == 5].tolist() == [1]
 
 
+RAIL_HOST = np.repeat(np.arange(6), 2)
+RAIL_LEAF = np.array([0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5])
+"""6 hosts of 2 accelerators on rails: hosts 0 and 1 are on leaves 0 and 1, hosts 2 and 3 on 2 and 3, …"""
+
+
+def test_home_leaf_is_the_first_leaf_of_the_host():
+    assert patterns.home_leaf(RAIL_HOST, RAIL_LEAF).tolist() == [0] * 4 + [2] * 4 + [4] * 4
+    per_host = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert patterns.home_leaf(np.repeat(np.arange(4), 2), per_host).tolist() == per_host.tolist()
+
+
+def test_shift_on_rails_goes_to_another_host_on_the_same_rail():
+    """Accelerator i of host h goes to accelerator i of host h + 2: the same place, one group on."""
+    home = patterns.home_leaf(RAIL_HOST, RAIL_LEAF)
+    graph = patterns.shift(np.arange(12), 1, leaf_of_accelerator=home)
+    assert np.array_equal(RAIL_HOST[graph.destination], (RAIL_HOST[graph.source] + 2) % 6)
+    assert np.array_equal(graph.destination % 2, graph.source % 2)
+
+
+def test_permutation_on_rails_leaves_the_host_and_its_leaves():
+    home = patterns.home_leaf(RAIL_HOST, RAIL_LEAF)
+    for seed in range(50):
+        graph = patterns.permutation(np.arange(12), 1, rng=rng(seed), leaf_of_accelerator=home)
+        assert is_permutation(graph, np.arange(12))
+        assert np.all(RAIL_HOST[graph.source] != RAIL_HOST[graph.destination])
+        assert np.all(RAIL_LEAF[graph.source] != RAIL_LEAF[graph.destination])
+
+
 def test_shift_among_chosen_ranks_uses_their_leaves_only():
     leaf = np.repeat(np.arange(4), 2)
     graph = patterns.shift(np.array([0, 1, 6, 7]), 1, leaf_of_accelerator=leaf)

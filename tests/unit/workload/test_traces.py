@@ -108,8 +108,10 @@ def test_files_that_cannot_be_read_and_windows_without_requests(trace, tmp_path)
     with pytest.raises(TraceError, match="cannot be read"):
         read_azure_trace(tmp_path)
     path = trace(HEADER + ROWS)
-    with pytest.raises(TraceError, match=r"no request between 60.0 s .* lasts 4\.542 s"):
+    with pytest.raises(TraceError, match=r"no request from 60 s on; the trace lasts 4\.542 s"):
         read_azure_trace(path, from_s=60.0)
+    with pytest.raises(TraceError, match=r"no request between 60 s and 70 s; the trace lasts 4\.542 s"):
+        read_azure_trace(path, from_s=60.0, until_s=70.0)
     with pytest.raises(ValueError, match="window"):
         read_azure_trace(path, from_s=5.0, until_s=5.0)
     with pytest.raises(ValueError, match="scale"):

@@ -3,8 +3,8 @@ import pytest
 
 from sim.engine.recorder import Recorder
 from sim.fabric.messages import message_graph
-from sim.workload import patterns, sizes
-from sim.workload.open_load import ideal_fct_s, poisson
+from sim.workload import sizes
+from sim.workload.open_load import poisson
 from sim.workload.patterns import PatternError
 from sim.workload.traffic import TrafficWorkload
 
@@ -158,12 +158,3 @@ def test_poisson_needs_two_hosts():
             np.arange(2), sizes.fixed(1), load=0.5, duration_s=1.0, total_host_link_bytes_per_s=1e9,
             host_of_accelerator=HOSTS, rng=np.random.default_rng(1),
         )  # fmt: skip
-
-
-def test_ideal_time_uses_the_slower_host_link():
-    """10,000 bytes are 3 packets: 10,192 on the wire; at 1 and 2 GB/s the slower takes 10.192 µs, plus 2
-    µs.
-    """
-    graph = patterns.all_to_all(np.arange(2), 10_000)
-    rates = np.array([1e9, 2e9])
-    assert ideal_fct_s(graph, host_bytes_per_s=rates, latency_s=2e-6) == pytest.approx([12.192e-6] * 2)

@@ -53,14 +53,17 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         waiting = sim.fabric.waiting() or ["no message is under way: a workload waits for an event nobody triggers"]
         raise StalledError(f"{label}: nothing moves at {sim.clock.now:.6g} s: " + "; ".join(waiting)) from error
     recorder = Recorder()
+    links = link_metrics(sim.topology, sim.fabric, sim.clock.now)
+    record_links(recorder, sim.topology, sim.fabric)
+    if not is_partial:
+        sim.fabric.settle()
     metrics: dict[str, float | int | None] = {}
     for workload in sim.workloads:
         workload.record(recorder)
         metrics |= {f"{workload.kind}.{workload.name}.{key}": v for key, v in workload.metrics().items()}
         warnings += [f"{workload.name}: {text}" for text in getattr(workload, "notes", list)()]
     sim.fabric.check_conservation()
-    metrics |= link_metrics(sim.topology, sim.fabric, sim.clock.now)
-    record_links(recorder, sim.topology, sim.fabric)
+    metrics |= links
     notes: dict[str, Any] = {"fidelity": scenario.fidelity, "warnings": warnings}
     if any(w.kind == "serving" for w in sim.workloads):
         notes["cost_sources"] = {"roofline": 1.0}

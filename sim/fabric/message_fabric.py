@@ -114,6 +114,22 @@ class MessageFabric(ABC):
         """Run the compiled loop until then, until something watched is complete, or for 2^18 events."""
 
     @abstractmethod
+    def link_bytes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(payload, wire) bytes of every link so far."""
+
+    @abstractmethod
+    def link_series(self) -> tuple[np.ndarray, np.ndarray]:
+        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+
+    @abstractmethod
+    def check_conservation(self) -> None:
+        """Raises ConservationError naming the law that does not hold, and the numbers."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Let what is on its way arrive, acknowledgements included, once the run is over."""
+
+    @abstractmethod
     def _admit(self, first: int, last: int) -> None:
         """Messages in rows first … last - 1 have been handed over."""
 

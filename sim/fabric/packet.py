@@ -153,7 +153,7 @@ class PacketFabric(MessageFabric):
             self._deliver_fired()
 
     def settle(self) -> None:
-        """Let what is on its way arrive, acknowledgements included, after the last event that anyone waits for."""
+        """Let what is on its way arrive, acknowledgements included, once the run is over."""
         while self._spans and np.isfinite(self.next_s):
             self._set_now()
             self.advance(np.inf)

@@ -19,6 +19,8 @@ from sim.collectives.workload import CollectiveWorkload
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.message_fabric import MessageFabric
+from sim.fabric.packet import PacketFabric, PacketSettings
 from sim.fabric.topology import HostKind, Link, LinkOverride, Topology, TopologyError, fat_tree, leaf_spine
 from sim.scenario import traffic as schema
 from sim.scenario.cluster import Cluster, FatTree, Host
@@ -44,7 +46,7 @@ class Simulation:
     scenario: Scenario
     clock: Clock
     topology: Topology
-    fabric: FluidFabric
+    fabric: MessageFabric
     workloads: tuple[Any, ...]
 
 
@@ -83,21 +85,31 @@ def build(scenario: Scenario, seed: int) -> Simulation:
     clock = Clock()
     streams = RandomStreams(seed)
     topology = build_topology(scenario.cluster)
-    paths = scenario.paths
-    fabric = FluidFabric(
-        clock,
-        topology,
-        paths.policy,
-        settings=FluidSettings(
-            scenario.packet.mtu_bytes, scenario.packet.header_bytes, scenario.fluid.tolerance, paths.fairness
-        ),
-        seed=streams.integer("paths"),
-        subflows=getattr(paths, "subflows", 1),
-        window_s=getattr(paths, "window_s", None),
-        jitter_s=getattr(paths, "jitter_s", None),
-    )
+    fabric = _fabric(scenario, topology, clock, streams.integer("paths"))
     workloads = tuple(_workload(scenario, w, topology, clock, fabric, streams) for w in scenario.workloads)
     return Simulation(scenario, clock, topology, fabric, workloads)
+
+
+def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> MessageFabric:
+    paths, packet = scenario.paths, scenario.packet
+    options: dict[str, Any] = {
+        "seed": seed,
+        "subflows": getattr(paths, "subflows", 1),
+        "window_s": getattr(paths, "window_s", None),
+        "jitter_s": getattr(paths, "jitter_s", None),
+    }
+    if scenario.fidelity == "packet":
+        size, unit = packet.transport.window
+        settings = PacketSettings(
+            packet.mtu_bytes,
+            packet.header_bytes,
+            window_bdp=size,
+            window_packets=int(size) if unit == "packets" else None,
+            ack_every=packet.transport.ack_every,
+        )
+        return PacketFabric(clock, topology, paths.policy, settings=settings, **options)
+    fluid = FluidSettings(packet.mtu_bytes, packet.header_bytes, scenario.fluid.tolerance, paths.fairness)
+    return FluidFabric(clock, topology, paths.policy, settings=fluid, **options)
 
 
 # --- cluster ----------------------------------------------------------------------------------------------------------
@@ -154,7 +166,7 @@ def _host_kind(host: Host, count: int) -> HostKind:
 
 
 def _workload(
-    scenario: Scenario, w: Any, topology: Topology, clock: Clock, fabric: FluidFabric, streams: RandomStreams
+    scenario: Scenario, w: Any, topology: Topology, clock: Clock, fabric: MessageFabric, streams: RandomStreams
 ) -> Any:
     rng = streams.stream(f"workload.{w.name}")
     if isinstance(w, Serving):
@@ -333,7 +345,7 @@ class _Server:
             return Popularity.zipf(experts.num_routed, experts.top_k, self.w.experts.alpha or 0.0)
         return Popularity.uniform(experts.num_routed, experts.top_k)
 
-    def workload(self, clock: Clock, fabric: FluidFabric, streams: RandomStreams) -> ServingWorkload:
+    def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
         # An attention copy keeps its own cache; the engine schedules over all copies together.

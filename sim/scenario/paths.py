@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from sim.scenario.errors import quoted
 from sim.scenario.quantities import Bytes, Count, Part, PositiveBytes, Seconds, Share, refused
 
 Fairness = Literal["queue_pair", "message"]
@@ -22,11 +24,11 @@ class _Fair(Part):
 class PlainPaths(_Fair):
     """Policies without parameters.
 
-    ideal: an unlimited fabric behind real NICs · ecmp: one hashed path per queue pair · spray: every packet
-    on the next path in turn · least_loaded: the path with the fewest outstanding bytes for its rate.
+    ideal: an unlimited fabric behind real NICs · ecmp: one hashed path per queue pair · spray, spray_switch: every
+    packet on the switch's next path in turn · least_loaded: the path with the fewest outstanding bytes for its rate.
     """
 
-    policy: Literal["ideal", "ecmp", "spray", "least_loaded"]
+    policy: Literal["ideal", "ecmp", "spray", "spray_switch", "least_loaded"]
 
 
 class AssignedPaths(_Fair):
@@ -50,16 +52,23 @@ class MultipathPaths(_Fair):
 
 
 class PacketPaths(_Fair):
-    """Policies that decide for each packet; the fluid core cannot express them."""
+    """Senders that choose a path for each packet, which only `fidelity: packet` can express.
 
-    policy: Literal["spray_round_robin", "spray_random", "adaptive", "flowlet", "reps"]
+    spray_round_robin: the next path in turn, from a random first one on · spray_random: any path.
+    """
+
+    policy: Literal["spray_round_robin", "spray_random"]
+
+
+class LaterPaths(_Fair):
+    """Policies that look at queues, gaps or marks; they arrive later."""
+
+    policy: Literal["adaptive", "flowlet", "reps"]
 
     @model_validator(mode="after")
-    def _needs_packets(self) -> PacketPaths:
+    def _not_yet(self) -> LaterPaths:
         raise refused(
-            f"'{self.policy}' decides packet by packet, which the fluid core cannot express, and the packet "
-            "core has not arrived yet; the nearest policy here is 'spray'",
-            "policy",
+            f"'{self.policy}' has not arrived yet; the nearest policies are 'spray' and 'spray_random'", "policy"
         )
 
 
@@ -69,19 +78,48 @@ def _with_policy(value: Any) -> Any:
 
 
 Paths = Annotated[
-    Annotated[PlainPaths | AssignedPaths | MultipathPaths | PacketPaths, Field(discriminator="policy")],
+    Annotated[PlainPaths | AssignedPaths | MultipathPaths | PacketPaths | LaterPaths, Field(discriminator="policy")],
     BeforeValidator(_with_policy),
 ]
 
 
+WINDOW_UNITS = ("bdp", "packets")
+
+
+def _read_window(value: Any) -> Any:
+    """`1.5 bdp` or `80 packets` as (number, unit)."""
+    number, _, unit = value.strip().partition(" ") if isinstance(value, str) else ("", "", "")
+    unit = unit.strip().removesuffix("s") + "s" if unit.strip().startswith("packet") else unit.strip()
+    try:
+        size = float(number)
+    except ValueError:
+        size = math.nan
+    if unit not in WINDOW_UNITS or not 0 < size < 1e6 or (unit == "packets" and size != int(size)):
+        raise refused(f"{quoted(value)} is no window; write 1.5 bdp (bandwidth-delay products), or 80 packets")
+    return size, unit
+
+
+Window = Annotated[
+    tuple[float, Literal["bdp", "packets"]],
+    BeforeValidator(_read_window),
+    WithJsonSchema({"type": "string", "examples": ["1.5 bdp", "80 packets"]}),
+]
+
+
+class WindowTransport(Part):
+    """A fixed window per queue pair over lossless links: a sender waits when so much is not acknowledged."""
+
+    kind: Literal["window"] = "window"
+    window: Window = Field(default=(1.5, "bdp"), description="of the path's own rate and idle round trip")
+    ack_every: Count = Field(default=4, description="data packets per acknowledgement")
+
+
 class Packet(Part):
-    """Packets on the wire; the fluid core uses mtu and header, the rest waits for the packet core."""
+    """Packets on the wire. Both fidelities use mtu and header; transport belongs to `fidelity: packet`."""
 
     mtu_bytes: PositiveBytes = Field(default=4096, description="a full packet, header included")
     header_bytes: Bytes = Field(default=64, description="the part of every packet that is not payload")
-    transport: dict[str, Any] | None = Field(
-        default=None, description="read by the packet core, once it is there"
-    )
+    transport: WindowTransport = WindowTransport()
 
     @model_validator(mode="after")
     def _has_room(self) -> Packet:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import workload_problems
 from sim.scenario.cluster import Cluster, Where
-from sim.scenario.paths import Fault, Fluid, Packet, Paths, PlainPaths
+from sim.scenario.paths import Fault, Fluid, Packet, PacketPaths, Paths, PlainPaths
 from sim.scenario.quantities import (
     Count,
     Label,
@@ -88,10 +88,16 @@ class Scenario(Part):
         return self
 
     def _problems(self) -> Iterator[tuple[Where, str]]:
-        if self.fidelity != "fluid":
-            yield ("fidelity",), f"'{self.fidelity}' arrives with the packet core; write fluid until then"
+        if self.fidelity == "auto":
+            yield ("fidelity",), "'auto' arrives later; write fluid or packet until then"
+        if self.fidelity == "fluid" and isinstance(self.paths, PacketPaths):
+            sentence = f"'{self.paths.policy}' decides packet by packet, which fluid cannot express"
+            yield ("paths", "policy"), f"{sentence}; write fidelity: packet, or policy: spray"
+        if self.fidelity == "packet" and self.paths.fairness == "message":
+            sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
+            yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
         if self.faults:
-            yield ("faults",), "faults arrive with the packet core; leave them out until then"
+            yield ("faults",), "faults arrive later; leave them out until then"
         host_of, leaf_of = self.cluster.hosts_and_leaves()
         seen: set[str] = set()
         for i, workload in enumerate(self.workloads):

@@ -24,13 +24,17 @@ GOODPUT = RATE * (MTU - HEADER) / MTU
 EXACT = FluidSettings(tolerance=0.0)
 
 
-def fabric(leaves: int, hosts: int, spines: int, policy: str, seed: int = 1, rate: float = RATE) -> FluidFabric:
-    """A plain leaf-spine fabric on a clock of its own; `rate` is the spine links'."""
-    topology = leaf_spine(
+def leaf_spine_of(leaves: int, hosts: int, spines: int, rate: float = RATE) -> Topology:
+    """A plain leaf-spine fabric; `rate` is the spine links'."""
+    return leaf_spine(
         leaves=leaves, spines=spines, hosts_per_leaf=hosts, host_link=Link(RATE, LATENCY),
         spine_link=Link(rate, LATENCY), hosts=[HostKind(leaves * hosts)],
     )  # fmt: skip
-    return FluidFabric(Clock(), topology, policy, settings=EXACT, seed=seed)
+
+
+def fabric(leaves: int, hosts: int, spines: int, policy: str, seed: int = 1, rate: float = RATE) -> FluidFabric:
+    """The fluid fabric on it, exact, on a clock of its own."""
+    return FluidFabric(Clock(), leaf_spine_of(leaves, hosts, spines, rate), policy, settings=EXACT, seed=seed)
 
 
 def completion_s(network: FluidFabric, graph: MessageGraph) -> float:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from sim.validate import fabric_checks, serving_checks
+from sim.validate import fabric_checks, packet_checks, serving_checks
 from sim.validate.table import CheckResult
 
 CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
@@ -16,6 +16,9 @@ CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
     fabric_checks.shift_law,
     fabric_checks.hashed_loads,
     fabric_checks.assigned_loads,
+    packet_checks.one_packet_flow,
+    packet_checks.packet_references,
+    packet_checks.packet_shift_is_a_multiple,
     serving_checks.md1,
 )
 

@@ -32,7 +32,9 @@ class Story:
     def __init__(self, topology: Topology, policy: str, messages, options: PacketSettings, seed: int) -> None:
         self.topology, self.options = topology, options
         self.clock = Clock()
-        self.fabric = PacketFabric(self.clock, topology, policy, settings=options, seed=seed, jitter_s=0.0, window_s=0.0)
+        self.fabric = PacketFabric(
+            self.clock, topology, policy, settings=options, seed=seed, jitter_s=0.0, window_s=0.0
+        )
         state = self.fabric._state
         self.counters = {i: int(turn) for i, turn in enumerate(state.turns.ravel())}
         start_ps = np.array([m[3] for m in messages])

@@ -17,7 +17,7 @@ from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
 
-__all__ = ["operator_names", "operator_scale", "stage_tables", "step_table"]
+__all__ = ["check_scale", "operator_names", "operator_scale", "stage_tables", "step_table"]
 
 
 def step_table(
@@ -48,8 +48,7 @@ def step_table(
             f"expert degree {parallelism.expert}: a step across ranks has no single table, use stage_tables"
         )
     built = operators(architecture, parallelism, weights, kv)
-    factors = operator_scale(scale or {}, [operator.name for operator in built])
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors)
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, _factors(scale, built))
     repeats = stage_repeats(architecture)
     distinct = _distinct_lookup(architecture, popularity, max_tokens)
     return _compile(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
@@ -78,8 +77,7 @@ def stage_tables(
     Arguments and errors as for `step_table`, expert parallelism allowed.
     """
     built = operators(architecture, parallelism, weights, kv)
-    factors = operator_scale(scale or {}, [operator.name for operator in built])
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors)
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, _factors(scale, built))
     distinct = _distinct_lookup(architecture, popularity, max_tokens)
     tables = {}
     for stage in STAGES:
@@ -102,25 +100,36 @@ def operator_names(
     return tuple(operator.name for operator in built if stage is None or operator.stage == stage)
 
 
+def _factors(scale: Mapping[str, float] | None, built: Sequence[Operator]) -> dict[str, float]:
+    names = [operator.name for operator in built]
+    check_scale(scale or {}, names)
+    return operator_scale(scale or {}, names)
+
+
 def operator_scale(scale: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The factor of each operator that `scale` names, by its own name or by its family's.
+    """The factor of each of the operators `names` that `scale` covers, by its own name or by its family's.
 
     A name covers the operator so called and those that go on after an underscore: "attention" covers
     attention_decode and attention_prefill. The longest name that covers an operator decides.
-
-    names: the operators there are
-    Raises ValueError for a name that covers none, with the nearest.
     """
     factors: dict[str, float] = {}
     for name in sorted(scale, key=len):
-        covered = [operator for operator in names if operator == name or operator.startswith(f"{name}_")]
-        if not covered:
+        factors |= dict.fromkeys(_covered(name, names), scale[name])
+    return factors
+
+
+def _covered(name: str, names: Sequence[str]) -> list[str]:
+    return [operator for operator in names if operator == name or operator.startswith(f"{name}_")]
+
+
+def check_scale(scale: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raises ValueError for a name in `scale` that covers none of the operators `names`, with the nearest."""
+    for name in scale:
+        if not _covered(name, names):
             families = {operator.partition("_")[0] for operator in names if "_" in operator}
             near = get_close_matches(name, sorted({*names, *families}), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"operators: {', '.join(sorted(set(names)))}"
             raise ValueError(f"unknown operator {name!r} in scale; {hint}")
-        factors |= dict.fromkeys(covered, scale[name])
-    return factors
 
 
 def _distinct_lookup(

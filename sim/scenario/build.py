@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from models.architecture import ARCHITECTURES, Architecture
-from models.cost.build import operator_names, stage_tables, step_table
+from models.cost.build import check_scale, operator_names, operator_scale, stage_tables, step_table
 from models.experts import Popularity
-from models.hardware import ACCELERATORS, Accelerator
+from models.hardware import ACCELERATORS, Accelerator, Precision
 from models.hugging_face import from_hugging_face
-from models.memory import DoesNotFit, MemoryPlan, plan_memory
-from models.parallelism import Parallelism, ParallelismError
+from models.memory import MemoryPlan, plan_memory
+from models.parallelism import Parallelism
+from models.units import format_bytes
 from sim.collectives.workload import CollectiveWorkload
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
@@ -22,10 +24,13 @@ from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.packet import PacketFabric, PacketSettings
 from sim.fabric.topology import HostKind, Link, LinkOverride, Topology, TopologyError, fat_tree, leaf_spine
+from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.cluster import Cluster, FatTree, Host
 from sim.scenario.cluster import Link as LinkSchema
+from sim.scenario.errors import suggestion
 from sim.scenario.load import LoadedScenario
+from sim.scenario.message_counts import MOST_BYTES
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
@@ -35,7 +40,7 @@ from sim.training.workload import TrainingWorkload
 from sim.workload import matrix, open_load, patterns, sizes
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.lengths import Fixed, Lognormal, Uniform
-from sim.workload.traces import TraceError, read_azure_trace
+from sim.workload.traces import read_azure_trace
 from sim.workload.traffic import TrafficWorkload
 
 
@@ -60,24 +65,87 @@ def check(loaded: LoadedScenario) -> None:
             topology = build_topology(scenario.cluster)
         except TopologyError as error:
             raise loaded.error(label, ("cluster", "fabric"), str(error)) from error
-        for i, workload in enumerate(scenario.workloads):
-            path: tuple[str | int, ...] = ("workloads", i)
+        for path, trial in _trials(scenario, topology, loaded.seeds):
             try:
-                if isinstance(workload, Serving):
-                    path = ("workloads", i, "model")
-                    serving = _Server(scenario, workload, topology)
-                    serving.memory_plan()
-                    path = ("cost", "scale")
-                    serving.check_scale()
-                    path = ("workloads", i, "trace" if workload.trace else "lengths")
-                    serving.requests(RandomStreams(scenario.seed))
-                else:
-                    rng = np.random.default_rng(0)
-                    path = ("workloads", i, "file" if isinstance(workload, schema.Matrix) else "kind")
-                    if not isinstance(workload, schema.Collective | schema.Training):
-                        _traffic_graph(scenario, workload, topology, rng)
-            except (DoesNotFit, ParallelismError, TraceError, ValueError) as error:
+                trial()
+            except ValueError as error:
                 raise loaded.error(label, path, str(error)) from error
+    if loaded.answer is not None:
+        _check_answer(loaded, loaded.answer)
+
+
+Trial = tuple[tuple[str | int, ...], Callable[[], object]]
+"""The path of what is wrong if the call raises a ValueError."""
+
+
+def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Everything that building may refuse."""
+    servers: list[_Server] = []
+    for i, w in enumerate(scenario.workloads):
+        at = ("workloads", i)
+        if isinstance(w, Serving):
+            server = _Server(scenario, w, topology)
+            servers.append(server)
+            yield (*at, "model"), server.memory_plan
+            yield (*at, "experts"), server.check_experts
+            source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
+            yield (*at, source), partial(_draw_all, server.arrivals, seeds)
+        elif isinstance(w, schema.Poisson):
+            yield (*at, "sizes", "file" if w.sizes.law == "file" else "law"), partial(_size_law, w.sizes)
+            yield (*at, "duration"), partial(_draw_all, partial(_sources, scenario, w, topology), seeds)
+        elif not isinstance(w, schema.Collective | schema.Training):
+            field = "file" if isinstance(w, schema.Matrix) else "pattern"
+            yield (*at, field), partial(_sources, scenario, w, topology, RandomStreams(seeds[0]))
+    if scenario.cost.scale:
+        yield ("cost", "scale"), partial(_check_scale, scenario, servers)
+
+
+FEW = 1000
+"""Where this many were drawn, chance leaves none with a probability of about e^-1000, whatever the seed."""
+
+
+def _draw_all(draw: Callable[[RandomStreams], np.ndarray], seeds: Sequence[int]) -> None:
+    """Draw with the first seed, and with all of them where another might draw nothing."""
+    first, *others = seeds
+    if len(draw(RandomStreams(first))) < FEW:
+        for seed in others:
+            draw(RandomStreams(seed))
+
+
+def _sources(scenario: Scenario, w: Any, topology: Topology, streams: RandomStreams) -> np.ndarray:
+    """Who sends each message of a traffic workload. Raises ValueError where there are too many bytes to count."""
+    graph = _traffic_graph(scenario, w, topology, streams.stream(f"workload.{w.name}"))
+    num_bytes = float(graph.size_bytes.sum(dtype=np.float64)) * getattr(w, "repeat", 1)
+    if num_bytes > MOST_BYTES:
+        raise ValueError(
+            f"it moves {format_bytes(num_bytes)} in all, more than the {format_bytes(MOST_BYTES)} that the counters "
+            "hold; make its flows smaller, or repeat it less"
+        )
+    return graph.source
+
+
+def _check_scale(scenario: Scenario, servers: Sequence[_Server]) -> None:
+    """Raises ValueError for a scaled operator that no model has."""
+    if not servers:
+        raise ValueError("no workload serves a model, so there is no operator to scale; leave it out")
+    check_scale(scenario.cost.scale, [name for server in servers for name in server.operator_names()])
+
+
+def _check_answer(loaded: LoadedScenario, answer: str) -> None:
+    """Refuses a metric that no run of the scenario can have: the workloads know their metrics before they run."""
+    known: dict[str, None] = {}
+    for _, scenario in loaded.variants:
+        simulation = build(scenario, loaded.seeds[0])
+        for w in simulation.workloads:
+            known |= dict.fromkeys(f"{w.kind}.{w.name}.{metric}" for metric in w.metrics())
+        known |= dict.fromkeys(link_metrics(simulation.topology, simulation.fabric, 0.0))
+        if any(other.paths.policy == "ideal" for _, other in loaded.variants):
+            known |= {f"serving.{w.name}.network_tax": None for w in simulation.workloads if w.kind == "serving"}
+        if answer in known:
+            return
+    raise loaded.error(
+        loaded.variants[0][0], ("answer",), f"no run has the metric '{answer}'; {suggestion(answer, known)}"
+    )
 
 
 def build(scenario: Scenario, seed: int) -> Simulation:
@@ -258,6 +326,10 @@ def _length_law(law: Any) -> Any:
     raise TypeError(f"no length law {law.law!r}")
 
 
+MOST_OUTPUT_TOKENS = 1 << 27
+"""Of one serving workload: a run keeps the time of each, 8 bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     """What a serving workload is made of, found once and used for checks and for the run."""
@@ -272,18 +344,27 @@ class _Server:
         return ARCHITECTURES[name] if name in ARCHITECTURES else from_hugging_face(name)
 
     @property
+    def weights(self) -> Precision:
+        """As the scenario says, else as the model is published."""
+        return self.w.precision.weights or self.architecture.checkpoint_precision
+
+    @property
     def parallelism(self) -> Parallelism:
         return Parallelism(self.w.parallelism.tensor, self.w.parallelism.expert)
 
     @property
     def accelerator(self) -> Accelerator:
-        """The kind that all its ranks are. Raises ValueError where they differ."""
+        return _accelerator(self.host)
+
+    @property
+    def host(self) -> Host:
+        """The first of its hosts. Raises ValueError where its ranks are different accelerators."""
         hosts = {int(self.topology.host_of_accelerator[r]) for r in self.scenario.ranks_of(self.w)}
         groups = [kind for kind, count in self.scenario.cluster.host_groups for _ in range(count)]
         kinds = {groups[h].accelerator: groups[h] for h in sorted(hosts)}
         if len(kinds) > 1:
             raise ValueError(f"its ranks lie on different accelerators ({', '.join(kinds)}); choose ranks of one kind")
-        return _accelerator(next(iter(kinds.values())))
+        return next(iter(kinds.values()))
 
     def memory_plan(self) -> MemoryPlan:
         self.parallelism.check(self.architecture)
@@ -291,24 +372,43 @@ class _Server:
             self.architecture,
             self.accelerator,
             self.parallelism,
-            self.w.precision.weights,
+            self.weights,
             self.w.precision.kv,
             self.w.kv.memory_fraction,
             self.w.kv.block_size,
             self.w.batching.max_num_batched_tokens,
             self.w.batching.max_num_seqs,
             self.w.kv.num_blocks,
+            self.host.accelerators,
         )
 
-    def check_scale(self) -> None:
-        """Raises ValueError for a scaled operator that the model does not have."""
-        known = set(operator_names(self.architecture, self.parallelism))
-        unknown = sorted(set(self.scenario.cost.scale) - known)
-        if unknown:
-            raise ValueError(f"the model has no operator '{unknown[0]}'; it has {', '.join(sorted(known))}")
+    def operator_names(self) -> tuple[str, ...]:
+        return operator_names(self.architecture, self.parallelism)
+
+    def check_experts(self) -> None:
+        """Raises ValueError for experts of a model that has none."""
+        if self.architecture.experts is None and "experts" in self.w.model_fields_set:
+            raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
 
     def requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(arrival times, prompt tokens, output tokens) of all requests."""
+        """(arrival times, prompt tokens, output tokens) of all requests.
+
+        Raises ValueError where there are none, or more output tokens than memory has room for.
+        """
+        arrival_s, prompt, output = self._requests(streams)
+        if len(arrival_s) == 0:
+            raise ValueError("no request arrives; raise the duration or the rate")
+        if output.sum() > MOST_OUTPUT_TOKENS:
+            raise ValueError(
+                f"{output.sum()} output tokens are more than the {MOST_OUTPUT_TOKENS} whose times a run can hold; "
+                "serve fewer requests, or shorter outputs"
+            )
+        return arrival_s, prompt, output
+
+    def arrivals(self, streams: RandomStreams) -> np.ndarray:
+        return self.requests(streams)[0]
+
+    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         w = self.w
         trace = None
         if w.trace is not None:
@@ -353,11 +453,11 @@ class _Server:
         popularity = self.popularity()
         cost = self.scenario.cost
         costs: dict[str, Any] = {
-            "weights": w.precision.weights,
+            "weights": self.weights,
             "kv": w.precision.kv,
             "compute_efficiency": cost.efficiency.compute,
             "memory_efficiency": cost.efficiency.memory,
-            "scale": cost.scale,
+            "scale": operator_scale(cost.scale, self.operator_names()),
             "popularity": popularity,
             # Under prefill_first a prompt longer than the budget is a step of its own.
             "max_tokens": max(w.batching.max_num_batched_tokens, int(prompt.max() + output.max())),

@@ -134,3 +134,30 @@ def _serving_problems(workload: Serving, ranks: Sequence[int], host_of: Sequence
                 "tensor-parallel group stays inside one",
             )
             return
+
+
+def serving_overlaps(cluster: Cluster, workloads: Sequence[Workload], ranks: Sequence[Sequence[int]]) -> Problems:
+    """Serving workloads on one accelerator: each plans for its whole memory, and none waits for the other."""
+    serves: dict[int, str] = {}
+    for i, workload in enumerate(workloads):
+        if not isinstance(workload, Serving):
+            continue
+        shared = [rank for rank in ranks[i] if rank in serves]
+        serves = {**dict.fromkeys(ranks[i], workload.name), **serves}
+        if shared:
+            free = _free_ranks(cluster, workload, set().union(*ranks[:i]) if i else set())
+            yield (
+                ("workloads", i, "ranks"),
+                f"accelerator {shared[0]} serves '{serves[shared[0]]}' too, and each would take all of its memory and "
+                f"time; {free}",
+            )
+
+
+def _free_ranks(cluster: Cluster, workload: Serving, taken: set[int]) -> str:
+    """Where there is room: a run of free accelerators that begins where a tensor-parallel group may."""
+    n, step = workload.num_accelerators, workload.parallelism.num_accelerators
+    for first in range(0, cluster.num_accelerators - n + 1, step):
+        if taken.isdisjoint(range(first, first + n)):
+            shown = f"[{first}]" if n == 1 else f"'{first}-{first + n - 1}'"
+            return f"give it its own, for example ranks: {shown}"
+    return f"give each its own ranks, and the cluster room for {n} more accelerators"

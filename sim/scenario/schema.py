@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sim.scenario.checks import workload_problems
+from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
 from sim.scenario.paths import Fault, Fluid, Packet, PacketPaths, Paths, PlainPaths
 from sim.scenario.quantities import (
@@ -41,7 +41,8 @@ class Cost(Part):
     efficiency: Efficiency = Efficiency()
     scale: dict[str, PositiveNumber] = Field(
         default_factory=dict,
-        description="time of an operator times this: {attention: 0.8} is a faster kernel",
+        description="time of an operator times this: {attention: 0.8} is a faster kernel; a name covers the operators "
+        "that begin with it, here attention_decode and attention_prefill",
     )
     table: None = Field(default=None, description="kept for measured tables, which arrive later")
 
@@ -111,6 +112,7 @@ class Scenario(Part):
                 self.cluster, workload, self.ranks_of(workload), host_of, leaf_of
             ):
                 yield ("workloads", i, *path), sentence
+        yield from serving_overlaps(self.cluster, self.workloads, [self.ranks_of(w) for w in self.workloads])
         if self.max_time_s is None and all(workload.is_endless for workload in self.workloads):
             yield (
                 ("workloads",),

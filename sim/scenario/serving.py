@@ -55,7 +55,10 @@ Model = Annotated[
 class Precision(Part):
     """How weights and keys and values are stored."""
 
-    weights: Literal["bf16", "fp8"] = "bf16"
+    weights: Literal["bf16", "fp8"] | None = Field(
+        default=None, description="by default as the model is published: fp8 for deepseek-v3, else bf16 but for files "
+        "whose quantization_config says fp8",
+    )  # fmt: skip
     kv: Literal["bf16", "fp8"] = "bf16"
 
 
@@ -119,7 +122,9 @@ class GammaArrivals(Part):
 
     kind: Literal["gamma"]
     rate_per_s: PerS = Field(examples=["4 /s"])
-    burstiness: PositiveNumber = Field(default=1.0, description="shape of the gamma law of the gaps")
+    burstiness: Annotated[PositiveNumber, Field(ge=0.001)] = Field(
+        default=1.0, description="shape of the gamma law of the gaps"
+    )
 
 
 class ConstantArrivals(Part):

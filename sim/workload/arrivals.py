@@ -36,6 +36,10 @@ ARRIVALS: dict[str, Callable[[np.random.Generator, int, float, float], Float64]]
 }
 
 
+MOST_REQUESTS = 1 << 24
+"""Expected within a duration; more would not fit in memory."""
+
+
 def arrival_times_s(
     kind: str,
     rate_per_s: float,
@@ -64,6 +68,11 @@ def arrival_times_s(
         times_s = np.cumsum(ARRIVALS[kind](rng, num_requests, rate_per_s, burstiness))
         return times_s if duration_s is None else times_s[times_s < duration_s]
     assert duration_s is not None
+    if rate_per_s * duration_s > MOST_REQUESTS:
+        raise ValueError(
+            f"about {rate_per_s * duration_s:.3g} requests in {duration_s:g} s are more than {MOST_REQUESTS}; shorten "
+            "the duration, or give num_requests"
+        )
     chunk = int(rate_per_s * duration_s) + 64
     gaps_s = ARRIVALS[kind](rng, chunk, rate_per_s, burstiness)
     while gaps_s.sum() < duration_s:

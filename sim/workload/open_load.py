@@ -11,7 +11,7 @@ from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD, Topology
 from sim.workload.patterns import PatternError
 from sim.workload.sizes import SizeLaw, mean_wire_bytes, wire_bytes
 
-MAX_EXPECTED_FLOWS = 50_000_000
+MAX_EXPECTED_FLOWS = 1 << 24
 """Above this, the flows alone would take gigabytes: refused."""
 
 
@@ -55,6 +55,11 @@ def poisson(
             f"about {expected:.3g} flows in {duration_s:g} s: shorten the duration or enlarge sizes"
         )
     count = int(rng.poisson(expected))
+    if count == 0:
+        raise PatternError(
+            f"no flow arrives: {expected:.3g} are expected in {duration_s:g} s; raise the duration or the load, or "
+            "make sizes smaller"
+        )
     arrival_s = np.sort(rng.random(count)) * duration_s
     source = rng.integers(len(ranks), size=count)
     destination = rng.integers(len(ranks), size=count)

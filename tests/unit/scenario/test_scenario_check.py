@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scenario_texts import CLUSTER, changed, loaded
+from scenario_texts import CLUSTER, SERVING, changed, loaded
 
 from sim.scenario import build
 from sim.scenario.errors import ScenarioError
@@ -40,3 +40,130 @@ def test_patterns_on_rails_leave_the_host(tmp_path, pattern):
     assert np.all(host[graph.source] // 2 != host[graph.destination] // 2)
     if pattern == "shift":
         assert np.array_equal(leaf[graph.destination], (leaf[graph.source] + 4) % 8)
+
+
+POISSON = {"pattern": "poisson", "load": 0.5, "duration": "1 ms", "sizes": "{law: fixed, size: 1 MB}"}
+
+
+def test_poisson_that_draws_no_flow_says_what_to_raise(tmp_path):
+    """1 ns of half of 8 links of 50 GB/s are 200 B: 0.0002 flows of a megabyte."""
+    found = refusal(tmp_path, workload(**{**POISSON, "duration": "1 ns"}))
+    assert "scenario.yaml:7: workloads.a.duration: no flow arrives: 0.000197 are expected in 1e-09 s" in found
+    assert "raise the duration or the load" in found
+
+
+def test_every_seed_is_tried_where_chance_may_draw_nothing(tmp_path):
+    """About one flow is expected, so of 20 seeds some draw none (each with probability 0.37)."""
+    text = workload(**{**POISSON, "duration": "5 us"})
+    build.check(loaded(tmp_path, text, seed=1))
+    with pytest.raises(ScenarioError, match=r"no flow arrives: 0\.984 are expected"):
+        build.check(loaded(tmp_path, text, seed=1, seeds=20))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "words"),
+    [
+        ("m.csv", "0,0\n0,0\n", {"pattern": "matrix", "file": "m.csv"}, "workloads.a.file: m.csv: sends nothing"),
+        ("m.csv", "0;1\n", {"pattern": "matrix", "file": "m.csv"}, "workloads.a.file: m.csv, line 1: '0;1' has no"),
+        (
+            "m.csv", "\n".join(["0," + ",".join(["9e15"] * 31), *[",".join(["0"] * 32)] * 31]),
+            {"pattern": "matrix", "file": "m.csv", "repeat": 5}, "more than the 1153000 TB that the counters hold",
+        ),
+        (
+            "s.txt", "100 0.5\nbig 1\n", {**POISSON, "sizes": "{law: file, file: s.txt}"},
+            "workloads.a.sizes.file: s.txt, line 2: 'big 1' is not",
+        ),
+    ],
+)  # fmt: skip
+def test_broken_files_are_reported_where_they_are_named(tmp_path, name, content, fields, words):
+    (tmp_path / name).write_text(content)
+    assert words in refusal(tmp_path, workload(**fields))
+
+
+def serving(folder, *settings, text=CLUSTER + SERVING):
+    return refusal(folder, text, *[f"workloads.chat.{setting}" for setting in settings])
+
+
+def test_serving_that_cannot_be_held(tmp_path):
+    assert "workloads.chat.duration: no request arrives; raise" in serving(
+        tmp_path, "num_requests=", "duration=1 ns"
+    )
+    assert "about 9e+12 requests in 9e+06 s are more than 16777216" in serving(
+        tmp_path, "num_requests=", "duration=9e6 s", "arrivals.rate=1000000 /s"
+    )
+    assert "workloads.chat.num_requests: 1048576000 output tokens are more than the 134217728" in serving(
+        tmp_path, "num_requests=1000", "lengths.output={law: fixed, tokens: 1048576}"
+    )
+
+
+def test_experts_of_a_dense_model_are_refused(tmp_path):
+    found = serving(tmp_path, "experts={popularity: uniform}")
+    assert "workloads.chat.experts: llama-3.1-8b is dense, it has no experts; leave `experts` out" in found
+    build.check(loaded(tmp_path, CLUSTER + SERVING, "workloads.chat.model=qwen3-30b-a3b",
+                       "workloads.chat.experts={popularity: zipf, alpha: 0.5}"))  # fmt: skip
+
+
+def test_weights_are_as_published_unless_the_scenario_says(tmp_path):
+    """DeepSeek-V3 is published in fp8: on 16 devices its experts take 41 GB each, in bf16 twice that."""
+    def weight_bytes(*settings):
+        wide = changed(CLUSTER, "accelerators: 4", "accelerators: 4, accelerator: b200") + SERVING
+        settings = ("model=deepseek-v3", "parallelism={expert: 16}", *settings)
+        found = loaded(tmp_path, wide, *[f"workloads.chat.{s}" for s in settings])
+        scenario = found.variants[0][1]
+        server = build._Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+        return server.memory_plan().weight_bytes
+
+    assert weight_bytes() == weight_bytes("precision.weights=fp8")
+    assert 1.8 * weight_bytes() < weight_bytes("precision.weights=bf16")
+
+
+def test_scales_of_operators(tmp_path):
+    """The schema's example is true; a name that covers nothing is refused with the nearest."""
+    text = CLUSTER + SERVING
+    build.check(loaded(tmp_path, text, "cost.scale={attention: 0.8}"))
+    found = refusal(tmp_path, text, "cost.scale={atention: 0.8}")
+    assert found.endswith("cost.scale: unknown operator 'atention' in scale; did you mean 'attention'?")
+    assert "no workload serves a model" in refusal(tmp_path, workload(**POISSON), "cost.scale={attention: 0.8}")
+
+
+def test_a_scale_may_be_of_one_model_among_several(tmp_path):
+    two = CLUSTER + SERVING + SERVING.partition("\n")[2].replace("name: chat", "name: moe\n    ranks: [1]").replace(
+        "llama-3.1-8b", "qwen3-30b-a3b"
+    )
+    found = loaded(tmp_path, two, "cost.scale={routed_experts: 0.5}")
+    build.check(found)
+    build.build(found.variants[0][1], 1)
+
+
+@pytest.mark.parametrize("key", ["completion_time_s", "fct_s.p99", "slowdown.p50"])
+def test_an_answer_that_a_workload_has(tmp_path, key):
+    build.check(loaded(tmp_path, workload(**POISSON) + f"answer: traffic.a.{key}\n"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("traffic.a.fct_s.p98", "answer: no run has the metric 'traffic.a.fct_s.p98'; did you mean"),
+        ("traffic.b.fct_s.p99", "did you mean 'traffic.a.fct_s.p99'?"),
+        ("links.max_load", "did you mean 'links.max_load_over_fair'?"),
+    ],
+)
+def test_an_answer_that_no_workload_has_is_refused(tmp_path, answer, words):
+    assert words in refusal(tmp_path, workload(**POISSON) + f"answer: {answer}\n")
+
+
+def test_answers_about_serving(tmp_path):
+    def text(metric, policy):
+        variants = f"compare: [{{name: a}}, {{name: b, paths: {{policy: {policy}}}}}]\n"
+        return CLUSTER + SERVING + f"answer: serving.chat.{metric}\n" + variants
+
+    build.check(loaded(tmp_path, text("p99_itl_ms", "spray")))
+    build.check(loaded(tmp_path, text("network_tax", "ideal")))
+    assert "no run has the metric" in refusal(tmp_path, text("network_tax", "spray"))
+
+
+def test_every_kind_of_workload_knows_its_metrics_before_it_runs(tmp_path):
+    fields = {"operation": "all_reduce", "size": "1 MB"}
+    build.check(loaded(tmp_path, workload(kind="collective", **fields) + "answer: collective.a.bus_bytes_per_s\n"))
+    training = workload(kind="training", compute="1 ms", steps=2, **fields)
+    build.check(loaded(tmp_path, training + "answer: training.a.step_s.mean\n"))

@@ -177,7 +177,7 @@ def test_serving_defaults(tmp_path):
     found = loaded(tmp_path, CLUSTER + SERVING)
     chat = only(found)
     assert chat.batching.policy == "chunked_prefill" and chat.batching.max_num_batched_tokens == 2048
-    assert chat.kv.block_size == 16 and chat.precision.weights == "bf16"
+    assert chat.kv.block_size == 16 and chat.precision.weights is None
     assert chat.arrivals.rate_per_s == 4.0 and chat.host_time_s == 0.0
     assert found.variants[0][1].ranks_of(chat) == (0,)
 
@@ -225,6 +225,30 @@ def test_serving_that_is_refused(tmp_path, settings, words):
     assert words in refusal(
         tmp_path, CLUSTER + SERVING, *[f"workloads.chat.{setting}" for setting in settings]
     )
+
+
+OTHER = SERVING.partition("\n")[2].replace("name: chat", "name: code")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "workloads.code.ranks: accelerator 0 serves 'chat' too, and each would take all of its memory"),
+        ([], "give it its own, for example ranks: [1]"),
+        (["chat.parallelism.tensor=4", "code.parallelism.tensor=4"], "for example ranks: '4-7'"),
+        (["chat.replicas=32", "chat.ranks=all"], "give each its own ranks, and the cluster room for 1 more"),
+        (["chat.replicas=2", "code.ranks=[1]"], "accelerator 1 serves 'chat' too"),
+    ],
+)
+def test_serving_workloads_do_not_share_accelerators(tmp_path, settings, words):
+    text = CLUSTER + SERVING + OTHER
+    assert words in refusal(tmp_path, text, *[f"workloads.{setting}" for setting in settings])
+
+
+def test_serving_workloads_side_by_side_and_under_traffic(tmp_path):
+    text = CLUSTER + SERVING + OTHER + "  - {kind: traffic, name: t, pattern: all_to_all, size_per_flow: 1 MB}\n"
+    found = loaded(tmp_path, text, "workloads.code.ranks=[1]").variants[0][1]
+    assert [len(found.ranks_of(w)) for w in found.workloads] == [1, 1, 32]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Speed and memory of both fidelities of the fabric: each case in a process of its own, on one core, compilation excluded.
+"""Speed and memory of the fabric in both fidelities: a process per case, on one core, compilation excluded.
 
 A case is a topology, a path policy and a message graph. Timed is what the simulator does with the graph, from
 `start` to the last byte; building the graph is not. Times are CPU seconds of the one thread, which other work
@@ -188,7 +188,7 @@ def _timed(case: Case) -> Measured:
     topology = case.topology()
     graph = case.graph(topology.num_accelerators)
     fabric: FluidFabric | PacketFabric
-    fabric = PacketFabric(clock, topology, case.policy) if case.is_packets else FluidFabric(clock, topology, case.policy)
+    fabric = (PacketFabric if case.is_packets else FluidFabric)(clock, topology, case.policy)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     clock.run(fabric.start(graph).done)
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s

@@ -185,7 +185,35 @@ def _serialise(state, p, size, now):
     port.remainder = left
     port.end = now + duration
     port.wire_bytes += size
-    state.series[p, now >> state.c[0].bin_shift] += size
+    _enter_in_series(state, p, size, now, port.end)
+
+
+@njit(cache=True)
+def fold_series(state):
+    """The time series has run out of bins: make them twice as wide."""
+    num_bins = state.series.shape[1]
+    for p in range(state.series.shape[0]):
+        for i in range(num_bins // 2):
+            state.series[p, i] = state.series[p, 2 * i] + state.series[p, 2 * i + 1]
+        for i in range(num_bins // 2, num_bins):
+            state.series[p, i] = 0
+    state.c[0].bin_shift += 1
+
+
+@njit(cache=True)
+def _enter_in_series(state, p, size, begin, end):
+    """Spread the bytes over the bins in which they leave."""
+    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[1]:
+        fold_series(state)
+    shift = state.c[0].bin_shift
+    first, last = begin >> shift, (end - 1) >> shift
+    left = size
+    while first < last:
+        share = size * (((first + 1) << shift) - max(begin, first << shift)) // (end - begin)
+        state.series[p, first] += share
+        left -= share
+        first += 1
+    state.series[p, last] += left
 
 
 @njit(cache=True)
@@ -830,8 +858,6 @@ def _advance(state, choose, until_s, max_events):
         if now > c.now:
             c.now = now
             c.now_s = seconds(now)
-            while now >> c.bin_shift >= state.series.shape[1]:
-                fold_series(state)
         if not c.is_resuming:
             _deliveries(state, now)
             _run_agenda(state, now)
@@ -848,18 +874,6 @@ def _advance(state, choose, until_s, max_events):
         if c.num_events >= budget:
             refresh_next(state)
             return BUDGET
-
-
-@njit(cache=True)
-def fold_series(state):
-    """The time series has run out of bins: make them twice as wide."""
-    num_bins = state.series.shape[1]
-    for p in range(state.series.shape[0]):
-        for i in range(num_bins // 2):
-            state.series[p, i] = state.series[p, 2 * i] + state.series[p, 2 * i + 1]
-        for i in range(num_bins // 2, num_bins):
-            state.series[p, i] = 0
-    state.c[0].bin_shift += 1
 
 
 _compiled: dict[object, object] = {}

@@ -1,0 +1,239 @@
+"""The packet fabric behind the message-graph contract, with answers by hand. `tests/laws` has the exact reference."""
+
+import numpy as np
+import pytest
+
+from sim.engine.clock import Clock
+from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.messages import CANCELLED, DELIVERED, message_graph
+from sim.fabric.packet import FIRST_PACKETS, PacketFabric, PacketSettings
+from sim.fabric.topology import HostKind, Link, LinkOverride, leaf_spine
+
+R, L = 1e9, 1e-6
+MTU, HEADER, PAYLOAD = 4096, 64, 4032
+FULL = 10 * PAYLOAD
+"""Ten full packets."""
+PACKET_S, ACK_S = MTU / R, HEADER / R
+ONE_S = (10 + 3) * PACKET_S + 4 * L
+"""Ten packets over four links: the last one leaves the first link after ten, and is forwarded three times."""
+
+
+def plain(leaves=2, hosts_per_leaf=4, spines=2, hosts=None, rate=R):
+    return leaf_spine(
+        leaves=leaves, spines=spines, hosts_per_leaf=hosts_per_leaf, host_link=Link(rate, L),
+        spine_link=Link(rate, L), hosts=hosts or [HostKind(leaves * hosts_per_leaf)],
+    )  # fmt: skip
+
+
+def network(policy="spray", topology=None, seed=1, **settings):
+    return PacketFabric(Clock(), topology or plain(), policy, settings=PacketSettings(**settings), seed=seed)
+
+
+def finished(fabric, graph):
+    transfer = fabric.start(graph)
+    fabric.clock.run(until=transfer.done)
+    fabric.settle()
+    fabric.check_conservation()
+    return transfer.results
+
+
+def test_done_is_when_the_last_byte_arrives_and_the_acknowledgement_comes_later():
+    fabric = network()
+    transfer = fabric.start(message_graph([0], [4], FULL))
+    fabric.clock.run(until=transfer.done)
+    assert fabric.clock.now == transfer.results.received_s[0] == pytest.approx(ONE_S, abs=1e-12)
+    assert not transfer.is_final and np.isnan(transfer.results.acknowledged_s[0])
+    fabric.settle()
+    assert transfer.is_final
+    assert transfer.results.acknowledged_s[0] == pytest.approx(ONE_S + 4 * (L + ACK_S), abs=1e-12)
+    assert transfer.results.delivered_bytes[0] == FULL and transfer.results.num_pieces[0] == 1
+
+
+def test_a_window_of_one_sends_a_packet_per_round_trip():
+    """There 4 (packet + flight), back 4 (acknowledgement + flight); the third packet is there half a trip later."""
+    results = finished(network(window_packets=1), message_graph([0], [4], 3 * PAYLOAD))
+    there, back = 4 * (PACKET_S + L), 4 * (ACK_S + L)
+    assert results.received_s[0] == pytest.approx(2 * (there + back) + there, abs=1e-12)
+
+
+def test_two_messages_share_a_nic_packet_by_packet():
+    """To two hosts on the own leaf: packets alternate, so the first message ends one packet before the second."""
+    results = finished(network(window_packets=80), message_graph([0, 0], [1, 2], FULL))
+    assert results.received_s == pytest.approx([20 * PACKET_S + 2 * L, 21 * PACKET_S + 2 * L], abs=1e-12)
+
+
+def test_an_acknowledgement_overtakes_waiting_data():
+    """Host 1 sends to 0 while 2, 3 and 0's neighbours fill the link to host 1 on which its acknowledgement returns."""
+    fabric = network(ack_every=1)
+    results = finished(fabric, message_graph([1, 2, 3], [0, 1, 1], [PAYLOAD, FULL, FULL]))
+    there = 2 * (PACKET_S + L)
+    own_wait = PACKET_S  # at most the packet that the link has begun
+    assert there + 2 * (ACK_S + L) <= results.acknowledged_s[0] <= there + 2 * (ACK_S + L) + own_wait
+
+
+def test_edges_delays_and_gates():
+    """1 follows 0 after a delay; 2 waits for a gate that opens at 1 ms."""
+    fabric = network()
+    gate = fabric.new_gate()
+    graph = message_graph(
+        [0, 4, 1], [4, 0, 5], FULL, edges=([0], [1]), delay_s=[0.0, 5e-6, 0.0], gate=[-1, -1, gate]
+    )
+    transfer = fabric.start(graph)
+
+    def opens():
+        yield fabric.clock.timeout(1e-3)
+        fabric.open_gate(gate)
+
+    fabric.clock.process(opens())
+    fabric.clock.run(until=transfer.done)
+    results = transfer.results
+    assert results.ready_s == pytest.approx([0.0, ONE_S + 5e-6, 1e-3], abs=1e-12)
+    assert results.received_s - results.ready_s == pytest.approx([ONE_S] * 3, abs=1e-12)
+
+
+def test_local_copies_take_no_time_and_empty_messages_a_header():
+    results = finished(network(), message_graph([0, 0], [0, 4], [FULL, 0]))
+    assert results.received_s[0] == 0.0
+    assert results.received_s[1] == pytest.approx(4 * (ACK_S + L), abs=1e-12)
+
+
+def test_inside_a_host_messages_cross_its_nvlink():
+    hosts = [HostKind(8, num_accelerators=2, nvlink=Link(10 * R, L))]
+    fabric = network(topology=plain(hosts=hosts))
+    results = finished(fabric, message_graph([0], [1], FULL))
+    assert results.received_s[0] == pytest.approx(11 * PACKET_S / 10 + L, abs=1e-12)
+    names = np.array(fabric.topology.link_name)
+    assert set(names[fabric.link_bytes()[0] > 0]) == {"accelerator0->nvlink0", "nvlink0->accelerator1"}
+
+
+@pytest.mark.parametrize("when_s", [0.0, 5e-6, 40e-6, ONE_S - 1e-9])
+def test_a_cancelled_message_stops_and_what_is_on_its_way_drains(when_s):
+    fabric = network(ack_every=3)
+    transfer = fabric.start(message_graph([0, 1], [4, 5], FULL))
+
+    def stops():
+        yield fabric.clock.timeout(when_s)
+        transfer.cancel([0])
+
+    fabric.clock.process(stops())
+    fabric.clock.run(until=transfer.done)
+    fabric.settle()
+    fabric.check_conservation()
+    results = transfer.results
+    assert results.outcome.tolist() == [CANCELLED, DELIVERED]
+    arrived = np.floor(max(when_s - (3 * PACKET_S + 4 * L), 0.0) / PACKET_S + 1e-9)
+    assert results.delivered_bytes.tolist() == [arrived * PAYLOAD, FULL]
+    assert fabric._state.c["num_free_packets"][0] == len(fabric._state.packets)
+    assert fabric._state.c["num_free_pieces"][0] == len(fabric._state.pieces)
+
+
+def test_a_cancelled_message_gives_up_its_turn():
+    """Three share a NIC; without the second, the others finish as if they had been two from the third packet on."""
+    fabric = network(window_packets=3)
+    transfer = fabric.start(message_graph([0, 0, 0], [1, 2, 3], FULL))
+    fabric.clock.run(until=3 * PACKET_S)
+    transfer.cancel([1])
+    fabric.clock.run(until=transfer.done)
+    fabric.settle()
+    fabric.check_conservation()
+    assert transfer.results.outcome.tolist() == [DELIVERED, CANCELLED, DELIVERED]
+
+
+def test_many_transfers_come_and_go_in_the_same_places():
+    fabric = network("ethereal")
+    for _ in range(100):
+        transfer = fabric.start(message_graph([0, 1, 2], [4, 5, 6], PAYLOAD))
+        fabric.clock.run(until=transfer.done)
+    fabric.settle()
+    fabric.check_conservation()
+    assert len(fabric._state.pieces) == 64 and len(fabric._state.messages) == 64
+
+
+def test_the_pool_of_packets_grows():
+    """Seven senders to one receiver, each with a window far above what the pool holds at first."""
+    fabric = network(window_packets=1000)
+    results = finished(fabric, message_graph(np.arange(1, 8), np.zeros(7, int), 1000 * PAYLOAD))
+    assert len(fabric._state.packets) > FIRST_PACKETS + 100
+    assert results.received_s.max() == pytest.approx(7000 * PACKET_S + 4 * L, rel=1e-3)
+
+
+def test_no_drift_at_a_rate_that_divides_nothing():
+    """9,973 packets at 100/3 Gbit/s on one link after the other: not a picosecond is lost."""
+    rate = round(100e9 / 3) / 8
+    fabric = network(topology=plain(rate=rate))
+    results = finished(fabric, message_graph([0], [1], 9973 * PAYLOAD))
+    exact_ps = 9973 * MTU * 8 * 10**12 // round(100e9 / 3) + MTU * 8 * 10**12 // round(100e9 / 3) + 2 * 10**6
+    assert abs(round(results.received_s[0] * 1e12) - exact_ps) <= 1
+
+
+def test_an_ideal_fabric_leaves_the_nics_alone():
+    """Four flows from four hosts of a leaf to four of the other: each as fast as alone."""
+    results = finished(network("ideal"), message_graph([0, 1, 2, 3], [4, 5, 6, 7], FULL))
+    alone = finished(network("ideal"), message_graph([0], [4], FULL))
+    assert results.received_s.tolist() == [alone.received_s[0]] * 4
+    assert results.received_s[0] == pytest.approx(ONE_S, rel=0.2)
+
+
+@pytest.mark.parametrize("policy", ["ecmp", "multipath", "ethereal", "wrap_around"])
+def test_both_fidelities_put_the_same_payload_on_each_link(policy):
+    graph = message_graph(np.repeat(np.arange(8), 7), [d for s in range(8) for d in range(8) if d != s], 3 * FULL + 17)
+    packets = network(policy, seed=5)
+    fluid = FluidFabric(Clock(), plain(), policy, settings=FluidSettings(tolerance=0.0), seed=5)
+    finished(packets, graph)
+    transfer = fluid.start(graph)
+    fluid.clock.run(until=transfer.done)
+    assert packets.link_bytes()[0].tolist() == fluid.link_bytes()[0].tolist()
+
+
+@pytest.mark.parametrize("policy", ["spray", "spray_round_robin"])
+def test_spraying_in_turn_is_even_to_a_packet_per_flow(policy):
+    graph = message_graph(np.arange(4), np.arange(4, 8), 41 * PAYLOAD)
+    fabric = network(policy)
+    finished(fabric, graph)
+    payload = fabric.link_bytes()[0]
+    for direction in ("up", "down"):
+        names = [f"leaf0->spine{s}" if direction == "up" else f"spine{s}->leaf1" for s in range(2)]
+        used = payload[[fabric.topology.link_name.index(name) for name in names]]
+        assert used.sum() == 4 * 41 * PAYLOAD
+        assert abs(used[0] - used[1]) <= 4 * PAYLOAD
+
+
+@pytest.mark.parametrize("policy", ["ecmp", "spray", "spray_random", "ethereal", "least_loaded"])
+def test_the_same_seed_gives_the_same_bits_however_often_the_clock_stops(policy):
+    graph = message_graph(np.repeat(np.arange(8), 7), [d for s in range(8) for d in range(8) if d != s], FULL)
+    once = finished(network(policy, seed=3), graph)
+    fabric = network(policy, seed=3)
+    transfer = fabric.start(graph)
+    for k in range(1, 60):
+        fabric.clock.run(until=k * 3.7e-6)
+    fabric.clock.run(until=transfer.done)
+    fabric.settle()
+    assert transfer.results.received_s.tolist() == once.received_s.tolist()
+    assert transfer.results.acknowledged_s.tolist() == once.acknowledged_s.tolist()
+
+
+def test_the_time_series_adds_up_to_the_wire_bytes():
+    fabric = network()
+    transfer = fabric.start(message_graph([0, 1], [4, 5], 300 * PAYLOAD))
+    fabric.clock.run(until=transfer.done)
+    edges, utilisation = fabric.link_series()
+    carried = (utilisation * np.diff(edges)).sum(axis=1) * fabric.topology.link_rate
+    assert carried == pytest.approx(fabric.link_bytes()[1], rel=1e-9)
+    assert utilisation.max() <= 1.001  # whole bytes per bin
+
+
+def test_reordering_is_recorded_per_message():
+    """In turn over two equal paths nothing overtakes; with one path slower, what went there comes late."""
+    even = network("spray_round_robin")
+    finished(even, message_graph([0], [4], 50 * PAYLOAD))
+    assert even._state.flows["displacement"][0] == 0
+    topology = leaf_spine(
+        leaves=2, spines=2, hosts_per_leaf=4, host_link=Link(R, L), spine_link=Link(R, L), hosts=[HostKind(8)],
+        overrides={"leaf0-spine1": LinkOverride(latency_s=30e-6)},
+    )  # fmt: skip
+    uneven = network("spray_round_robin", topology)
+    finished(uneven, message_graph([0], [4], 50 * PAYLOAD))
+    flow = uneven._state.flows[0]
+    late = int(np.ceil(29e-6 / PACKET_S))
+    assert abs(flow["displacement"] - late) <= 2
+    assert flow["held_bytes"] >= (late // 2 - 2) * PAYLOAD

@@ -466,9 +466,9 @@ class _Server:
         iterations = [
             ExpertParallelIteration(
                 architecture, parallelism, tables, ranks, popularity,
-                streams.stream(f"workload.{w.name}.experts.{i}"), owner=w.name,
+                streams.stream(f"workload.{w.name}.experts"), owner=w.name,
             )
-            for i, ranks in enumerate(self._ranks_of_replicas())
+            for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         return ServingWorkload(w.name, clock, iterations=iterations, fabric=fabric, **common)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import signal
 import sys
 from enum import StrEnum
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from models import compile_cache
-from sim.console import fail, print_rows, rows_of, standard_output
+from sim.console import fail, print_rows, print_text, rows_of, standard_output
 from sim.scenario.errors import Refused
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -104,16 +105,15 @@ def run(
         with Progress(num_runs, quiet) as progress:
             outcome = simulate(loaded, folder, workers or _usual_workers(num_runs), progress, **options)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; what was finished is in {folder}", err=True)
+        typer.echo(f"interrupted; what was finished is in {folder}{_how_to_report(folder)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         fail(error, folder)
     if not quiet:
-        typer.echo(outcome.headline)
         report_file = Path(outcome.out_dir) / "report.html"
-        typer.echo(str(report_file if report_file.exists() else outcome.out_dir))
+        print_text(f"{outcome.headline}\n{report_file if report_file.exists() else outcome.out_dir}")
     if outcome.partial:
-        typer.echo("interrupted: the results are partial", err=True)
+        typer.echo(f"interrupted: the results are partial{_how_to_report(folder)}", err=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -197,9 +197,9 @@ def bench(
     """Measure the simulator's own speed; a few minutes."""
     benchmarks = _imported("sim.bench.main")
     rows = rows_of(benchmarks.run_benchmarks(quick, only))
-    print_rows(rows, "Benchmarks", as_json)
     if write is not None:
         typer.echo(str(benchmarks.write_record(rows, write)), err=True)
+    print_rows(rows, "Benchmarks", as_json)
 
 
 @app.command()
@@ -213,7 +213,7 @@ def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     from sim.scenario.load import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print_text(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 class Listed(StrEnum):
@@ -268,6 +268,13 @@ def _free(path: Path) -> Path:
 def _usual_workers(num_runs: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, num_runs))
+
+
+def _how_to_report(folder: Path) -> str:
+    """What to do where a run has results and no report."""
+    if (folder / "report.html").exists() or not (folder / "summary.json").exists():
+        return ""
+    return f"; for their report: spindle report {shlex.quote(str(folder))}"
 
 
 def _asked_for(**options: Any) -> dict[str, Any]:

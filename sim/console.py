@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -65,13 +67,29 @@ def rows_of(results: Iterable[Any]) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+        print_text(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
     standard_output().print(_table_of_rows(rows, title))
 
 
+def print_text(text: str) -> None:
+    """A line or more on standard output."""
+    _end_with_the_reader()
+    typer.echo(text)
+
+
+def _end_with_the_reader() -> None:
+    """From here on a closed pipe (`spindle list | head -1`) ends the process, as it ends every other command.
+
+    Called when results are about to be printed, not sooner: a simulation's own pipes must not end it.
+    """
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def standard_output() -> Console:
-    """Standard output; lines stay whole where a file or another program reads them."""
+    """Standard output for tables; lines stay whole where a file or another program reads them."""
+    _end_with_the_reader()
     console = Console()
     return console if console.is_terminal else Console(width=PIPED_WIDTH)
 

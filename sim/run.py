@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models.hardware import ACCELERATORS
+from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.results.headline import headline_of
 from sim.results.report import write_report
@@ -46,8 +47,10 @@ def run_scenario(
     """Check, run and report a loaded scenario; results do not depend on the number of workers.
 
     Each result is on disk as soon as it is there. Ctrl-C stops all runs where they are, writes what there is
-    and marks it partial. Raises ScenarioError before anything runs when the scenario cannot be built, and Refused
-    for `trace`, which is not there yet; `max_packet_hops` bounds nothing until runs have packets.
+    but no report, and marks it partial; a second one gives up what is under way. Raises KeyboardInterrupt when the
+    results are whole and only the report is missing, ScenarioError before anything runs when the scenario cannot
+    be built, and Refused for `trace`, which is not there yet; `max_packet_hops` bounds nothing until runs have
+    packets.
     """
     if trace:
         raise Refused("--trace has no timeline to write yet; leave it out: flows, batches, token times are in tables/")
@@ -67,24 +70,24 @@ def run_scenario(
     folder = RunFolder.create(Path(out_dir), run, overwrite)
     jobs = [(label, scenario, seed) for seed in loaded.seeds for label, scenario in loaded.variants]
     progress = progress or Progress(len(jobs), quiet=True)
-    is_partial = False
-    results = one_by_one(jobs, progress) if workers == 1 or len(jobs) == 1 else in_workers(
-        jobs, progress, min(workers, len(jobs)), folder.path, run
-    )  # fmt: skip
     try:
-        for result in results:
-            folder.add(result)
-            is_partial |= bool(result.notes.get("partial"))
-            progress.finish_run(f"{result.name}, seed {result.seed}")
+        with Interruption() as interruption:
+            results = one_by_one(jobs, progress, interruption) if workers == 1 or len(jobs) == 1 else in_workers(
+                jobs, progress, interruption, min(workers, len(jobs)), folder.path, run
+            )  # fmt: skip
+            for result in results:
+                folder.add(result)
+                progress.finish_run(f"{result.name}, seed {result.seed}")
     except KeyboardInterrupt:
-        is_partial = True
+        pass  # what is missing shows in the number of finished runs
     machine = {
         "wall_s": round(time.monotonic() - started_s, 3), "workers": workers, "python": platform.python_version(),
         "machine": platform.machine(), "system": platform.system(), "settings": list(loaded.overrides),
     }  # fmt: skip
-    folder.finish(partial=is_partial, machine=machine)
-    headline = "nothing was finished"
-    if run.results:
-        headline = headline_of(run).sentence
+    folder.finish(machine=machine)
+    headline = headline_of(run).sentence if run.results else "nothing was finished"
+    if not interruption.is_requested:
         write_report([folder.path], folder.path / "report.html")
-    return RunOutcome(folder.path, is_partial, headline)
+    elif not run.partial:
+        raise KeyboardInterrupt
+    return RunOutcome(folder.path, run.partial, headline)

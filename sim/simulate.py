@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from sim.results.run_results import VariantResult
 from sim.scenario import build
 from sim.scenario.schema import Scenario
 
-Report = Callable[[float, float | None, int], None]
-"""Told (simulated seconds, end if known, events) now and then during a run."""
+Report = Callable[[float, float | None, int, float | None], None]
+"""Told (simulated seconds, end if known, events, share done if known) now and then; may raise KeyboardInterrupt."""
+
+SECONDS_BETWEEN_REPORTS = 0.1
 
 
 class StalledError(RuntimeError):
@@ -24,13 +27,12 @@ class StalledError(RuntimeError):
 def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = None) -> VariantResult:
     """Simulate one variant with one seed to its end: every foreground workload done, or `max_time` reached.
 
-    An interrupt (Ctrl-C) ends it early; the result then says so under notes.partial.
+    An interrupt (Ctrl-C) ends it early; the result then holds what happened until then and notes.partial.
     Raises StalledError when nothing can move any more, and the fabric's ConservationError when bytes vanished.
     """
     sim = build.build(scenario, seed)
     if report is not None:
-        end_s = scenario.max_time_s
-        sim.clock.on_pause = lambda: report(sim.clock.now, end_s, sim.fabric.num_events)
+        sim.clock.on_pause = _reporter(sim, report)
     foreground = [w for w in sim.workloads if not w.is_background]
     done = [w.start() for w in foreground]
     for workload in sim.workloads:
@@ -39,10 +41,10 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     is_partial = False
     warnings: list[str] = []
     try:
-        finished = AllOf(sim.clock, done)
+        finished = AllOf(sim.clock, done) if done else sim.clock.event()  # never: it ends at max_time
         limit = sim.clock.timeout(scenario.max_time_s) if scenario.max_time_s is not None else None
         sim.clock.run(until=finished if limit is None else finished | limit)
-        if not finished.triggered:
+        if done and not finished.triggered:
             warnings.append(f"cut at max_time, {scenario.max_time_s:g} s, before every workload had ended")
     except KeyboardInterrupt:
         is_partial = True
@@ -70,3 +72,27 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     if is_partial:
         notes["partial"] = True
     return VariantResult(label, seed, metrics, recorder.frames(), notes)
+
+
+def _reporter(sim: build.Simulation, report: Report) -> Callable[[], None]:
+    """What the clock calls when it pauses: reports, at most ten times a second."""
+    reported_s = float("-inf")
+
+    def report_now_and_then() -> None:
+        nonlocal reported_s
+        if time.monotonic() - reported_s >= SECONDS_BETWEEN_REPORTS:
+            report(sim.clock.now, sim.scenario.max_time_s, sim.fabric.num_events, _share_done(sim))
+            reported_s = time.monotonic()
+
+    return report_now_and_then
+
+
+def _share_done(sim: build.Simulation) -> float | None:
+    """How much of the run is behind us: of the workload that has most to do, or of max_time if that comes first."""
+    shares = []
+    progress = [w.progress for w in sim.workloads if not w.is_background]
+    if progress:
+        shares.append(min(done / total if total else 1.0 for done, total in progress))
+    if sim.scenario.max_time_s is not None:
+        shares.append(sim.clock.now / sim.scenario.max_time_s)
+    return max(shares, default=None)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import write_result
@@ -21,12 +20,16 @@ from sim.simulate import simulate
 Job = tuple[str, Scenario, int]
 
 
-def one_by_one(jobs: list[Job], progress: Progress) -> Iterator[VariantResult]:
+def one_by_one(jobs: list[Job], progress: Progress, interruption: Interruption) -> Iterator[VariantResult]:
     """In this process; an interrupted run is the last."""
     for label, scenario, seed in jobs:
-        result = simulate(scenario, seed, label, partial(progress.update, f"{label}, seed {seed}"))
-        yield result
-        if result.notes.get("partial"):
+
+        def report(*standing: Any, run_label: str = f"{label}, seed {seed}") -> None:
+            interruption.check()
+            progress.update(run_label, *standing)
+
+        yield simulate(scenario, seed, label, report)
+        if interruption.is_requested:
             return
 
 
@@ -47,43 +50,36 @@ def _work(job: Job, out_dir: Path, run: RunResults) -> VariantResult | None:
     label, scenario, seed = job
     if _stop.is_set():
         return None
-    last_s = 0.0
 
-    def report(now_s: float, end_s: float | None, num_events: int) -> None:
-        nonlocal last_s
+    def report(*standing: Any) -> None:
         if _stop.is_set():
             raise KeyboardInterrupt
-        if time.monotonic() - last_s > 0.2:
-            last_s = time.monotonic()
-            _reports.put((f"{label}, seed {seed}", now_s, end_s, num_events))
+        _reports.put((f"{label}, seed {seed}", *standing))
 
     return write_result(out_dir, run, simulate(scenario, seed, label, report))
 
 
 def in_workers(
-    jobs: list[Job], progress: Progress, workers: int, out_dir: Path, run: RunResults
+    jobs: list[Job], progress: Progress, interruption: Interruption, workers: int, out_dir: Path, run: RunResults
 ) -> Iterator[VariantResult]:
+    """In processes, in the order in which they end; an interruption ends them all where they are."""
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, context, _initialise, (reports, stop)) as pool:
         pending: set[Future[VariantResult | None]] = {pool.submit(_work, job, out_dir, run) for job in jobs}
-        interrupted = False
-        while pending:
-            try:
+        try:
+            while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                if interruption.is_requested:
+                    stop.set()
                 _show(reports, progress)
                 for future in finished:
                     result = future.result()
                     if result is not None:
                         yield result
-            except KeyboardInterrupt:
-                interrupted = True
-                stop.set()
-            except BaseException:
-                stop.set()
-                raise
-        if interrupted:
-            raise KeyboardInterrupt
+        except BaseException:
+            stop.set()
+            raise
 
 
 def _show(reports: Any, progress: Progress) -> None:

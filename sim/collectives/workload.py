@@ -131,8 +131,20 @@ class CollectiveWorkload:
             graph = self._jitter.starting_at(self._graph, self._clock.now)
             yield from self._log.carry(repetition, graph, self._clock)
 
+    @property
+    def progress(self) -> tuple[float, float]:
+        """(repetitions done, all repetitions); the one under way counts for its messages that have ended."""
+        return self._log.num_carried, self._repeat
+
+    def notes(self) -> list[str]:
+        """What a reader of the results has to know: flows that were not delivered."""
+        return self._log.notes(self._repeat)
+
     def metrics(self) -> dict[str, float | None]:
-        """Means over the repetitions that were delivered whole; None where there are none."""
+        """Means over the repetitions that were delivered whole; None where there are none.
+
+        extra_pieces   pieces that the path policy made beyond one for each flow that it placed, over all repetitions
+        """
         durations = _present(s.duration_s for s in self._log.summaries)
         acknowledged = _present(s.acknowledged_after_s for s in self._log.summaries)
         mean_s = float(durations.mean()) if len(durations) else None
@@ -140,6 +152,7 @@ class CollectiveWorkload:
             "completion_time_s": mean_s,
             "acknowledged_s": float(acknowledged.mean()) if len(acknowledged) else None,
             "bus_bytes_per_s": _bus_bytes_per_s(self.operation, self.size_bytes, self.num_ranks, mean_s),
+            "extra_pieces": self._log.totals().extra_pieces,
             **statistics(durations, "repetition_s", (99,)),
         }
 

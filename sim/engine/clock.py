@@ -24,6 +24,10 @@ class Core(Protocol):
     """Something compiled that lives on the same time axis."""
 
     @property
+    def now_s(self) -> float:
+        """Time of the core's latest event."""
+
+    @property
     def next_s(self) -> float:
         """Time of the core's next event; infinity when it has none."""
 
@@ -34,8 +38,9 @@ class Core(Protocol):
 class Clock(Environment):
     """A SimPy environment that lets one core run up to each of its events.
 
-    A core may return early (when something watched finished, or to keep the run interruptible); `on_pause`,
-    if set, is called each time it returns, and now and then in between: that is where progress is shown.
+    A core may return early (when something watched finished, or to keep the run interruptible); the clock then
+    stands where the core does, and `on_pause`, if set, is called, as now and then in between: that is where progress
+    is shown and where a run may be interrupted.
     """
 
     def __init__(self) -> None:
@@ -65,6 +70,7 @@ class Clock(Environment):
                 if core.next_s > until_s or core.next_s == float("inf"):
                     break
                 core.advance(until_s)
+                self._now = max(self._now, min(core.now_s, self.peek()))
                 if self.on_pause is not None:
                     self.on_pause()
         self._num_steps += 1

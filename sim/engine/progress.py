@@ -68,11 +68,16 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def update(self, run_label: str, simulated_s: float, end_s: float | None, num_events: int) -> None:
-        """A run has come to `simulated_s` of `end_s` (None: end not known) after `num_events` events."""
+    def update(
+        self, run_label: str, simulated_s: float, end_s: float | None, num_events: int, share: float | None
+    ) -> None:
+        """A run has come to `simulated_s` of `end_s` (None: not known) after `num_events` events.
+
+        share: of the whole run that is done; None where nobody knows
+        """
         if not self._is_shown:
             return
-        self._shares[run_label] = min(simulated_s / end_s, 1.0) if end_s else None
+        self._shares[run_label] = None if share is None else min(share, 1.0)
         self._events[run_label] = num_events
         now_s = self._wall_clock()
         if now_s - self._drawn_s >= SECONDS_BETWEEN_DRAWINGS:

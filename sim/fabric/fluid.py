@@ -112,7 +112,7 @@ class FluidFabric(MessageFabric):
         return int(self._state.c["num_solves"][0])
 
     def advance(self, until_s: float) -> None:
-        """Run the compiled loop until then, until something watched is complete, or for 2^18 events."""
+        """Run the compiled loop until then, until something watched is complete, or for 2^18 units of work."""
         status = self._run(self._core, self._choose, until_s, EVENTS_PER_CALL)
         if status == core.GROW:
             have = len(self._state.pieces)
@@ -128,15 +128,7 @@ class FluidFabric(MessageFabric):
         """(payload, wire) bytes of every link so far; pieces under way count for the part that has been sent."""
         state = self._state
         payload, wire = state.segments["payload_bytes"].copy(), state.segments["wire_bytes"].copy()
-        live = np.nonzero(state.pieces["message"] >= 0)[0]
-        live = live[~np.isnan(state.messages["started_s"][state.pieces["message"][live]])]
-        for p in live:
-            core.comp.settle(self._core, self._component_of(p), self.clock.now)
-            piece = state.pieces[p]
-            share = 1.0 - state.remaining[p] / piece["wire_bytes"]
-            for s in state.route[p][state.route[p] >= 0]:
-                payload[s] += share * piece["payload_bytes"]
-                wire[s] += share * piece["wire_bytes"]
+        core.add_sent(self._core, payload, wire, self.clock.now)
         return self._to_links(payload), self._to_links(wire)
 
     def current_rates(self) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +143,9 @@ class FluidFabric(MessageFabric):
         for s in range(self.topology.num_segments):
             core.comp.account(self._core, s, self.clock.now)
         width = float(self._state.c["bin_s"][0])
-        used = max(int(np.ceil(self.clock.now / width)), 1) if self.clock.now > 0 else 0
+        used = int(np.ceil(self.clock.now / width))
+        if used and (used - 1) * width >= self.clock.now:
+            used -= 1  # the division was rounded up
         series = self._state.series[:, :used]
         links = np.zeros((self.topology.num_links, used))
         t = self.topology
@@ -185,10 +179,6 @@ class FluidFabric(MessageFabric):
                 raise ConservationError(f"{law} does not hold: {expected} is not {found}")
 
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _component_of(self, p: int) -> int:
-        s = next(s for s in self._state.route[p] if s >= 0)
-        return int(core.comp.component_of(self._core, self._state.segments["label"][s]))
 
     def _to_links(self, per_segment: np.ndarray) -> np.ndarray:
         t = self.topology

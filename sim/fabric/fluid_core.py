@@ -240,10 +240,13 @@ def _solve_dirty(state, now):
     state.c[0].num_dirty = 0
 
 
-def _advance(state, choose, until_s, max_events):
-    """Run every instant up to and including `until_s`; returns why it stopped (IDLE, FIRED, BUDGET, GROW)."""
+def _advance(state, choose, until_s, max_work):
+    """Run every instant up to and including `until_s`; returns why it stopped (IDLE, FIRED, BUDGET, GROW).
+
+    Work is counted in events and solved pieces; an instant is never left half done.
+    """
     c = state.c[0]
-    budget = c.num_events + max_events
+    budget = c.num_events + c.num_solved_pieces + max_work
     while True:
         if not c.is_resuming:
             refresh_next(state)
@@ -260,7 +263,7 @@ def _advance(state, choose, until_s, max_events):
         if c.num_fired > 0:
             refresh_next(state)
             return FIRED
-        if c.num_events >= budget:
+        if c.num_events + c.num_solved_pieces >= budget:
             refresh_next(state)
             return BUDGET
 
@@ -274,6 +277,26 @@ def advance_for(state):
     if kind not in _compiled:
         _compiled[kind] = njit(int64(kind, FUNCTION_TYPE, float64, int64), cache=True)(_advance)
     return _compiled[kind]
+
+
+@njit(cache=True)
+def add_sent(state, payload, wire, now):
+    """Add to [segments] the payload and wire bytes that pieces under way have sent."""
+    for p in range(len(state.pieces)):
+        m = state.pieces[p].message
+        if m == NONE or np.isnan(state.messages[m].started_s):
+            continue
+        k = NONE
+        for role in range(4):
+            if k == NONE and state.route[p, role] != NONE:
+                k = comp.component_of(state, state.segments[state.route[p, role]].label)
+        comp.settle(state, k, now)
+        share = 1.0 - state.remaining[p] / state.pieces[p].wire_bytes
+        for role in range(4):
+            s = state.route[p, role]
+            if s != NONE:
+                payload[s] += share * state.pieces[p].payload_bytes
+                wire[s] += share * state.pieces[p].wire_bytes
 
 
 @njit(cache=True)

@@ -111,7 +111,7 @@ class MessageFabric(ABC):
 
     @abstractmethod
     def advance(self, until_s: float) -> None:
-        """Run the compiled loop until then, until something watched is complete, or for 2^18 events."""
+        """Run the compiled loop until then, until something watched is complete, or for 2^18 units of work."""
 
     @abstractmethod
     def link_bytes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -201,6 +201,10 @@ class MessageFabric(ABC):
         self._refresh()
 
     @property
+    def now_s(self) -> float:
+        return float(self._state.c["now_s"][0])
+
+    @property
     def next_s(self) -> float:
         return float(self._state.c["next_s"][0])
 
@@ -246,6 +250,11 @@ class MessageFabric(ABC):
     def results_of(self, transfer: Transfer) -> MessageResults:
         span = self._spans[transfer.key]
         return handover.copy_out(self._core, span.first, transfer.graph.num_messages)
+
+    def num_ended(self, transfer: Transfer) -> int:
+        """Messages that were delivered, cancelled or failed."""
+        left = 0 if transfer.is_final else int(self._state.transfers[transfer.key]["left"])
+        return transfer.graph.num_messages - left
 
     def waiting(self, limit: int = 5) -> list[str]:
         """What has not ended and what it waits for: the diagnosis when nothing moves."""

@@ -28,6 +28,8 @@ class TransferOwner(Protocol):
 
     def results_of(self, transfer: Transfer) -> MessageResults: ...
 
+    def num_ended(self, transfer: Transfer) -> int: ...
+
 
 class Transfer:
     """Handle of a started message graph.
@@ -50,6 +52,11 @@ class Transfer:
         """Senders of these messages (None: of all) stop; what is on its way already counts as delivered."""
         everything = np.arange(self.graph.num_messages)
         self._fabric.cancel(self, everything if indices is None else np.asarray(indices, dtype=np.int64))
+
+    @property
+    def num_ended(self) -> int:
+        """How many messages have been delivered, cancelled or failed."""
+        return self._fabric.num_ended(self)
 
     @property
     def is_final(self) -> bool:

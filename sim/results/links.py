@@ -82,7 +82,7 @@ def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger) -> 
         spine=np.where(between, topology.link_spine, np.nan),
     )
     edges, utilisation = fabric.link_series()
-    active = np.flatnonzero(utilisation.max(axis=1) > 0)
+    active = np.flatnonzero((utilisation > 0).any(axis=1))
     width = np.diff(edges)
     together = max(1, -(-len(active) * len(width) // MOST_SERIES_ROWS))
     starts = np.arange(0, len(width), together)

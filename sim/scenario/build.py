@@ -28,7 +28,8 @@ from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.cluster import Cluster, FatTree, Host
 from sim.scenario.cluster import Link as LinkSchema
-from sim.scenario.errors import suggestion
+from sim.scenario.errors import ScenarioError, suggestion
+from sim.scenario.explain import problem_at
 from sim.scenario.load import LoadedScenario
 from sim.scenario.message_counts import MOST_BYTES
 from sim.scenario.schema import Scenario
@@ -143,9 +144,8 @@ def _check_answer(loaded: LoadedScenario, answer: str) -> None:
             known |= {f"serving.{w.name}.network_tax": None for w in simulation.workloads if w.kind == "serving"}
         if answer in known:
             return
-    raise loaded.error(
-        loaded.variants[0][0], ("answer",), f"no run has the metric '{answer}'; {suggestion(answer, known)}"
-    )
+    sentence = f"no run has the metric '{answer}'; {suggestion(answer, known)}"
+    raise ScenarioError([problem_at(loaded.trees[loaded.variants[0][0]], ("answer",), sentence)])
 
 
 def build(scenario: Scenario, seed: int) -> Simulation:
@@ -478,9 +478,9 @@ class _Server:
         iterations = [
             ExpertParallelIteration(
                 architecture, parallelism, tables, ranks, popularity,
-                streams.stream(f"workload.{w.name}.experts.{i}"), owner=w.name,
+                streams.stream(f"workload.{w.name}.experts"), owner=w.name,
             )
-            for i, ranks in enumerate(self._ranks_of_replicas())
+            for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         return ServingWorkload(w.name, clock, iterations=iterations, fabric=fabric, **common)
 

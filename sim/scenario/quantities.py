@@ -75,7 +75,7 @@ def _quantity(
         except UnitError as error:
             raise refused(str(error)) from error
         if most is not None and number > parse(most):
-            raise refused(f"{quoted(value)} is more than {most}, the largest {dimension.name} that a run can hold")
+            raise refused(f"{quoted(value)} is more than {most}, the largest {dimension.name} of a run; lower it")
         if is_positive and number == 0:
             raise refused(f"{quoted(value)} must be above 0; write for example '{dimension.example}'")
         return number

@@ -256,11 +256,11 @@ class FabricReplica:
             if counts["batch_size"] == 0:
                 yield self._next_arrival()
                 continue
-            step = self.iteration.draw(engine.state, started_s)
+            step = self.iteration.draw(engine.state)
             if self.fabric is None:
                 yield clock.timeout(step.compute_s)
             else:
-                yield self.fabric.start(step.graph()).done
+                yield self.fabric.start(self.iteration.graph(step, started_s)).done
             accelerator_s = clock.now - started_s
             if accelerator_s < engine.limits.host_s:
                 yield clock.timeout(engine.limits.host_s - accelerator_s)

@@ -105,6 +105,11 @@ class TrainingWorkload:
         except Interrupt:
             return
 
+    @property
+    def progress(self) -> tuple[float, float] | None:
+        """(steps done, all steps); None when they never end."""
+        return None if self._steps is None else (self._log.num_carried, self._steps)
+
     def metrics(self) -> dict[str, float | None]:
         """Of the finished steps; communication is the time of a step that compute_s does not cover."""
         steps, communication = np.array(self._step_s), np.array(self._communication_s)

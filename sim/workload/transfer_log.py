@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from sim.fabric.messages import OUTCOMES, Float64, Int64, MessageGraph, MessageR
 from sim.fabric.transfer import Fabric, Transfer
 
 DEFAULT_MAX_ROWS = 2_000_000
-DELIVERED = OUTCOMES.index("delivered")
+DELIVERED, PENDING = OUTCOMES.index("delivered"), OUTCOMES.index("pending")
 
 
 class Recorder(Protocol):
@@ -28,12 +28,18 @@ class Summary:
     started_s         the first message was ready
     finished_s        the last payload byte was received
     acknowledged_s    the last acknowledgement was back
+    num_flows         of them, num_ready became ready and num_delivered were delivered whole
+    extra_pieces      pieces that the path policy made beyond one for each flow that it placed
     """
 
     started_s: float | None
     finished_s: float | None
     acknowledged_s: float | None
-    delivered_bytes: float
+    delivered_bytes: float = 0.0
+    num_flows: int = 0
+    num_ready: int = 0
+    num_delivered: int = 0
+    extra_pieces: int = 0
 
     @property
     def duration_s(self) -> float | None:
@@ -42,6 +48,17 @@ class Summary:
     @property
     def acknowledged_after_s(self) -> float | None:
         return _difference(self.acknowledged_s, self.started_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over summaries; the names are theirs."""
+
+    delivered_bytes: float
+    num_flows: int
+    num_ready: int
+    num_delivered: int
+    extra_pieces: int
 
 
 @dataclass(slots=True)
@@ -75,7 +92,9 @@ class TransferLog:
         self._rows: list[_Rows] = []
         self._num_seen = 0
         self._open: tuple[int, MessageGraph, Transfer] | None = None
+        self._clock: Environment | None = None
         self._is_abandoned = False
+        self._is_recorded = False
 
     def carry(
         self, repetition: int, graph: MessageGraph, clock: Environment
@@ -86,9 +105,10 @@ class TransferLog:
         """
         if graph.num_messages == 0:
             self._gather(everything=True)
-            self._summaries.append(Summary(clock.now, clock.now, clock.now, 0.0))
+            self._summaries.append(Summary(clock.now, clock.now, clock.now))
             return None
         transfer = self._fabric.start(graph)
+        self._clock = clock
         self._open = (repetition, graph, transfer)
         yield transfer.done
         if self._is_abandoned:
@@ -103,6 +123,46 @@ class TransferLog:
         """Of every transfer that is done, as far as it is known: ask when the run is over."""
         self._gather(everything=True)
         return self._summaries
+
+    @property
+    def unfinished(self) -> tuple[MessageGraph, MessageResults] | None:
+        """The transfer under way, and its messages as they are now; None where there is none.
+
+        A message whose last byte has left but has not arrived yet is pending, like one that still sends.
+        """
+        if self._open is None or self._clock is None:
+            return None
+        _, graph, transfer = self._open
+        return graph, _as_of(self._clock.now, transfer.results)
+
+    @property
+    def num_carried(self) -> float:
+        """Transfers that are done; the one under way counts for the share of its messages that have ended."""
+        done = float(len(self._summaries) + len(self._arrived))
+        if self._open is not None:
+            _, graph, transfer = self._open
+            done += transfer.num_ended / graph.num_messages
+        return done
+
+    def totals(self) -> Totals:
+        """Over all transfers, the unfinished one included."""
+        summaries = list(self.summaries)
+        if (unfinished := self.unfinished) is not None:
+            summaries.append(summary(*unfinished))
+        return Totals(*(sum(getattr(s, f.name) for s in summaries) for f in fields(Totals)))
+
+    def notes(self, repeat: int) -> list[str]:
+        """What did not come to its end, in words; `repeat`: transfers that there were to be."""
+        totals, num_begun = self.totals(), len(self.summaries) + (self._open is not None)
+        missing = totals.num_flows - totals.num_delivered
+        notes = []
+        if missing:
+            unready = totals.num_flows - totals.num_ready
+            waiting = f", {unready:,} of them had not become ready" if unready else ""
+            notes.append(f"{missing:,} of {totals.num_flows:,} flows were not delivered{waiting}")
+        if num_begun < repeat:
+            notes.append(f"{repeat - num_begun} of {repeat} repetitions had not begun")
+        return notes
 
     def _gather(self, everything: bool = False) -> None:
         """Keep the rows and summaries of transfers whose last acknowledgement is there too; or of all that are done."""
@@ -122,10 +182,9 @@ class TransferLog:
     def record(self, recorder: Recorder) -> None:
         """Append the rows to table `flows`, those of an unfinished transfer included."""
         self._gather(everything=True)
-        if self._open is not None:
-            repetition, graph, transfer = self._open
-            self._keep(repetition, graph, transfer.results)
-            self._open = None
+        if self._open is not None and (unfinished := self.unfinished) is not None and not self._is_recorded:
+            self._keep(self._open[0], *unfinished)
+            self._is_recorded = True
         self._thin_out()
         num_kept = sum(len(rows.message) for rows in self._rows)
         for rows in self._rows:
@@ -193,6 +252,10 @@ def summary(graph: MessageGraph, results: MessageResults) -> Summary:
         _last(results.received_s[flow]),
         _last(results.acknowledged_s[flow]),
         float(results.delivered_bytes[flow].sum()),
+        int(flow.sum()),
+        int(is_ready.sum()),
+        int((results.outcome[flow] == DELIVERED).sum()),
+        int(np.maximum(results.num_pieces[flow].astype(np.int64) - 1, 0).sum()),
     )
 
 
@@ -208,6 +271,17 @@ def statistics(values: Float64, prefix: str, percentiles: tuple[int, ...]) -> di
     for p in percentiles:
         found[f"{prefix}.p{p}"] = float(np.percentile(values, p)) if len(values) else None
     return found
+
+
+def _as_of(now_s: float, results: MessageResults) -> MessageResults:
+    """The results without what only happens after `now_s`."""
+    is_ahead = results.received_s > now_s
+    return replace(
+        results,
+        received_s=np.where(is_ahead, np.nan, results.received_s),
+        acknowledged_s=np.where(results.acknowledged_s > now_s, np.nan, results.acknowledged_s),
+        outcome=np.where(is_ahead, PENDING, results.outcome).astype(np.int8),
+    )
 
 
 def _last(times: Float64) -> float | None:

@@ -1,6 +1,7 @@
 """The command as a user meets it: exit codes, words on stderr, folders. What it calls is faked."""
 
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -181,10 +182,13 @@ def test_interruptions(fakes, spindle):
     """Interrupted inside (the run wrote what there was) and outside of the run's own care: both 130."""
     fakes.partial = True
     code, out, err = spindle("run", "s.yaml")
-    assert code == 130 and "spray is" in out and err == "interrupted: the results are partial\n"
+    assert code == 130 and "spray is" in out
+    folder = "runs/two-racks-one-question"
+    assert err == f"interrupted: the results are partial; for their report: spindle report {folder}\n"
     fakes.raises = KeyboardInterrupt()
     code, _, err = spindle("run", "s.yaml")
-    assert code == 130 and "what was finished is in runs/two-racks-one-question-2" in err
+    assert code == 130
+    assert err == f"interrupted; what was finished is in {folder}-2; for their report: spindle report {folder}-2\n"
 
 
 def test_an_error_of_ours_is_named_and_its_traceback_kept(fakes, spindle, monkeypatch):
@@ -326,3 +330,12 @@ def test_the_installed_command(tmp_path):
         [sys.executable, "-m", "sim.cli", "run", "absent.yaml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "absent.yaml: there is no such file\n")
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    """`spindle list | head -1`: ended by SIGPIPE like any other command, without a word."""
+    command = [sys.executable, "-m", "sim.cli", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == -signal.SIGPIPE

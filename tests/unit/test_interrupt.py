@@ -1,6 +1,7 @@
 """Stopped from outside, a run writes what there is, says so, and leaves no process behind."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,11 +23,20 @@ compare:
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, how):
-    (tmp_path / "long.yaml").write_text(SCENARIO)
+TRANSFER = "  - {kind: traffic, name: t, pattern: poisson, load: 0.5, duration: 40 s, sizes: {law: fixed, size: 1 MB}}"
+"""One message graph: SimPy has nothing to do from its start to its end."""
+
+
+@pytest.mark.parametrize(
+    ("workload", "how", "workers"),
+    [("job", signal.SIGINT, 2), ("job", signal.SIGTERM, 2), ("flows", signal.SIGINT, 1), ("flows", signal.SIGINT, 2)],
+)
+def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, workload, how, workers):
+    text = SCENARIO if workload == "job" else re.sub(r"  - {kind: training.*", TRANSFER, SCENARIO)
+    (tmp_path / "long.yaml").write_text(text)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out)]
+    command += ["--workers", str(workers)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not out.exists() and process.poll() is None:
         time.sleep(0.1)
@@ -36,5 +46,10 @@ def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, how):
     assert process.returncode == 130, err
     summary = json.loads((out / "summary.json").read_text())
     assert summary["partial"] is True
+    results = [json.loads(file.read_text()) for file in out.rglob("result.json")]
+    assert len(results) == workers
+    for result in results:
+        assert result["notes"]["partial"] is True
+        assert result["metrics"]["links.payload_bytes"] > 0
     left = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
     assert left.stdout == ""

@@ -24,6 +24,7 @@ def test_a_ring_of_four_takes_six_steps(clock, fixed_time_fabric):
         "completion_time_s": 6.0,
         "acknowledged_s": 6.25,
         "bus_bytes_per_s": 100.0,
+        "extra_pieces": 0,
         "repetition_s.mean": 6.0,
         "repetition_s.p99": 6.0,
     }
@@ -100,13 +101,18 @@ def test_an_interrupted_run_records_what_there_is(clock, fixed_time_fabric):
     workload.record(recorder)
     assert recorder.frames()["flows"].repetition.tolist() == [0] * 24 + [1] * 24
     assert len(recorder.frames()["collectives"]) == 1
+    flows = recorder.frames()["flows"]
+    assert (flows.outcome == "delivered").sum() == 24 + 4
+    assert workload.notes() == ["20 of 48 flows were not delivered"]
 
 
 def test_nothing_finished_is_none_not_zero(clock, fixed_time_fabric):
     workload = collective(clock, fixed_time_fabric)
     workload.start()
     clock.run(until=0.5)
-    assert set(workload.metrics().values()) == {None}
+    metrics = workload.metrics()
+    assert metrics.pop("extra_pieces") == 0
+    assert set(metrics.values()) == {None}
 
 
 @pytest.mark.parametrize("hierarchical", [False, True])

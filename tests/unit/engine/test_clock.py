@@ -12,6 +12,7 @@ class ScriptedCore:
         self.clock, self.times, self.log = clock, sorted(times), log
         self.completions = {}
         self.most_per_call = 1000
+        self.now_s = 0.0
         clock.attach(self)
 
     @property
@@ -22,7 +23,7 @@ class ScriptedCore:
         for _ in range(self.most_per_call):
             if not self.times or self.next_s > until_s:
                 return
-            now = self.times.pop(0)
+            now = self.now_s = self.times.pop(0)
             self.log.append(("core", now))
             if now in self.completions:
                 event, arrives_s = self.completions[now]
@@ -116,3 +117,15 @@ def test_an_event_nobody_triggers_stops_the_run_with_an_error():
     with pytest.raises(RuntimeError, match="No scheduled events left"):
         clock.run(until=clock.event())
     assert log == [("core", 1.0)]
+
+
+def test_a_pause_sees_the_core_s_time_and_simpy_never_goes_back():
+    """The core works at 0.25, 0.5 and 0.75 s, one instant a call; the only event of SimPy's is at 1 s."""
+    clock, log, pauses = Clock(), [], []
+    core = ScriptedCore(clock, [0.25, 0.5, 0.75], log)
+    core.most_per_call = 1
+    clock.on_pause = lambda: pauses.append(clock.now)
+    clock.process(ticks(clock, 1.0, 1, log))
+    clock.run()
+    assert pauses == [0.25, 0.5, 0.75]
+    assert log[-1] == ("tick", 1.0)

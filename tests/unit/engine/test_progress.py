@@ -27,7 +27,7 @@ def test_a_terminal_shows_time_events_and_what_is_left():
     progress, text, clock = progress_on(terminal=True)
     with progress:
         clock.now_s = 10.0
-        progress.update("spray, seed 1", 2e-3, 8e-3, 5_000_000)
+        progress.update("spray, seed 1", 2e-3, 8e-3, 5_000_000, 1 / 4)
         assert progress.share_done == pytest.approx(1 / 8)
         assert progress.time_left_s() == pytest.approx(70.0)
         assert progress.events_per_s == pytest.approx(500_000)
@@ -36,11 +36,21 @@ def test_a_terminal_shows_time_events_and_what_is_left():
         assert words in shown
 
 
+def test_a_share_alone_says_what_is_left():
+    """Of the only run, whose end nobody knows, a fifth is done after 3 s: 12 s are left."""
+    progress, text, clock = progress_on(terminal=True, total_runs=1)
+    with progress:
+        clock.now_s = 3.0
+        progress.update("run, seed 1", 2e-3, None, 10, 1 / 5)
+        assert progress.time_left_s() == pytest.approx(12.0)
+    assert "2 ms simulated" in text.getvalue() and "0:12 left" in text.getvalue()
+
+
 def test_finished_runs_count_whole():
     progress, text, clock = progress_on(terminal=True)
     with progress:
         clock.now_s = 1.0
-        progress.update("a", 1e-3, None, 100)
+        progress.update("a", 1e-3, None, 100, None)
         assert progress.time_left_s() is None
         progress.finish_run("a")
         assert progress.share_done == 0.5
@@ -52,10 +62,10 @@ def test_it_draws_at_most_ten_times_a_second():
     progress, text, clock = progress_on(terminal=True)
     with progress:
         clock.now_s = 1.0
-        progress.update("a", 1e-3, 1.0, 1)
+        progress.update("a", 1e-3, 1.0, 1, None)
         length = len(text.getvalue())
         for i in range(1000):
-            progress.update("a", 1e-3, 1.0, i)
+            progress.update("a", 1e-3, 1.0, i, None)
         assert len(text.getvalue()) == length
 
 
@@ -65,7 +75,7 @@ def test_silence(terminal, quiet):
     progress, text, clock = progress_on(terminal, quiet=quiet)
     with progress:
         clock.now_s = 5.0
-        progress.update("a", 1e-3, 1.0, 10)
+        progress.update("a", 1e-3, 1.0, 10, None)
         progress.finish_run("a")
     assert text.getvalue() == ""
     assert progress.num_finished == 1

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_iteration import PlainIteration
 from serving_parts import workload
 
 from models.architecture import ARCHITECTURES
@@ -11,8 +14,9 @@ from models.experts import Popularity
 from models.hardware import ACCELERATORS
 from models.parallelism import Parallelism
 from sim.engine.clock import Clock
-from sim.serving.expert_parallel import ExpertParallelIteration, route_tokens
-from sim.serving.iteration_graph import iteration_shape
+from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.topology import HostKind, Link, leaf_spine
+from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep, tokens_of_batch
 
 LITE = ARCHITECTURES["deepseek-v2-lite"]
 
@@ -24,15 +28,6 @@ def iteration(num_ranks=4, tensor=1, seed=0, **options):
     return ExpertParallelIteration(
         LITE, parallelism, tables, range(10, 10 + num_ranks), rng=np.random.default_rng(seed), **options
     )
-
-
-def routed(inclusion, top_k, num_tokens, seed=0):
-    num_ranks = len(num_tokens)
-    sent = np.zeros((num_ranks, num_ranks), dtype=np.int64)
-    rows, distinct = np.zeros(num_ranks, dtype=np.int64), np.zeros(num_ranks, dtype=np.int64)
-    tokens = np.asarray(num_tokens)
-    route_tokens(np.random.default_rng(seed), np.asarray(inclusion), top_k, tokens, sent, rows, distinct)
-    return sent, rows, distinct
 
 
 class InstantFabric:
@@ -62,75 +57,105 @@ def finish_times(graph, transfer_s):
     return finish
 
 
-def test_the_graph_has_linear_edges_and_joins_at_every_stage():
-    shape = iteration_shape((3, 5, 8), 2)
-    graph = shape.template
-
-    # Per layer: 3 + 3 joins, 6 + 6 transfers; 3 ends.
-    assert graph.num_messages == 2 * 18 + 3
-    assert len(graph.successors) == 2 * (4 * 6 + 2 * 3)
-    assert set(graph.source) == {3, 5, 8}
-    for layer in range(2):
-        assert (graph.num_inputs[shape.expert[layer]] == 3).all()
-        for s in range(3):
-            for d in range(3):
-                if s != d:
-                    dispatch, combine = shape.dispatch[layer, s, d], shape.combine[layer, s, d]
-                    assert (graph.source[dispatch], graph.destination[dispatch]) == (
-                        (3, 5, 8)[s],
-                        (3, 5, 8)[d],
-                    )
-                    assert (graph.source[combine], graph.destination[combine]) == ((3, 5, 8)[s], (3, 5, 8)[d])
-    local = np.concatenate([shape.attend.ravel(), shape.expert.ravel(), shape.end])
-    assert (graph.source[local] == graph.destination[local]).all()
-    with pytest.raises(ValueError, match="two expert ranks"):
-        iteration_shape((1, 1), 2)
+def step_of(sent, own_s, expert_s, takes_part=None):
+    """An iteration by hand; a rank takes part if it sends, unless told."""
+    sent = np.asarray(sent)
+    takes_part = sent[0].any(axis=1) if takes_part is None else np.asarray(takes_part)
+    return IterationStep(takes_part, np.asarray(own_s), sent, np.asarray(expert_s), np.nan)
 
 
-def test_a_late_rank_holds_up_exactly_what_waits_for_it():
-    """Rank 0 attends 1 s longer in layer 0: every expert of layer 0 starts 1 s late, and everything after."""
-    shape = iteration_shape((0, 1, 2), 2)
-    num = shape.template.num_messages
-    early = shape.graph(np.zeros(num, np.int64), np.zeros(num), np.zeros(num), "x")
-    earliest_s = np.zeros(num)
-    earliest_s[shape.attend[0, 0]] = 1.0
-    late = shape.graph(np.zeros(num, np.int64), np.zeros(num), earliest_s, "x")
-
-    moved = finish_times(late, np.zeros(num)) - finish_times(early, np.zeros(num))
-    on_time = [*shape.attend[0, 1:], *shape.dispatch[0, 1:].ravel()]
-    assert {i for i in range(num) if moved[i] == 0} == {int(i) for i in on_time if i >= 0}
+def graph_of(step, first=10, **options):
+    """Its graph from time 0 on, on accelerators `first` and up."""
+    made = iteration(**options)
+    made.accelerators = np.arange(first, first + step.expert_s.shape[1])
+    return made.graph(step, 0.0)
 
 
-def test_each_expert_is_drawn_with_its_own_chance():
-    """20,000 tokens of top-2 of 4: each count is binomial, so 4.5 standard deviations bound it."""
-    inclusion = np.array([0.9, 0.6, 0.4, 0.1])
-    num = 20_000
-    _, rows, distinct = routed(inclusion, 2, [num, 0, 0, 0])
+def test_the_graph_of_one_token_by_hand():
+    """Rank 1 holds one token with experts on ranks 0, 1 and 3, one layer.
 
-    assert rows.sum() == 2 * num
-    assert (np.abs(rows - num * inclusion) < 4.5 * np.sqrt(num * inclusion * (1 - inclusion))).all()
-    assert distinct.tolist() == [1, 1, 1, 1]
-
-
-def test_a_token_goes_once_to_a_rank_that_holds_several_of_its_experts():
-    """Top-3 of 4 experts on 2 ranks: every token has experts on both, so each rank gets it exactly once."""
-    sent, rows, _ = routed([0.75] * 4, 3, [10, 7])
-
-    assert sent.tolist() == [[10, 10], [7, 7]]
-    assert rows.sum() == 3 * 17
-
-
-def test_uniform_draws_reach_as_many_ranks_as_independent_ones_would():
-    """Top-6 of 64 on 8 ranks: a rank is missed with chance C(56, 6) / C(64, 6) = 0.4329.
-
-    Systematic sampling in a fresh random order per 8 tokens: the mean over many orders is what is tested,
-    with a tolerance of four standard errors of the mean over orders (standard deviation of a rank's share
-    below 0.25).
+    attend 1, dispatches to 0 and 3, experts 0, 1 and 3, their join, combines from 0 and 3, end 1.
     """
-    num = 40_000
-    sent, _, _ = routed([6 / 64] * 64, 6, [num] + [0] * 7)
+    sent = np.zeros((1, 4, 4), np.int64)
+    sent[0, 1, [0, 1, 3]] = 1
+    own_s = np.zeros((2, 4))
+    own_s[:, 1] = (0.5, 0.25)
+    graph = iteration().graph(step_of(sent, own_s, [[1.0, 2.0, 0.0, 3.0]]), 10.0)
 
-    assert sent[0].sum() / num == pytest.approx(8 * (1 - 0.4329), abs=4 * 8 * 0.25 / np.sqrt(num / 8))
+    assert graph.source.tolist() == [11, 11, 11, 10, 11, 13, 10, 10, 13, 11]
+    assert graph.destination.tolist() == [11, 10, 13, 10, 11, 13, 10, 11, 11, 11]
+    assert graph.size_bytes.tolist() == [0, 4096, 4096, 0, 0, 0, 0, 4096, 4096, 0]
+    assert graph.earliest_s.tolist() == [10.5] + [0.0] * 9
+    assert graph.delay_s.tolist() == [0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.25]
+    tails = np.repeat(np.arange(10), np.diff(graph.successor_start))
+    assert set(zip(tails.tolist(), graph.successors.tolist(), strict=True)) == {
+        (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 3), (2, 5), (3, 6), (4, 6), (5, 6), (3, 7), (5, 8), (6, 9), (7, 9),
+        (8, 9),
+    }  # fmt: skip
+    assert graph.num_inputs.tolist() == np.bincount(graph.successors, minlength=10).tolist()
+
+
+def test_a_late_rank_holds_up_every_rank():
+    """An all-to-all ends for nobody before everybody has begun it, even who sends nothing to the others.
+
+    Two layers, each rank one token for itself: 1 s more on rank 0 in layer 0 moves everything after it by 1 s.
+    """
+    sent = np.broadcast_to(np.eye(3, dtype=np.int64), (2, 3, 3))
+    own_s, expert_s = np.ones((3, 3)), np.ones((2, 3))
+    late_s = own_s.copy()
+    late_s[0, 0] += 1.0
+    ends = [
+        finish_times(graph, np.zeros(graph.num_messages))
+        for graph in (graph_of(step_of(sent, s, expert_s)) for s in (own_s, late_s))
+    ]
+
+    on_time = {1, 2}  # the attends of ranks 1 and 2 in layer 0
+    moved = ends[1] - ends[0]
+    assert moved.tolist() == [0.0 if i in on_time else 1.0 for i in range(len(moved))]
+    assert ends[0].max() == 5.0
+
+
+@st.composite
+def iterations_by_hand(draw):
+    num_layers, num_ranks = draw(st.integers(1, 3)), draw(st.integers(2, 5))
+    seconds = st.floats(0.0, 1e-4)
+    holds = draw(st.lists(st.booleans(), min_size=num_ranks, max_size=num_ranks).filter(any))
+    sent = np.zeros((num_layers, num_ranks, num_ranks), np.int64)
+    own_s, expert_s = np.zeros((num_layers + 1, num_ranks)), np.zeros((num_layers, num_ranks))
+    for r in np.flatnonzero(holds):
+        own_s[:, r] = draw(st.lists(seconds, min_size=num_layers + 1, max_size=num_layers + 1))
+        for layer in range(num_layers):
+            tokens = draw(st.lists(st.sampled_from([0, 0, 1, 2, 30]), min_size=num_ranks, max_size=num_ranks))
+            tokens[draw(st.integers(0, num_ranks - 1))] += 1  # a token has at least one expert
+            sent[layer, r] = tokens
+    for layer, d in np.argwhere(sent.any(axis=1)):
+        expert_s[layer, d] = draw(seconds)
+    return step_of(sent, own_s, expert_s, holds)
+
+
+@settings(max_examples=200, deadline=None)
+@given(iterations_by_hand(), st.sampled_from([1, 2]))
+def test_an_iteration_on_the_fabric_takes_as_long_as_one_without_a_graph(step, dispatch_bytes):
+    """The fluid fabric without limits behind its NICs, against `plain_iteration`."""
+    num_ranks, leaves = step.expert_s.shape[1], 2
+    link = Link(1e10, 1e-6)
+    topology = leaf_spine(
+        leaves=leaves, spines=2, hosts_per_leaf=3, host_link=link, spine_link=link, hosts=[HostKind(6)]
+    )
+    clock = Clock()
+    fabric = FluidFabric(clock, topology, "ideal", settings=FluidSettings(tolerance=0.0))
+    clock.run(until=fabric.start(graph_of(step, first=0, dispatch_bytes=dispatch_bytes)).done)
+
+    def wire_bytes(kind, tokens):
+        size = tokens * 2048 * (dispatch_bytes if kind == "dispatch" else 2)
+        return size + 64 * -(-size // 4032)
+
+    flight_s = [[2e-6 if s // 3 == d // 3 else 4e-6 for d in range(num_ranks)] for s in range(num_ranks)]
+    plain = PlainIteration(
+        step.own_s.tolist(), step.sent.tolist(), step.expert_s.tolist(),
+        wire_bytes=wire_bytes, rate=1e10, flight_s=flight_s,
+    )  # fmt: skip
+    assert clock.now == pytest.approx(plain.end_s(), rel=1e-9, abs=1e-15)
 
 
 def state_with_batch(prompts, **options):
@@ -149,35 +174,88 @@ def state_with_batch(prompts, **options):
     return made, graphs.graphs[0]
 
 
-def test_bytes_of_dispatch_and_combine():
-    """Rank 1 alone has tokens (request 1 of 4 copies); each crosses at most once to each other rank."""
-    made, graph = state_with_batch([1, 300, 1, 1], dispatch_bytes=1)
-    shape = made.replicas[0].iteration.shape
+def crossing(graph, source, destination):
+    """Sizes of the messages from one rank to another, in the order of the graph: dispatches and combines."""
+    return graph.size_bytes[(graph.source == 10 + source) & (graph.destination == 10 + destination)]
 
-    dispatch = graph.size_bytes[shape.dispatch[:, 1, [0, 2, 3]]]
-    combine = graph.size_bytes[shape.combine[:, [0, 2, 3], 1]]
-    assert (dispatch % 2048 == 0).all()
-    assert (dispatch <= 300 * 2048).all()
-    # 16 of 64 experts on a rank, top-6: a token misses it with chance C(48, 6) / C(64, 6) = 0.1637.
-    assert dispatch.mean() / 2048 == pytest.approx(300 * (1 - 0.1637), rel=0.03)
-    assert (combine == 2 * dispatch).all()
+
+def test_bytes_of_dispatch_and_combine():
+    """Rank 1 has 300 tokens (request 1 of 4 copies), the others one each; a token crosses at most once to a rank."""
+    _, graph = state_with_batch([1, 300, 1, 1], dispatch_bytes=1)
+
+    large = 2048 * 100
+    for other in (0, 2, 3):
+        dispatch, combine = crossing(graph, 1, other), crossing(graph, other, 1)
+        dispatch, combine = dispatch[dispatch > large], combine[combine > large]
+        assert len(dispatch) == 26
+        assert (dispatch % 2048 == 0).all()
+        assert (dispatch <= 300 * 2048).all()
+        # 16 of 64 experts on a rank, top-6: a token misses it with chance C(48, 6) / C(64, 6) = 0.1637.
+        assert dispatch.mean() / 2048 == pytest.approx(300 * (1 - 0.1637), rel=0.03)
+        assert (combine == 2 * dispatch).all()
     # Who has nothing for another sends nothing, not even a header.
-    is_local = graph.source == graph.destination
-    assert (is_local == (graph.size_bytes == 0)).all()
-    assert (graph.size_bytes[shape.dispatch[:, 0, [1, 2, 3]]] <= 2048).all()
+    assert ((graph.source == graph.destination) == (graph.size_bytes == 0)).all()
+    assert (crossing(graph, 0, 2) <= 4096).all()
 
 
 def test_tensor_parallel_ranks_share_their_copy_s_tokens():
-    made, graph = state_with_batch([301, 1], num_ranks=4, tensor=2)
-    shape = made.replicas[0].iteration.shape
+    """301 tokens of request 0 over ranks 0 and 1, from position 0 on: 151 and 150; one of request 1 on rank 2."""
+    made, _ = state_with_batch([301, 1], num_ranks=4, tensor=2)
+    replica = made.replicas[0]
+    key, rank = tokens_of_batch(replica.engine.state, np.uint64(5), 2, 2)
+    step = replica.iteration.draw(replica.engine.state)
 
-    first = (
-        graph.size_bytes[shape.dispatch[:, 0, 1:]].sum()
-        + graph.size_bytes[shape.dispatch[:, 1, [0, 2, 3]]].sum()
+    assert np.bincount(rank, minlength=4).tolist() == [151, 150, 1, 0]
+    assert len(set(key.tolist())) == 302
+    assert (step.sent.max(axis=2) <= [151, 150, 1, 0]).all()
+    assert (step.sent[:, 0].sum(), step.sent[:, 3].sum()) > (100 * step.sent[:, 2].sum(), 0)
+    assert step.takes_part.all()
+
+
+def sent_in_all(made):
+    """[layers, ranks, ranks] tokens from rank to rank over the whole run, and the key of each."""
+    replica = made.replicas[0]
+    sent, keys, draw = 0, [], replica.iteration.draw
+
+    def draw_and_keep(state):
+        nonlocal sent
+        step = draw(state)
+        sent = sent + step.sent
+        keys.extend(tokens_of_batch(state, np.uint64(5), 4, 1)[0].tolist())
+        return step
+
+    replica.iteration.draw = draw_and_keep
+    made.clock.run(until=made.start())
+    return sent, keys
+
+
+def test_every_variant_sees_the_same_tokens_choose_the_same_experts():
+    """Whatever the batching, the budget and the time of a step: over a run the same rows go from rank to rank.
+
+    Without preemption each token is computed once; with it some again, which choose again as before.
+    """
+    rng = np.random.default_rng(4)
+    load = (np.cumsum(rng.exponential(0.002, 30)), rng.integers(1, 200, 30), rng.integers(1, 20, 30))
+    variants = (
+        {},
+        {"policy": "prefill_first"},
+        {"max_num_batched_tokens": 64},
+        {"host_s": 0.02},
+        {"max_num_seqs": 3},
     )
-    second = graph.size_bytes[shape.dispatch[:, 2:, :2]].sum()
-    assert first > 100 * second
-    assert (graph.size_bytes[shape.dispatch[:, 1, 2]] <= 151 * 4096).all()
+    runs = [
+        sent_in_all(workload(*load, **({"block_size": 16, "num_blocks": 2000, "iterations": [iteration()]} | v)))
+        for v in variants
+    ]
+    for sent, keys in runs[1:]:
+        assert (sent == runs[0][0]).all()
+        assert sorted(keys) == sorted(runs[0][1])
+
+    crowded = workload(*load, block_size=16, num_blocks=16, iterations=[iteration()])
+    _, keys = sent_in_all(crowded)
+    assert crowded.requests["num_preemptions"].sum() > 0
+    assert len(keys) > len(runs[0][1])
+    assert set(keys) == set(runs[0][1])
 
 
 def test_without_a_fabric_a_step_takes_what_instant_transfers_give():
@@ -223,7 +301,7 @@ def test_one_copy_and_one_token_cost_what_the_whole_table_says_but_for_the_exper
 def test_skew_makes_the_slowest_rank_slower():
     def mean_step_s(popularity):
         made, _ = state_with_batch([500] * 4, popularity=popularity)
-        return made.replicas[0].iteration.draw(made.replicas[0].engine.state, 0.0).compute_s
+        return made.replicas[0].iteration.draw(made.replicas[0].engine.state).compute_s
 
     assert mean_step_s(Popularity.zipf(64, 6, 1.2)) > mean_step_s(Popularity.uniform(64, 6))
 
@@ -241,6 +319,7 @@ def test_host_time_bounds_an_iteration_from_below():
     ("change", "message"),
     [
         ({"accelerators": range(3)}, "3 accelerators for an expert degree of 4"),
+        ({"accelerators": (0, 1, 2, 1)}, "two expert ranks"),
         ({"architecture": ARCHITECTURES["llama-3.1-8b"]}, "no experts"),
         ({"popularity": Popularity.uniform(32, 6)}, "32 experts"),
         ({"dispatch_bytes": 4}, "1 \\(fp8\\) or 2 \\(bf16\\)"),

@@ -19,6 +19,7 @@ def test_steps_of_compute_and_collective(clock, fixed_time_fabric):
     assert not workload.is_background
     clock.run(workload.start())
     assert clock.now == 1 + 5 * 7
+    assert workload.progress == (5, 5)
     metrics = workload.metrics()
     assert metrics["step_s.mean"] == metrics["step_s.p99"] == 7.0
     assert metrics["num_steps"] == 5
@@ -33,7 +34,7 @@ def test_steps_of_compute_and_collective(clock, fixed_time_fabric):
 def test_a_background_runs_until_stopped(clock, fixed_time_fabric, stop_s):
     """Stopped in computation or in communication: finished steps count, the one under way does not."""
     workload = training(clock, fixed_time_fabric)
-    assert workload.is_background
+    assert workload.is_background and workload.progress is None
     finished = workload.start()
     clock.run(until=max(stop_s, 1e-9))
     workload.stop()

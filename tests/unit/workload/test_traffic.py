@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
+from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
+from sim.fabric.fluid import FluidFabric
 from sim.fabric.messages import message_graph
+from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.workload import sizes
 from sim.workload.open_load import poisson
 from sim.workload.patterns import PatternError
@@ -29,6 +32,7 @@ def test_one_pass(clock, fixed_time_fabric):
         "completion_time_s": 6.0,
         "acknowledged_s": 6.25,
         "delivered_bytes": 300.0,
+        "extra_pieces": 0,
         "fct_s.mean": 1.0,
         "fct_s.p50": 1.0,
         "fct_s.p90": 1.0,
@@ -66,13 +70,70 @@ def test_jitter_delays_first_messages_only(clock, fixed_time_fabric):
     assert len(np.unique(others)) == 99
 
 
-def test_an_interrupted_run_has_no_completion_time(clock, fixed_time_fabric):
+def test_cut_short_it_reports_what_was_delivered(clock, fixed_time_fabric):
+    """At 2.5 s of the second pass (from 6 s), the flows received after 1 and 2 s are there, the third is not ready."""
+    workload = traffic(clock, fixed_time_fabric, repeat=3, ideal_fct_s=np.array([1.0, 0.5, 0.25]))
+    workload.start()
+    clock.run(until=8.5)
+    metrics = workload.metrics()
+    assert metrics["completion_time_s"] == 6.0
+    assert metrics["fct_s.mean"] == metrics["fct_s.max"] == 1.0
+    assert metrics["slowdown.mean"] == pytest.approx((1 + 2 + 4 + 1 + 2) / 5)
+    flows = recorded(workload)["flows"]
+    assert flows.outcome.tolist() == ["delivered"] * 5 + ["pending"]
+    assert flows.received_s.isna().tolist() == [False] * 5 + [True]
+    assert workload.metrics() == metrics
+    assert workload.notes() == ["1 of 6 flows were not delivered", "1 of 3 repetitions had not begun"]
+
+
+def test_nothing_delivered_is_none_not_zero(clock, fixed_time_fabric):
     workload = traffic(clock, fixed_time_fabric)
     workload.start()
-    clock.run(until=2.0)
+    clock.run(until=0.5)
     metrics = workload.metrics()
-    assert metrics["completion_time_s"] is metrics["fct_s.mean"] is None
+    assert metrics["completion_time_s"] is metrics["fct_s.mean"] is metrics["fct_s.max"] is None
     assert len(recorded(workload)["flows"]) == 3
+
+
+def test_a_pattern_that_sends_nothing_says_so(clock, fixed_time_fabric):
+    nothing = message_graph(np.zeros(0, int), np.zeros(0, int), np.zeros(0, int))
+    workload = traffic(clock, fixed_time_fabric, nothing)
+    clock.run(workload.start())
+    metrics = workload.metrics()
+    assert metrics.pop("delivered_bytes") == metrics.pop("extra_pieces") == 0
+    assert set(metrics.values()) == {None}
+    assert "no flow at all" in workload.notes()[0]
+    assert "flows" not in recorded(workload)
+
+
+def test_pieces_beyond_one_a_flow_are_counted(clock, fixed_time_fabric):
+    """One flow in five pieces, one whole, one not placed: 4 extra pieces, in each of two passes."""
+    start = fixed_time_fabric.start
+
+    def start_in_pieces(graph):
+        transfer = start(graph)
+        transfer.results.num_pieces[:] = [5, 1, 0]
+        return transfer
+
+    fixed_time_fabric.start = start_in_pieces
+    workload = traffic(clock, fixed_time_fabric, repeat=2)
+    clock.run(workload.start())
+    assert workload.metrics()["extra_pieces"] == 8
+    assert workload.notes() == []
+
+
+def test_progress_counts_passes_and_the_messages_of_the_one_under_way():
+    """Three flows over a network, the last a thousand times as long: two thirds are over soon after the start."""
+    clock, fast = Clock(), Link(50e9, 1e-6)
+    topology = leaf_spine(leaves=2, hosts_per_leaf=2, spines=2, host_link=fast, spine_link=fast, hosts=[HostKind(4)])
+    graph = message_graph(np.array([0, 1, 2]), np.array([2, 3, 0]), np.array([50_000, 50_000, 50_000_000]))
+    workload = traffic(clock, FluidFabric(clock, topology), graph, repeat=2)
+    done = workload.start()
+    assert workload.progress == (0, 2)
+    clock.run(until=0.5e-3)
+    assert workload.progress == (pytest.approx(2 / 3), 2)
+    clock.run(done)
+    assert workload.progress == (2, 2)
 
 
 def test_more_rows_than_the_cap_become_an_even_sample(clock, fixed_time_fabric):
@@ -99,6 +160,9 @@ def test_slowdown_over_the_ideal(clock, fixed_time_fabric):
     metrics = workload.metrics()
     assert metrics["slowdown.mean"] == pytest.approx(7 / 3)
     assert metrics["slowdown.p50"] == 2.0
+    by_size = [key for key in metrics if key.startswith("slowdown.1e")]
+    assert by_size == [f"slowdown.1e{d}-1e{d + 1}.{s}" for d in (1, 2) for s in ("mean", "p50", "p99")]
+    assert (metrics["slowdown.1e1-1e2.p99"], metrics["slowdown.1e2-1e3.p50"]) == (1.0, 3.0)
     table = recorded(workload)["slowdowns"]
     assert table.from_bytes.tolist() == [10, 100]
     assert table.below_bytes.tolist() == [100, 1000]

@@ -153,9 +153,8 @@ class PacketFabric(MessageFabric):
             self._deliver_fired()
 
     def settle(self) -> None:
-        """Let what is on its way arrive, acknowledgements included, once the run is over."""
-        while self._spans and np.isfinite(self.next_s):
-            self._set_now()
+        """Let the acknowledgements of transfers that are done arrive, once the run is over; others go on meanwhile."""
+        while any(self._state.transfers[key]["left"] == 0 for key in self._spans):
             self.advance(np.inf)
 
     # --- what happened ------------------------------------------------------------------------------------------------

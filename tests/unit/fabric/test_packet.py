@@ -49,6 +49,16 @@ def test_done_is_when_the_last_byte_arrives_and_the_acknowledgement_comes_later(
     assert transfer.results.delivered_bytes[0] == FULL and transfer.results.num_pieces[0] == 1
 
 
+def test_settling_does_not_wait_for_what_is_far_from_done():
+    fabric = network()
+    short = fabric.start(message_graph([0], [4], FULL))
+    long = fabric.start(message_graph([1], [5], 100_000 * FULL))
+    fabric.clock.run(until=short.done)
+    fabric.settle()
+    assert short.is_final and not long.is_final
+    assert long.results.delivered_bytes[0] < 0.5 * 100_000 * FULL
+
+
 def test_a_window_of_one_sends_a_packet_per_round_trip():
     """There 4 (packet + flight), back 4 (acknowledgement + flight); the third packet is there half a trip later."""
     results = finished(network(window_packets=1), message_graph([0], [4], 3 * PAYLOAD))

@@ -249,7 +249,11 @@ class MessageFabric(ABC):
 
     def results_of(self, transfer: Transfer) -> MessageResults:
         span = self._spans[transfer.key]
-        return handover.copy_out(self._core, span.first, transfer.graph.num_messages)
+        return self._copy_out(span.first, transfer.graph.num_messages)
+
+    def _copy_out(self, first: int, count: int) -> MessageResults:
+        """What is known of the messages in rows first … first + count - 1."""
+        return handover.copy_out(self._core, first, count)
 
     def num_ended(self, transfer: Transfer) -> int:
         """Messages that were delivered, cancelled or failed."""
@@ -370,7 +374,7 @@ class MessageFabric(ABC):
         """Copy a finished transfer's results out and free its rows."""
         span = self._spans.pop(key)
         graph = span.transfer.graph
-        final = handover.copy_out(self._core, span.first, graph.num_messages)
+        final = self._copy_out(span.first, graph.num_messages)
         span.transfer.close(final)
         if (final.outcome == CANCELLED).any():
             self._forget(span)

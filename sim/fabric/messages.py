@@ -173,6 +173,8 @@ class MessageResults:
     delivered_bytes  [n] payload bytes that arrived
     outcome          [n] index into OUTCOMES
     num_pieces       [n] pieces that the path policy cut it into; 0 before it is placed, and for local copies
+    displacement     [n] packets, the most by which one arrived behind a later one of its piece; None in fluid
+    held_bytes       [n] payload, the most that a piece's receiver held out of order; None in fluid
     """
 
     ready_s: Float64
@@ -182,3 +184,5 @@ class MessageResults:
     delivered_bytes: Float64
     outcome: NDArray[np.int8]
     num_pieces: NDArray[np.int16]
+    displacement: NDArray[np.int32] | None = None
+    held_bytes: NDArray[np.int64] | None = None

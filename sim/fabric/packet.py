@@ -6,7 +6,7 @@ forwards a packet when it has all of it, in no time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sim.fabric import fluid_state as fs
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
 from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
+from sim.fabric.messages import MessageResults
 from sim.fabric.policies import PATH_POLICIES, PLACED, PathPolicy, compiled, path_network
 from sim.fabric.topology import Topology
 
@@ -126,7 +127,16 @@ class PacketFabric(MessageFabric):
     def _for_messages(self, n: int) -> dict[str, np.ndarray]:
         return super()._for_messages(n) | {"flows": np.zeros(n, ps.FLOW)}
 
+    def _copy_out(self, first: int, count: int) -> MessageResults:
+        flows = self._state.flows[first : first + count]
+        return replace(
+            super()._copy_out(first, count),
+            displacement=flows["displacement"].copy(),
+            held_bytes=flows["held_bytes"].copy(),
+        )
+
     def _admit(self, first: int, last: int) -> None:
+        self._state.flows[first:last] = 0
         core.admit(self._core, first, last, self.clock.now)
 
     def _cancel_message(self, m: int) -> None:

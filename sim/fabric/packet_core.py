@@ -627,10 +627,6 @@ def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra
     message.first_piece = r
     if message.unanswered == 0:
         state.transfers[message.transfer].unanswered += 1
-        flow = state.flows[m]
-        flow.num_packets = 0
-        flow.displacement = 0
-        flow.held_bytes = 0
     message.pieces_left += 1
     message.num_pieces = min(message.num_pieces + 1, 32767)
     message.unanswered += 1

@@ -27,6 +27,17 @@ TRANSFER = "  - {kind: traffic, name: t, pattern: poisson, load: 0.5, duration: 
 """One message graph: SimPy has nothing to do from its start to its end."""
 
 
+SECONDS_OF_COMPUTING = 6
+"""Processor time after which a worker is in the midst of its run: it imports for two seconds, and builds for less."""
+
+
+def computed_s(pid, workers):
+    """Processor seconds of the least busy worker; of the process itself where it works alone."""
+    which = ["-p", str(pid)] if workers == 1 else ["--ppid", str(pid)]
+    shown = subprocess.run(["ps", "-o", "cputimes=", *which], capture_output=True, text=True, check=False).stdout
+    return sorted([0] * workers + [int(seconds) for seconds in shown.split()])[-workers]
+
+
 @pytest.mark.parametrize(
     ("workload", "how", "workers"),
     [("job", signal.SIGINT, 2), ("job", signal.SIGTERM, 2), ("flows", signal.SIGINT, 1), ("flows", signal.SIGINT, 2)],
@@ -37,10 +48,11 @@ def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, workload, how, 
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out)]
     command += ["--workers", str(workers)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not out.exists() and process.poll() is None:
-        time.sleep(0.1)
-    time.sleep(6)
+    short = ["workloads.job.steps=1"] if workload == "job" else ["workloads.t.duration=1 ms"]
+    subprocess.run([*command, "--force", "--set", *short], check=True, capture_output=True)  # compiles, once
+    process = subprocess.Popen([*command, "--force"], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and computed_s(process.pid, workers) < SECONDS_OF_COMPUTING:
+        time.sleep(0.2)
     process.send_signal(how)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err

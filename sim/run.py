@@ -18,6 +18,7 @@ from sim.results.run_results import RunResults
 from sim.results.store import RunFolder
 from sim.scenario import build
 from sim.scenario.errors import Refused
+from sim.scenario.estimate import check_cost, estimate
 from sim.scenario.load import LoadedScenario
 from sim.workers import in_workers, one_by_one
 
@@ -49,12 +50,15 @@ def run_scenario(
     Each result is on disk as soon as it is there. Ctrl-C stops all runs where they are, writes what there is
     but no report, and marks it partial; a second one gives up what is under way. Raises KeyboardInterrupt when the
     results are whole and only the report is missing, ScenarioError before anything runs when the scenario cannot
-    be built, and Refused for `trace`, which is not there yet; `max_packet_hops` bounds nothing until runs have
-    packets.
+    be built, and Refused for `trace`, which is not there yet, and for packets over more links than `max_packet_hops`.
     """
     if trace:
         raise Refused("--trace has no timeline to write yet; leave it out: flows, batches, token times are in tables/")
     build.check(loaded)
+    progress = progress or Progress(len(loaded.variants) * len(loaded.seeds), quiet=True)
+    cost = estimate(loaded)
+    check_cost(cost, max_packet_hops)
+    progress.announce(str(cost))
     started_s = time.monotonic()
     run = RunResults(
         scenario_name=loaded.name,
@@ -69,7 +73,6 @@ def run_scenario(
     )
     folder = RunFolder.create(Path(out_dir), run, overwrite)
     jobs = [(label, scenario, seed) for seed in loaded.seeds for label, scenario in loaded.variants]
-    progress = progress or Progress(len(jobs), quiet=True)
     try:
         with Interruption() as interruption:
             results = one_by_one(jobs, progress, interruption) if workers == 1 or len(jobs) == 1 else in_workers(

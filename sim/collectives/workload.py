@@ -132,6 +132,11 @@ class CollectiveWorkload:
             yield from self._log.carry(repetition, graph, self._clock)
 
     @property
+    def planned(self) -> tuple[MessageGraph, int]:
+        """What one repetition sends, and how many there are."""
+        return self._graph, self._repeat
+
+    @property
     def progress(self) -> tuple[float, float]:
         """(repetitions done, all repetitions); the one under way counts for its messages that have ended."""
         return self._log.num_carried, self._repeat
@@ -154,6 +159,7 @@ class CollectiveWorkload:
             "bus_bytes_per_s": _bus_bytes_per_s(self.operation, self.size_bytes, self.num_ranks, mean_s),
             "extra_pieces": self._log.totals().extra_pieces,
             **statistics(durations, "repetition_s", (99,)),
+            **self._log.reordering(),
         }
 
     def record(self, recorder: Recorder) -> None:

@@ -68,6 +68,11 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
+    def announce(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._is_shown:
+            self._console.print(text, markup=False, highlight=False)
+
     def update(
         self, run_label: str, simulated_s: float, end_s: float | None, num_events: int, share: float | None
     ) -> None:

@@ -67,8 +67,8 @@ def check_cost(found: Estimate, most_packet_hops: float | None) -> None:
         minutes = found.packet_hops / PACKET_HOPS_PER_S / 60
         raise Refused(
             f"this run needs about {found.packet_hops:.2g} packet-hops ({minutes:.0f} minutes of one core), above the "
-            f"{most:.2g} allowed: {most / found.packet_hops:.0%} of its bytes or seeds would fit; write fidelity: fluid, "
-            f"or allow it with --max-packet-hops {found.packet_hops:.2g}"
+            f"{most:.2g} allowed: {most / found.packet_hops:.0%} of its bytes or seeds would fit; write "
+            f"fidelity: fluid, or allow it with --max-packet-hops {found.packet_hops:.2g}"
         )
 
 

@@ -11,7 +11,7 @@ from simpy import Environment, Event, Interrupt, Process
 from sim.collectives.algorithms import algorithm as find_algorithm
 from sim.collectives.plan import CollectiveError
 from sim.collectives.workload import RankJitter, record_collectives
-from sim.fabric.messages import Int64
+from sim.fabric.messages import Int64, MessageGraph
 from sim.fabric.transfer import Fabric
 from sim.workload.transfer_log import DEFAULT_MAX_ROWS, Recorder, TransferLog, statistics
 
@@ -104,6 +104,11 @@ class TrainingWorkload:
                 step += 1
         except Interrupt:
             return
+
+    @property
+    def planned(self) -> tuple[MessageGraph, int | None]:
+        """What one step sends, and how many there are; None: until the others end."""
+        return self._graph, self._steps
 
     @property
     def progress(self) -> tuple[float, float] | None:

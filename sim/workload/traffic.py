@@ -99,6 +99,11 @@ class TrafficWorkload:
         return _joined([p[0] for p in parts]), _joined([p[1] for p in parts]), _joined([p[2] for p in parts])
 
     @property
+    def planned(self) -> tuple[MessageGraph, int]:
+        """What one repetition sends, and how many there are."""
+        return self._graph, self._repeat
+
+    @property
     def progress(self) -> tuple[float, float]:
         """(repetitions done, all repetitions); the one under way counts for its messages that have ended."""
         return self._log.num_carried, self._repeat
@@ -129,6 +134,7 @@ class TrafficWorkload:
             "delivered_bytes": totals.delivered_bytes,
             "extra_pieces": totals.extra_pieces,
         }
+        found |= self._log.reordering()
         found |= statistics(times, "fct_s", (50, 90, 99))
         found["fct_s.max"] = float(times.max()) if len(times) else None
         if self._repeat > 1:

@@ -30,6 +30,8 @@ class Summary:
     acknowledged_s    the last acknowledgement was back
     num_flows         of them, num_ready became ready and num_delivered were delivered whole
     extra_pieces      pieces that the path policy made beyond one for each flow that it placed
+    displacement      packets, the most by which one arrived behind a later one; None in fluid
+    held_bytes        the most that a receiver held out of order; None in fluid
     """
 
     started_s: float | None
@@ -40,6 +42,8 @@ class Summary:
     num_ready: int = 0
     num_delivered: int = 0
     extra_pieces: int = 0
+    displacement: int | None = None
+    held_bytes: int | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -151,6 +155,14 @@ class TransferLog:
             summaries.append(summary(*unfinished))
         return Totals(*(sum(getattr(s, f.name) for s in summaries) for f in fields(Totals)))
 
+    def reordering(self) -> dict[str, int]:
+        """What spraying costs a receiver, over all transfers that are done; nothing in fluid, which has no packets."""
+        found = {
+            "reorder.max_displacement": [s.displacement for s in self.summaries if s.displacement is not None],
+            "reorder.max_held_bytes": [s.held_bytes for s in self.summaries if s.held_bytes is not None],
+        }
+        return {name: max(values) for name, values in found.items() if values}
+
     def notes(self, repeat: int) -> list[str]:
         """What did not come to its end, in words; `repeat`: transfers that there were to be."""
         totals, num_begun = self.totals(), len(self.summaries) + (self._open is not None)
@@ -204,6 +216,7 @@ class TransferLog:
                 delivered_bytes=r.delivered_bytes,
                 outcome=_outcome_names(r.outcome),
                 num_pieces=r.num_pieces,
+                **_reordering(r),
                 row_weight=self._num_seen / num_kept,
             )
 
@@ -256,6 +269,8 @@ def summary(graph: MessageGraph, results: MessageResults) -> Summary:
         int(is_ready.sum()),
         int((results.outcome[flow] == DELIVERED).sum()),
         int(np.maximum(results.num_pieces[flow].astype(np.int64) - 1, 0).sum()),
+        _largest(results.displacement, flow),
+        _largest(results.held_bytes, flow),
     )
 
 
@@ -284,6 +299,10 @@ def _as_of(now_s: float, results: MessageResults) -> MessageResults:
     )
 
 
+def _largest(column: NDArray[Any] | None, flow: NDArray[np.bool_]) -> int | None:
+    return None if column is None else int(column[flow].max(initial=0))
+
+
 def _last(times: Float64) -> float | None:
     return float(times.max()) if len(times) and np.isfinite(times).all() else None
 
@@ -293,7 +312,16 @@ def _difference(end: float | None, begin: float | None) -> float | None:
 
 
 def _selected(results: MessageResults, chosen: Int64) -> MessageResults:
-    return MessageResults(**{f.name: getattr(results, f.name)[chosen] for f in fields(results)})
+    columns: dict[str, Any] = {f.name: getattr(results, f.name) for f in fields(results)}
+    chosen_columns: dict[str, Any] = {k: None if column is None else column[chosen] for k, column in columns.items()}
+    return MessageResults(**chosen_columns)
+
+
+def _reordering(results: MessageResults) -> dict[str, Any]:
+    """Columns that only the packet level has."""
+    if results.displacement is None:
+        return {}
+    return {"displacement": results.displacement, "held_bytes": results.held_bytes}
 
 
 def _outcome_names(outcome: NDArray[np.int8]) -> str | NDArray[Any]:

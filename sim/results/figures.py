@@ -101,7 +101,9 @@ def draw_headline(
                 1.015, y + shift, literal(text), transform=axes.get_yaxis_transform(), va="center",
                 fontsize=9, color=ink,
             )  # fmt: skip
-    lowest = min(0.0, *(min(present(values[n]).min(), means[n].low or 0.0) / factor for n in shown))
+    lowest = min(0.0, *(float(present(values[n]).min()) / factor for n in shown))
+    if meaning.is_share:  # a tax may be negative, a time or a slowdown not: their intervals end at 0
+        lowest = min(lowest, *((means[n].low or 0.0) / factor for n in shown))
     axes.set(xlim=(lowest, 1.02 * reach / factor), ylim=(len(shown) - 0.62, -0.78))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

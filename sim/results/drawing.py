@@ -86,7 +86,7 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 def put_title(figure: Figure, title: str, width_in: float, size: float = 12.0) -> None:
     """The figure's point, left aligned, wrapped to its width."""
     characters = max(20, int(width_in * 72 / (size * 0.6)))
-    text = "\n".join(textwrap.wrap(literal(title), characters))
+    text = "\n".join(textwrap.wrap(literal(title), characters, break_on_hyphens=False))
     figure.suptitle(text, x=0.01, ha="left", fontsize=size, fontweight="bold", color=INK)
 
 
@@ -141,18 +141,19 @@ def draw_key(
     step = min(0.115, 0.95 / (len(rows) + (2 if note else 1)))
     columns = [1.0 - 0.245 * (len(heads) - 1 - i) for i in range(len(heads))]
     size = 8.5 if len(rows) <= 7 else 7.5
+    inside: dict[str, Any] = {"va": "center", "in_layout": False}  # the layout need not measure what fits
     for x, head in zip(columns, heads, strict=True):
-        axes.text(x, 0.97, head, ha="right", va="center", fontsize=size, color=QUIET)
+        axes.text(x, 0.97, head, ha="right", fontsize=size, color=QUIET, **inside)
     room = 18 if len(rows) <= 7 else 20
     for i, (name, values) in enumerate(rows.items()):
         y = 0.97 - step * (i + 1)
         axes.plot([0, 0.07], [y, y], color=styles[name].colour, linestyle=styles[name].line, lw=2.6)
-        axes.text(0.1, y, shortened(name, room), va="center", fontsize=size, color=INK)
+        axes.text(0.1, y, shortened(name, room), fontsize=size, color=INK, **inside)
         for x, value in zip(columns, values, strict=True):
-            axes.text(x, y, value, ha="right", va="center", fontsize=size, color=INK)
+            axes.text(x, y, value, ha="right", fontsize=size, color=INK, **inside)
     if note:
         y = 0.97 - step * (len(rows) + 1)
-        axes.text(1.0, y, note, ha="right", va="center", fontsize=size - 0.5, color=QUIET)
+        axes.text(1.0, y, note, ha="right", fontsize=size - 0.5, color=QUIET, **inside)
 
 
 def line_widths(lines: Sequence[NDArray[np.float64]]) -> list[float]:
@@ -189,6 +190,7 @@ def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
     """The figure as "png" or "svg": the same figure gives the same bytes (no dates, fonts as paths)."""
     about = f"{run.scenario_name}; seed {run.seeds[0]}; version {run.version}; calibration {run.calibration}"
     metadata: dict[str, Any]
+    options: dict[str, Any] = {}
     if form == "svg":
         metadata = {"Date": None, "Creator": "spindle", "Description": about}
     else:
@@ -196,15 +198,21 @@ def image_bytes(figure: Figure, form: str, run: RunResults) -> bytes:
             "Software": "spindle",
             "Description": about.encode("latin-1", "replace").decode("latin-1"),
         }
+        options["pil_kwargs"] = {"compress_level": 3}
     buffer = io.BytesIO()
     with style(), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes; the page's own text has it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        if figure.get_layout_engine() is not None:
-            # Laid out once, for all formats: the solver costs as much as the drawing.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-        figure.savefig(buffer, format=form, metadata=metadata)
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            # Laid out once, for all formats: the solver costs as much as the drawing. With any engine left
+            # in place, "none" included, savefig would draw everything twice.
+            for axes in figure.axes:
+                for spine in axes.spines.values():
+                    spine.set_in_layout(False)  # they lie on the edge of what is measured anyway
+            engine.execute(figure)
+            figure.set_layout_engine(None)
+        figure.savefig(buffer, format=form, metadata=metadata, **options)
     return buffer.getvalue()
 
 

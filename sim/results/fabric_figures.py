@@ -33,6 +33,8 @@ from sim.results.samples import (
 )
 
 COLUMNS = 4
+ENDS = {"host", "nvlink"}
+"""Tiers that are not between switches."""
 CELLS_WITH_NUMBERS = 10
 AXES = {"edge-aggregation": ("edge", "aggregation"), "aggregation-core": ("pod", "core")}
 """What the rows and columns of a tier's map count, where they are not leaves and spines."""
@@ -102,12 +104,17 @@ def _draw_load_map(
             if row == 0:
                 axes.set_title(panel_title(variant), color=styles[variant].colour)
             axes.set_xlabel(f"{upper}  (hottest {most})", fontsize=8, color=QUIET)
-            axes.tick_params(labelleft=i % columns == 0)
-            if i % columns == 0:
+            if row < len(directions) - 1:
+                axes.set_xticks([])
+            if i % columns > 0:
+                axes.set_yticks([])
+            else:
                 axes.set_ylabel(f"{lower}  ({direction})")
+    most_links = max(found.links_per_pair for found in maps.values())
     if image is not None:
         bar = figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.02)
-        bar.set_label("payload over the fair share (1 = even)", color=INK)
+        of_cell = f"\na cell: the most loaded of {most_links} parallel links" if most_links > 1 else ""
+        bar.set_label(f"payload over the fair share (1 = even){of_cell}", color=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
     title, caption = _load_words(run, tier, maps)
     put_title(figure, title, WIDTH_IN)
@@ -135,7 +142,10 @@ def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
         for (leaf, spine), value in np.ndenumerate(matrix):
             if np.isfinite(value):
                 ink = "white" if norm(value) > 0.78 else "#333333"
-                axes.text(spine, leaf, f"{value:.1f}", ha="center", va="center", fontsize=6.3, color=ink)
+                axes.text(
+                    spine, leaf, f"{value:.1f}", ha="center", va="center", fontsize=6.3, color=ink,
+                    in_layout=False,
+                )  # fmt: skip
     return image
 
 
@@ -152,8 +162,13 @@ def _load_words(run: RunResults, tier: str, maps: dict[str, LoadMap]) -> tuple[s
         title = f"The hottest {tier} link carries {known[worst]:.1f} times its fair share under {worst}"
         title += f", {known[best]:.1f} under {best}"
     parts = [f"{known[name]:.2f}{under(name)}" for name in few(run, known)]
-    seed = f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
-    return title, f"The hottest {tier} link over its fair share{seed}: {sentence_of(parts)}."
+    caption = f"The hottest {tier} link over its fair share{_of_seed(run)}: {sentence_of(parts)}."
+    if known[worst] >= NEARLY_EVEN:
+        caption += f" The hottest of all is {maps[worst].hottest}{under(worst)}."
+    most_links = max(found.links_per_pair for found in maps.values())
+    if most_links > 1:
+        caption += f" A cell shows the most loaded of the {most_links} parallel links of its pair (lanes and planes)."
+    return title, caption
 
 
 def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
@@ -210,9 +225,12 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     found = {name: tiers for name, tiers in found.items() if tiers}
     if not found:
         return []
+    between = {name for name, tiers in found.items() if set(tiers) - ENDS}
+    absent = [name for name in found if between and name not in between]
+    found = {name: tiers for name, tiers in found.items() if name not in absent}
     tiers = list(dict.fromkeys(tier for series in found.values() for tier in series))[-3:]
     if len(found) > COLUMNS and len(tiers) > 1:
-        tiers = [tier for tier in tiers if tier not in ("host", "nvlink")] or tiers
+        tiers = [tier for tier in tiers if tier not in ENDS] or tiers
     columns = min(COLUMNS, len(found))
     blocks = -(-len(found) // columns)
     figure = new_figure(WIDTH_IN, blocks * len(tiers) * 1.55 + 0.75)
@@ -224,9 +242,10 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     for i, (variant, series) in enumerate(found.items()):
         for row, tier in enumerate(tiers):
             axes = grid[len(tiers) * (i // columns) + row, i % columns]
+            if tier not in series:
+                continue
             axes.set_axis_on()
-            if tier in series:
-                _draw_bands(axes, series[tier], unit_s, styles[variant])
+            _draw_bands(axes, series[tier], unit_s, styles[variant])
             if row == 0:
                 axes.set_title(panel_title(variant), color=styles[variant].colour)
             if i % columns == 0:
@@ -237,6 +256,8 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     grid[0, 0].set(ylim=(0, 1.03), xlim=(0, 1.02 * end_s / unit_s))
     grid[0, 0].set_yticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
     title, caption = _utilisation_words(run, found, tiers)
+    if absent:
+        caption += f" Not shown: {sentence_of(absent)}, without traffic on links between switches."
     put_title(figure, title, WIDTH_IN)
     _explain_bands(figure)
     alt = f"Utilisation of the links of each tier against time, one column per variant. {caption}"
@@ -264,16 +285,24 @@ def _explain_bands(figure: Figure) -> None:
 def _utilisation_words(
     run: RunResults, found: dict[str, dict[str, UtilisationOverTime]], tiers: list[str]
 ) -> tuple[str, str]:
-    tier = next((t for t in reversed(tiers) if all(t in series for series in found.values())), tiers[-1])
-    typical = {name: float(series[tier].p50.mean()) for name, series in found.items() if tier in series}
-    peak = {name: float(series[tier].largest.mean()) for name, series in found.items() if tier in series}
-    parts = [
-        f"{100 * typical[name]:.0f}\u00a0% (busiest: {100 * peak[name]:.0f}\u00a0%){under(name)}"
-        for name in few(run, typical)
-    ]
-    caption = f"Mean utilisation of the median {tier} link{_of_seed(run)}: {sentence_of(parts)}."
-    low, high, _ = ranked_by(typical)
-    if typical[high] - typical[low] < 0.02:
-        return f"The median {tier} link is {100 * typical[high]:.0f}\u00a0% busy", caption
-    title = f"The median {tier} link is {100 * typical[low]:.0f}\u00a0% busy under {low}"
-    return f"{title}, {100 * typical[high]:.0f}\u00a0% under {high}", caption
+    """The tier whose busiest link is busiest, of equal ones the one farthest from the hosts."""
+    mean = {t: {n: series[t].busiest_mean for n, series in found.items() if t in series} for t in tiers}
+    tier = max(tiers, key=lambda t: (round(max(mean[t].values(), default=0.0), 2), tiers.index(t)))
+    busiest = mean[tier]
+    low, high, _ = ranked_by(busiest)
+    typical = {name: found[name][tier].p50_mean for name in busiest}
+    parts = [f"{_percent(busiest[n])} (the median one {_percent(typical[n])}){under(n)}" for n in few(run, busiest)]
+    caption = (
+        f"Mean utilisation of the busiest {tier} link over a variant's own run{_of_seed(run)}: "
+        f"{sentence_of(parts)}. The busiest of all is {found[high][tier].busiest}{under(high)}."
+    )
+    title = f"The busiest {tier} link is {_percent(busiest[high])} busy on average"
+    if len(busiest) == 1:
+        return title, caption
+    if busiest[high] - busiest[low] < 0.02:
+        return f"{title} under every variant", caption
+    return f"{title}{under(high)}, {_percent(busiest[low])}{under(low)}", caption
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\u00a0%"

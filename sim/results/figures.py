@@ -9,6 +9,7 @@ import numpy as np
 from sim.results.drawing import (
     FAINT,
     INK,
+    QUIET,
     WIDTH_IN,
     DrawnFigure,
     VariantStyle,
@@ -23,8 +24,10 @@ from sim.results.drawing import (
 from sim.results.fabric_figures import draw_load_maps, draw_tier_balance, draw_utilisation
 from sim.results.headline import Headline, headline_of
 from sim.results.latency_figures import draw_flow_times, draw_latencies
+from sim.results.main_metric import network_tax_key
 from sim.results.metrics import MetricMeaning, common_unit, format_percent, format_value, meaning_of
 from sim.results.run_results import RunResults
+from sim.results.slowdown_figures import draw_slowdowns
 from sim.results.statistics import Estimate, mean_interval, paired_difference, present
 from sim.results.time_figures import draw_latency_over_time, draw_repetitions
 
@@ -32,6 +35,7 @@ Drawing = Callable[[RunResults, dict[str, VariantStyle]], list[DrawnFigure]]
 
 DETAILS: dict[str, Drawing] = {
     "flow times": draw_flow_times,
+    "slowdown": draw_slowdowns,
     "latency": draw_latencies,
     "load map": draw_load_maps,
     "tier balance": draw_tier_balance,
@@ -57,9 +61,13 @@ def draw_all(run: RunResults) -> list[DrawnFigure]:
 def draw_headline(
     run: RunResults, headline: Headline, styles: dict[str, VariantStyle], width_in: float = WIDTH_IN
 ) -> list[DrawnFigure]:
-    """The main metric per variant: bar to the mean, whisker over its interval, a dot per seed."""
+    """The main metric per variant: bar to the mean, whisker over its interval, a dot per seed.
+
+    Numbers stand in a column beside the plot, where no bar and no line between seeds reaches them.
+    """
     if headline.key is None:
         return []
+    run = run.comparable()
     meaning = meaning_of(headline.key)
     values = {name: run.values(name, headline.key) for name in run.variants}
     means = {name: mean_interval(v) for name, v in values.items()}
@@ -85,14 +93,17 @@ def draw_headline(
         best = "  ·  best" if is_lead and headline.best else ""
         axes.text(
             0, y - 0.27, shortened(name, 34) + best, transform=axes.get_yaxis_transform(), va="bottom",
-            fontweight="bold", fontsize=9,
+            fontweight="bold", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 0.8}, zorder=2,
         )  # fmt: skip
-        text = _value_text(run, name, meaning, values, (factor, unit))
-        axes.text(
-            1, y - 0.27, literal(text), transform=axes.get_yaxis_transform(), ha="right", va="bottom",
-            fontsize=9,
-        )  # fmt: skip
+        value, difference = _value_texts(run, name, meaning, values, (factor, unit))
+        for text, shift, ink in ((value, -0.04, INK), (difference, 0.25, QUIET)):
+            axes.text(
+                1.015, y + shift, literal(text), transform=axes.get_yaxis_transform(), va="center",
+                fontsize=9, color=ink,
+            )  # fmt: skip
     lowest = min(0.0, *(float(present(values[n]).min()) / factor for n in shown))
+    if meaning.is_share:  # a tax may be negative, a time or a slowdown not: their intervals end at 0
+        lowest = min(lowest, *((means[n].low or 0.0) / factor for n in shown))
     axes.set(xlim=(lowest, 1.02 * reach / factor), ylim=(len(shown) - 0.62, -0.78))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -107,28 +118,34 @@ def draw_headline(
         f"mean of {len(run.seeds)} seeds, 95 % CI, a dot per seed" if len(run.seeds) > 1 else "one seed"
     )
     caption = f"{_sentence_start(meaning)} per variant; {seeds_text}."
+    if len(shown) > 1 and not meaning.is_share:
+        caption += f" In grey: the difference to {run.variants[0]}."
     parts = "; ".join(f"{name}: {format_value(means[name].mean, meaning)}" for name in shown)
     return [DrawnFigure("headline", "Answer", headline.short, caption, f"{caption} {parts}.", figure)]
 
 
-def _value_text(
+def _value_texts(
     run: RunResults,
     name: str,
     meaning: MetricMeaning,
     values: dict[str, list[float | None]],
     scale: tuple[float, str],
-) -> str:
+) -> tuple[str, str]:
     """The variant's mean and, for all but the first, its relative difference to the first."""
     text = format_value(mean_interval(values[name]).mean, meaning, scale)
     first = run.variants[0]
     if name == first or meaning.is_share:
-        return text
+        return text, ""
     found = paired_difference(values[name], values[first], meaning.better)
-    if found.relative.mean is None:
-        return text
-    if found.verdict == "no difference" or abs(found.relative.mean) < 5e-4:
-        return f"{text}   no difference"
-    return f"{text}   {format_percent(Estimate(found.relative.mean, None, None, 1))}"
+    relative = found.relative.mean
+    tax = network_tax_key(run, meaning.key) if first == run.ideal_variant else None
+    if tax is not None:
+        relative = mean_interval(run.values(name, tax)).mean
+    if relative is None:
+        return text, ""
+    if found.verdict == "no difference" or abs(relative) < 5e-4:
+        return text, "no difference"
+    return text, format_percent(Estimate(relative, None, None, 1))
 
 
 def _sentence_start(meaning: MetricMeaning) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sim.results.main_metric import main_metric, unserved
 from sim.results.metrics import (
     MetricMeaning,
     format_interval,
@@ -20,15 +21,6 @@ from sim.results.statistics import (
     paired_difference,
     ratio_of_means,
 )
-
-PREFERRED = (
-    ("serving.", ".network_tax"),
-    ("serving.", ".p99_itl_ms"),
-    ("traffic.", ".completion_time_s"),
-    ("collective.", ".completion_time_s"),
-    ("training.", ".step_s.mean"),
-)
-"""Which metric answers, first match first, where the scenario does not say (`answer: <metric key>`)."""
 
 NAMED_AT_MOST = 3
 
@@ -47,39 +39,34 @@ class Headline:
     ties: tuple[str, ...] = ()
 
 
-def main_metric(run: RunResults) -> str | None:
-    """The key of the metric that answers the question; None when no variant has any value."""
-    keys = [
-        key
-        for key in run.metric_keys()
-        if any(value is not None for name in run.variants for value in run.values(name, key))
-    ]
-    if run.answer in keys:
-        return run.answer
-    for start, end in PREFERRED:
-        for key in keys:
-            if key.startswith(start) and key.endswith(end):
-                return key
-    directed = [key for key in keys if meaning_of(key).better is not None]
-    return next(iter(directed or keys), None)
-
-
 def headline_of(run: RunResults) -> Headline:
     """Compute the answer.
 
     The variant with the best mean leads; others tie with it when the paired difference lies within ±1 %
     (network tax: ±1 percentage point). It is compared with the first variant of the scenario, or the worst
-    one if the first ties. An ideal fabric is a bound, not a contender. It never says yes or no: what the
-    question wants is not computed.
+    one if the first ties. An ideal fabric is a bound, not a contender. Of a run that was interrupted, only
+    results that reached their end are compared. It never says yes or no: what the question wants is not
+    computed.
     """
-    key = main_metric(run)
+    whole = run.comparable()
+    key = main_metric(whole)
+    ending = f"; partial: {_finished(run)}" if run.partial else ""
+    lost = unserved(whole)
+    none_served = [f"no request of {_named(w)} was served{': ' if why else ''}{why}" for w, why in lost.items()]
+    if lost and (key is None or key != run.answer):
+        short = f"No request of {_named(next(iter(lost)))} was served"
+        return Headline(_capital("; ".join(none_served)) + f"{ending}.", short, None)
     if key is None:
-        return Headline(f"No answer yet: {_finished(run)}.", "No results", None)
-    answer = _Answer(run, key)
-    text, short, best, ties = answer.compose()
-    if run.partial:
-        text += f"; partial: {_finished(run)}"
-    return Headline(_capital(text) + ".", short, key, best, tuple(ties))
+        was_cut = len(whole.results) < len(run.results)
+        said = f"{'No comparison' if was_cut else 'No answer yet'}: {_finished(run)}"
+        return Headline(f"{said}.", said, None)
+    text, short, best, ties = _Answer(whole, key).compose()
+    text = "; ".join([text, *none_served])
+    contenders = [name for name in run.variants if name != run.ideal_variant]
+    if run.partial and sum(bool(whole.of_variant(name)) for name in contenders) < min(2, len(contenders)):
+        short = f"No comparison: {_finished(run)}"
+        return Headline(f"{short}; {text}.", short, key)
+    return Headline(f"{_capital(text)}{ending}.", short, key, best, tuple(ties))
 
 
 def _finished(run: RunResults) -> str:
@@ -151,10 +138,7 @@ class _Answer:
 
     def subject(self) -> str:
         """The workload, as the sentence calls it."""
-        m = self.meaning
-        if m.workload is None:
-            return "the fabric"
-        return m.workload if m.kind == "serving" else f"the {m.workload}"
+        return "the fabric" if self.meaning.workload is None else _named(self.meaning.workload)
 
     def lead(self, name: str) -> str:
         """`spray finishes shift in 327.1 µs`, in the words that fit the metric."""
@@ -165,31 +149,32 @@ class _Answer:
             tax = self.value(name, with_interval=True)
             return f"under {name} the network adds {tax} to {self.subject()}'s p99 time between tokens"
         extreme = {"lower": "lowest", "higher": "highest"}.get(m.better or "", "smallest")
-        of = f" of {m.workload}" if m.workload else ""
+        of = f" of {self.subject()}" if m.workload else ""
         return f"{name} has the {extreme} {m.label}{of}: {value}"
 
     def only(self, name: str) -> tuple[str, str]:
         m, value = self.meaning, self.value(name, with_interval=True)
+        short = f"{m.label} of {self.subject()}: {self.value(name)}"
         if m.name == "completion_time_s":
             text = f"{self.subject()} finishes in {value}"
+            short = f"{self.subject()} finishes in {self.value(name)}"
         elif m.name == "network_tax":
             over = "p99 time between tokens over an ideal fabric"
             text = f"the network adds {value} to {self.subject()}'s {over}"
         else:
             text = f"the {m.label} of {self.subject()} is {value}"
         under = "" if name == "run" else f" under {name}"
-        return f"{text}{under} {self.confidence()}", f"{_capital(m.full_label)}: {self.value(name)}"
+        return f"{text}{under} {self.confidence()}", _capital(short)
 
     def no_difference(self) -> tuple[str, str]:
         count = "both" if len(self.contenders) == 2 else f"all {len(self.contenders)}"
         value, m = self.value(self.ranked[0]), self.meaning
         within = f"within 1 {'percentage point' if m.is_share else '%'} of one another {self.confidence()}"
         if m.name == "completion_time_s":
-            text = f"no difference: {count} variants finish {self.subject()} in {value}, {within}"
+            text = f"{count} variants finish {self.subject()} in {value}"
         else:
-            what = f"the {m.label} of {self.subject()} is {value}"
-            text = f"no difference: under {count} variants {what}, {within}"
-        return text, f"No difference: {count} variants at {value}"
+            text = f"under {count} variants the {m.label} of {self.subject()} is {value}"
+        return f"no difference: {text}, {within}", f"No difference: {text}"
 
     def cannot_tell(self, best: str, ties: list[str], unclear: list[str]) -> tuple[str, str]:
         worst = [name for name in self.ranked if name in unclear][-1]
@@ -202,7 +187,8 @@ class _Answer:
         )
         if ties:
             text += f"; {_listed(ties)} {_are(ties)} no different from {best} (within 1 %)"
-        return text + "; more seeds would tell", "No clear difference between the variants"
+        short = f"No clear difference in the {self.meaning.label} of {self.subject()}"
+        return text + "; more seeds would tell", short
 
     def against(self, best: str, reference: str, leaders: list[str]) -> tuple[str, str]:
         if self.meaning.name == "network_tax":
@@ -211,11 +197,11 @@ class _Answer:
             short = f"Network tax: {self.value(best)} under {best}, {self.value(reference)} under {reference}"
             return f"{text} {self.confidence()}", short
         words, plain = self.ratio(best, reference)
-        what = "" if self.meaning.name == "completion_time_s" else f"{self.meaning.label} "
-        return (
-            f"{self.lead(best)}, {words} {self.confidence()}",
-            f"{_capital(_listed(leaders))}: {what}{plain}",
-        )
+        if self.meaning.name == "completion_time_s":
+            short = f"{_listed(leaders)} finish{'es' if len(leaders) == 1 else ''} {self.subject()} {plain}"
+        else:
+            short = f"{_listed(leaders)}: {self.meaning.label} of {self.subject()} {plain}"
+        return f"{self.lead(best)}, {words} {self.confidence()}", _capital(short)
 
     def ratio(self, best: str, reference: str) -> tuple[str, str]:
         """How much better, with and without the interval: a factor from 1.5 on, a percentage below."""
@@ -238,11 +224,10 @@ class _Answer:
         relative = self.difference(best, reference).relative
         size = relative.mapped(abs)  # the interval excludes 0 here, so that abs is monotonic on it
         is_up = (relative.mean or 0.0) > 0
+        form, start = f"{{}} {'higher' if is_up else 'lower'} than under {reference}", ""
         if m.name == "completion_time_s":
-            form = f"{{}} {'more' if is_up else 'less'} time than {reference}"
-        else:
-            form = f"{{}} {'higher' if is_up else 'lower'} than under {reference}"
-        return form.format(format_percent(size, False)), form.format(format_percent(_point(size), False))
+            form, start = f"{{}} {'more' if is_up else 'less'} time than {reference}", "in "
+        return form.format(format_percent(size, False)), start + form.format(format_percent(_point(size), False))
 
     def others(self, best: str, reference: str, clear: list[str], ties: list[str], unclear: list[str]) -> str:
         text = ""
@@ -267,7 +252,16 @@ class _Answer:
     def missing(self) -> str:
         lost = [name for name in self.run.variants if name not in self.known]
         lost = [name for name in lost if self.run.of_variant(name)]
-        return f"; {_listed(lost)} did not get there" if lost else ""
+        if not lost:
+            return ""
+        completed = f"serving.{self.meaning.workload}.completed"
+        served_none = all(self.run.values(name, completed).count(0) == len(self.run.seeds) for name in lost)
+        return f"; {_listed(lost)} {'served no request' if served_none else 'did not get there'}"
+
+
+def _named(workload: str) -> str:
+    """A workload's name in a sentence; one or two letters could be taken for a word, so they are quoted."""
+    return workload if len(workload) > 2 else f"'{workload}'"
 
 
 def _point(estimate: Estimate) -> Estimate:

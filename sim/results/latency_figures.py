@@ -51,8 +51,8 @@ def draw_flow_times(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dr
         unit = _draw_cdfs(axes, found, styles)
         draw_key(key, styles, _key_rows(found, unit[0]), _heads(unit[1]), _over_seeds(run))
         axes.set(xlabel=f"flow completion time ({unit[1]})", ylabel="share of flows finished")
-        title = f"Flow completion times of {workload}"
-        put_title(figure, _gap_title(run, found, title, "the p99"), WIDTH_IN)
+        title = _gap_title(run, found, f"Flow completion times of {workload}", "the p99")
+        put_title(figure, title, WIDTH_IN)
         caption = _percentile_sentence(run, found, f"99 % of the flows of {workload} finish within")
         out.append(
             DrawnFigure(
@@ -80,8 +80,8 @@ def draw_latencies(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
             of = "gaps" if quantity == "itl" else "requests"
             axes.set(xlabel=f"{LATENCIES[quantity]} ({unit[1]})", ylabel=f"share of {of}")
         point = next(q for q in ("itl", "ttft", "e2el") if q in found)
-        title = f"Latency of {workload}"
-        put_title(figure, _gap_title(run, found[point], title, f"p99 {LATENCIES[point]}"), WIDTH_IN)
+        title = _gap_title(run, found[point], f"Latency of {workload}", f"p99 {LATENCIES[point]}")
+        put_title(figure, title, WIDTH_IN)
         caption = _percentile_sentence(run, found[point], f"The p99 {LATENCIES[point]} is")
         rows = [
             row
@@ -147,12 +147,15 @@ def _percentile_table(found: dict[str, SampleSet], quantity: str) -> list[dict[s
 def _gap_title(run: RunResults, found: dict[str, SampleSet], title: str, what: str) -> str:
     """The title with its point: how far the p99 of the variants lie apart."""
     p99 = {name: samples.percentile(99).mean for name, samples in found.items() if name != run.ideal_variant}
+    if len(p99) < 2:  # nothing to compare with but the bound
+        p99 = {name: samples.percentile(99).mean for name, samples in found.items()}
     known = {name: value for name, value in p99.items() if value}
     if len(known) < 2:
-        return title
+        values = [format_value(value, SECONDS) for value in known.values()]
+        return f"{title}: {what} is {values[0]}" if values else title
     best, worst, ratio = ranked_by(known)
     if ratio <= 1.01:
-        return f"{title}: the same under every variant"
+        return f"{title}: no variant differs ({what} within 1\u00a0%)"
     if ratio >= 1.5:
         return f"{title}: {what} is {ratio:.1f} times as long under {worst} as under {best}"
     return f"{title}: {what} is {100 * (ratio - 1):.0f} % longer under {worst} than under {best}"

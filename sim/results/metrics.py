@@ -60,8 +60,8 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "num_preemptions": ("preemptions", "count", "lower", ""),
     "network_tax": ("network tax", "share", "lower", ""),
     "max_load_over_fair": ("hottest link over fair share", "ratio", "lower", ""),
-    "payload_bytes": ("payload on all links", "bytes", None, ""),
-    "wire_bytes": ("wire bytes on all links", "bytes", None, ""),
+    "payload_bytes": ("payload sent by hosts", "bytes", None, ""),
+    "wire_bytes": ("wire bytes sent by hosts", "bytes", None, ""),
     "max_utilisation": ("largest link utilisation", "share", None, ""),
 }
 _FAMILIES: dict[str, tuple[str, Quantity, Better]] = {
@@ -74,6 +74,9 @@ _FAMILIES: dict[str, tuple[str, Quantity, Better]] = {
 _LATENCY_NAME = re.compile(r"(mean|median|std|p\d+)_(ttft|tpot|itl|e2el)_ms")
 
 
+_SIZE_BIN = re.compile(r"1e(\d+)-1e(\d+)")
+
+
 def meaning_of(key: str) -> MetricMeaning:
     """Take a metric key apart. An unknown name keeps its words, a unit by its ending, no direction."""
     kind, _, rest = key.partition(".")
@@ -83,6 +86,9 @@ def meaning_of(key: str) -> MetricMeaning:
         # A workload's name may hold dots itself, so known metric names are matched from the right.
         workload, _, name = rest.rpartition(".")
         head, _, family = workload.rpartition(".")
+        if head and _SIZE_BIN.fullmatch(family):  # slowdown.1e4-1e5.p99: of flows of these sizes
+            name = f"{family}.{name}"
+            head, _, family = head.rpartition(".")
         if head and family in _FAMILIES:
             workload, name = head, f"{family}.{name}"
     label, quantity, better, rate_of = _described(name)
@@ -97,6 +103,9 @@ def _described(name: str) -> tuple[str, Quantity, Better, str]:
     family, _, statistic = name.partition(".")
     if family in _FAMILIES:
         label, quantity, better = _FAMILIES[family]
+        if "." in statistic:
+            sizes, _, statistic = statistic.partition(".")
+            label += f" of flows of {sizes} B"
         return f"{_STATISTICS.get(statistic, statistic)} {label}".strip(), quantity, better, ""
     endings: tuple[tuple[str, Quantity], ...] = (
         ("_bytes_per_s", "bytes_per_s"), ("_bytes", "bytes"), ("_ms", "milliseconds"), ("_s", "seconds"),

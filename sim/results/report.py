@@ -17,7 +17,8 @@ from matplotlib.colors import to_hex
 
 from sim.results.drawing import DrawnFigure, VariantStyle, image_bytes, style, variant_styles
 from sim.results.figures import NARROW_IN, draw_all, draw_headline
-from sim.results.headline import Headline, headline_of, main_metric
+from sim.results.headline import Headline, headline_of
+from sim.results.main_metric import is_arrival_window, keys_with_values, main_metric, network_tax_key
 from sim.results.metrics import (
     MetricMeaning,
     common_unit,
@@ -33,7 +34,7 @@ from sim.results.store import read_run, write_atomically
 TEMPLATE = "report.html.jinja"
 MAIN_METRICS_AT_MOST = 6
 MAIN_ENDINGS = (
-    ".completion_time_s", ".network_tax", ".p99_itl_ms", ".p99_ttft_ms", ".request_throughput",
+    ".completion_time_s", ".slowdown.p99", ".network_tax", ".p99_itl_ms", ".p99_ttft_ms", ".request_throughput",
     ".bus_bytes_per_s", ".step_s.mean", "links.max_load_over_fair", ".fct_s.p99", ".output_throughput",
 )  # fmt: skip
 """The metrics of the side-by-side table, by their ending, the most telling first."""
@@ -190,11 +191,8 @@ def _sections(figures: Sequence[DrawnFigure], run: RunResults) -> list[dict[str,
 
 def main_metrics(run: RunResults) -> list[str]:
     """The metrics of the side-by-side table: the one that answers first, then the most telling ones."""
-    keys = [
-        key
-        for key in run.metric_keys()
-        if any(v is not None for n in run.variants for v in run.values(n, key))
-    ]
+    keys = keys_with_values(run)
+    keys = [key for key in keys if not is_arrival_window(key, keys)]
     chosen = [key for key in [main_metric(run)] if key is not None]
     for ending in MAIN_ENDINGS:
         chosen += [key for key in keys if key.endswith(ending) and key not in chosen]
@@ -203,7 +201,7 @@ def main_metrics(run: RunResults) -> list[str]:
 
 def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequence[str]) -> dict[str, Any]:
     """Rows are variants, columns metrics; a cell has the mean, its interval, its difference, its rank."""
-    columns, cells = [], []
+    columns, cells, whole = [], [], run.comparable()
     for key in keys:
         meaning = meaning_of(key)
         estimates = {name: mean_interval(run.values(name, key)) for name in run.variants}
@@ -214,7 +212,7 @@ def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequ
             {"label": meaning.label, "workload": meaning.workload or "fabric", "better": meaning.better}
         )
         cells.append(
-            [_cell(run, key, meaning, estimates, name, scale, name in leaders) for name in run.variants]
+            [_cell(whole, key, meaning, estimates, name, scale, name in leaders) for name in run.variants]
         )
     rows = [
         {
@@ -245,7 +243,8 @@ def _cell(
         "verdict": "",
         "is_best": is_best,
     }
-    if name != first and estimate.mean is not None:
+    is_tax = first == run.ideal_variant and network_tax_key(run, key) is not None  # a column of its own
+    if name != first and estimate.mean is not None and not is_tax:
         found = paired_difference(
             run.values(name, key), run.values(first, key), meaning.better, meaning.is_share
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -74,6 +74,16 @@ class RunResults:
     def of_variant(self, variant: str) -> list[VariantResult]:
         """The finished results of a variant, in the order of the seeds."""
         return [self.results[variant, seed] for seed in self.seeds if (variant, seed) in self.results]
+
+    def comparable(self) -> RunResults:
+        """The run without results that were cut short: two variants cut at different times do not compare.
+
+        A run of a single variant compares nothing and stays as it is.
+        """
+        if len(self.variants) == 1:
+            return self
+        whole = {key: result for key, result in self.results.items() if not result.notes.get("partial")}
+        return replace(self, results=whole)
 
     @property
     def num_expected(self) -> int:

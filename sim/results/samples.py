@@ -154,11 +154,14 @@ def latencies(run: RunResults, workload: str) -> dict[str, dict[str, SampleSet]]
 class LoadMap:
     """Load over the fair share of each pair of switches, a matrix [lower, upper] per direction; NaN: no link.
 
-    Parallel links of a pair (lanes, planes) show their most loaded one.
+    Parallel links of a pair (lanes, planes) show their most loaded one; links_per_pair says how many there
+    are at most, hottest names the most loaded link of all.
     """
 
     up: Float64 | None
     down: Float64 | None
+    links_per_pair: int = 1
+    hottest: str = ""
 
     def of(self, direction: str) -> Float64 | None:
         """The matrix of "up" or "down"; of anything else the larger of both, pair by pair."""
@@ -179,7 +182,7 @@ def load_maps(result: VariantResult) -> dict[str, LoadMap]:
 
     Tiers between hosts and switches have no such pairs; a tier that carried nothing has no load.
     """
-    frame = table(result, "links", ["tier", "direction", "load_over_fair", "leaf", "spine"])
+    frame = table(result, "links", ["link", "tier", "direction", "load_over_fair", "leaf", "spine"])
     if frame is None:
         return {}
     frame = frame.dropna(subset=["leaf", "spine", "load_over_fair"])
@@ -193,7 +196,25 @@ def load_maps(result: VariantResult) -> dict[str, LoadMap]:
             leaf, spine = links["leaf"].to_numpy(dtype=np.int64), links["spine"].to_numpy(dtype=np.int64)
             np.fmax.at(matrix, (leaf, spine), links["load_over_fair"].to_numpy(dtype=np.float64))
             matrices[str(direction)] = matrix
-        out[str(tier)] = LoadMap(matrices.get("up"), matrices.get("down"))
+        per_pair = int(part.groupby(["direction", "leaf", "spine"], observed=True).size().max())
+        hottest = str(part["link"].iloc[int(np.argmax(part["load_over_fair"]))])
+        out[str(tier)] = LoadMap(matrices.get("up"), matrices.get("down"), per_pair, hottest)
+    return out
+
+
+def slowdowns(run: RunResults, workload: str) -> dict[str, pd.DataFrame]:
+    """Variant → slowdown by size: from_bytes, below_bytes, num_flows (of all seeds), p50 and p99 (their means).
+
+    Slowdown: completion time over that of the flow alone on the fabric. Sizes in bins of a power of ten.
+    """
+    columns = ["workload", "from_bytes", "below_bytes", "num_flows", "p50", "p99"]
+    out = {}
+    for variant in run.variants:
+        frames = [table(result, "slowdowns", columns) for result in run.of_variant(variant)]
+        own = [f[(f["workload"] == workload).to_numpy()] for f in frames if f is not None]
+        if own and any(len(frame) for frame in own):
+            bins = pd.concat(own).groupby(["from_bytes", "below_bytes"], as_index=False)
+            out[variant] = bins.agg({"num_flows": "sum", "p50": "mean", "p99": "mean"})
     return out
 
 
@@ -217,12 +238,20 @@ class UtilisationOverTime:
     """Utilisation of a tier's links per stretch of time: median, 90th percentile and largest over links.
 
     time_s  [stretches + 1] their edges; the others [stretches]
+    busiest, busiest_mean  the link with the largest mean over the whole time, and that mean
     """
 
     time_s: Float64
     p50: Float64
     p90: Float64
     largest: Float64
+    busiest: str
+    busiest_mean: float
+
+    @property
+    def p50_mean(self) -> float:
+        """The median link's utilisation, averaged over time."""
+        return float(np.average(self.p50, weights=np.diff(self.time_s)))
 
 
 def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTime]:
@@ -242,7 +271,7 @@ def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTim
     edges = np.append(bins[starts], bins[-1] + span[-1])
     tiers = series["link"].map(tier_of).to_numpy()
     utilisation = series["utilisation"].to_numpy(dtype=np.float64)
-    codes, _ = pd.factorize(series["link"])
+    codes, names = pd.factorize(series["link"])
     out = {}
     for tier in dict.fromkeys(tier_of):
         if tier in VIRTUAL_TIERS:
@@ -251,10 +280,13 @@ def utilisation_over_time(result: VariantResult) -> dict[str, UtilisationOverTim
         num_links = int((tier_of == tier).sum())
         if not (utilisation[own] > 0).any():
             continue
-        _, column = np.unique(codes[own], return_inverse=True)
+        link, column = np.unique(codes[own], return_inverse=True)
         matrix = np.zeros((len(bins), max(num_links, int(column.max()) + 1)))
         matrix[bin_index[own], column] = np.nan_to_num(utilisation[own])
         mean = np.add.reduceat(matrix * span[:, None], starts, axis=0) / spans[:, None]
         p50, p90, largest = np.percentile(mean, [50, 90, 100], axis=1)
-        out[tier] = UtilisationOverTime(edges, p50, p90, largest)
+        of_link = span @ matrix / span.sum()
+        busiest = int(of_link.argmax())
+        name = str(names[link[busiest]])
+        out[tier] = UtilisationOverTime(edges, p50, p90, largest, name, float(of_link[busiest]))
     return out

@@ -52,6 +52,9 @@ class StoredTables(Mapping[str, pd.DataFrame]):
             raise KeyError(table)
         return pq.read_table(path, columns=list(columns) if columns else None).to_pandas()
 
+    def __contains__(self, table: object) -> bool:
+        return (self.folder / f"{table}.parquet").is_file()  # a Mapping's own would read the table
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.stem for path in self.folder.glob("*.parquet")))
 

@@ -20,7 +20,7 @@ def summary_of(run: RunResults) -> dict[str, Any]:
     With one seed a metric is a number; with several it is {mean, ci95, values}, values in the order of the
     seeds, and `differences` compares every later variant with the first, seed by seed.
     """
-    keys = run.metric_keys()
+    keys, whole = run.metric_keys(), run.comparable()
     is_replicated = len(run.seeds) > 1
     summary: dict[str, Any] = {
         "scenario": run.scenario_name,
@@ -48,7 +48,7 @@ def summary_of(run: RunResults) -> dict[str, Any]:
         variants[variant] = {"metrics": metrics}
     summary["variants"] = variants
     if is_replicated:
-        summary["differences"] = {variant: _differences(run, variant, keys) for variant in run.variants[1:]}
+        summary["differences"] = {variant: _differences(whole, variant, keys) for variant in run.variants[1:]}
     return plain_json(summary)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from sim.results.drawing import (
     INK,
@@ -26,11 +28,7 @@ from sim.results.drawing import (
 from sim.results.latency_figures import WORKLOADS_AT_MOST
 from sim.results.metrics import format_value
 from sim.results.run_results import RunResults
-from sim.results.samples import (
-    request_latencies,
-    table,
-    workloads_in,
-)
+from sim.results.samples import LATENCIES, request_latencies, table, workloads_in
 
 POINTS_AT_MOST = 4000
 
@@ -60,7 +58,7 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
                 axes = grid[2 * (i // columns) + row, i % columns]
                 _draw_against_arrival(axes, frame, quantity, unit_s, styles[variant])
                 axes.set_ylim(0, 1.05 * largest / unit_s)
-                axes.tick_params(labelleft=i % columns == 0)
+                axes.tick_params(labelleft=i % columns == 0, labelbottom=row == 1)
                 if row == 0:
                     axes.set_title(panel_title(variant), color=styles[variant].colour)
                 if i % columns == 0:
@@ -70,7 +68,7 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
         for i in range(len(frames), blocks * columns):
             for row in (0, 1):
                 grid[2 * (i // columns) + row, i % columns].set_axis_off()
-        title, caption = _drift_words(workload, frames, run.ideal_variant)
+        title, caption = _drift_words(run, workload, {name: frame for name, (_, frame) in frames.items()})
         put_title(figure, title, WIDTH_IN)
         if len(run.seeds) > 1:
             caption += f" Seed {next(iter(frames.values()))[0]}."
@@ -157,21 +155,58 @@ def _draw_against_arrival(axes: Axes, frame, quantity: str, unit_s: float, look:
     axes.plot(arrival, median.to_numpy() / unit_s, color=INK, lw=1.4)
 
 
-def _drift_words(workload: str, frames, ideal: str | None) -> tuple[str, str]:
-    """Title and caption: does the median time to first token grow from the first to the last quarter?"""
-    growth = {}
-    for name, (_, frame) in frames.items():
-        ttft = frame["ttft"].dropna().to_numpy()
-        quarter = max(1, len(ttft) // 4)
-        growth[name] = float(np.median(ttft[-quarter:]) / max(np.median(ttft[:quarter]), 1e-12))
-    if len(growth) > 1:
-        growth.pop(ideal or "", None)
-    least, most, _ = ranked_by(growth)
-    quarters = "from the first to the last quarter of the arrivals"
-    if growth[most] <= 2:
-        caption = f"The median time to first token grows at most {growth[most]:.1f}-fold {quarters}."
-        return f"Latency of {workload} holds its level over the run", caption
-    caption = f"The median time to first token grows {growth[most]:.1f}-fold{under(most)} {quarters}."
-    everywhere = len(growth) > 1 and growth[least] > 2
-    where = " under every variant" if everywhere else under(most)
-    return f"Requests of {workload} pile up{where}", caption
+def _drift_words(run: RunResults, workload: str, frames: dict[str, pd.DataFrame]) -> tuple[str, str]:
+    """Title and caption: where the last quarter of the arrivals waits longer, or shorter, than the first.
+
+    The medians of both quarters are compared; a change by less than a quarter is called none.
+    """
+    said, numbers = [], []
+    for quantity in ("ttft", "tpot"):
+        ends = {name: _medians(frames[name][quantity].dropna().to_numpy()) for name in frames}
+        ends = {name: (first, last) for name, (first, last) in ends.items() if first > 0}
+        if not ends:
+            continue
+        change = {name: last / first for name, (first, last) in ends.items()}
+        said.append((LATENCIES[quantity], _trend(change)))
+        parts = [
+            f"{format_value(ends[n][0], SECONDS)} and {format_value(ends[n][1], SECONDS)}{under(n)}"
+            for n in few(run, change)
+        ]
+        numbers.append(f"{LATENCIES[quantity]} {sentence_of(parts)}")
+    if not said:
+        return f"Latency of {workload}", f"Too few requests of {workload} got far enough to compare."
+    caption = f"Medians over the first and the last quarter of the arrivals: {'; '.join(numbers)}."
+    if len(said) == 2 and said[0][1] == said[1][1]:
+        return f"Latency of {workload} {said[0][1]}", caption
+    title = ", ".join(f"{label} {trend}" for label, trend in said)
+    return f"Over the arrivals of {workload}, {title}", caption
+
+
+def _medians(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Of the first and the last quarter; zeros where there is nothing."""
+    quarter = max(1, len(values) // 4)
+    return (float(np.median(values[:quarter])), float(np.median(values[-quarter:]))) if len(values) else (0.0, 0.0)
+
+
+def _trend(change: dict[str, float]) -> str:
+    """What the last over the first quarter amounts to, in words that hold for every variant."""
+    rising = {name: ratio for name, ratio in change.items() if ratio >= 1.25}
+    falling = {name: ratio for name, ratio in change.items() if ratio <= 0.8}
+    if not rising and not falling:
+        return "ends at about the level it began with"
+    parts = []
+    if rising:
+        most = max(rising, key=lambda name: rising[name])
+        parts.append(_where("grows", "up to", f"{rising[most]:.1f}-fold", most, len(rising), len(change)))
+    if falling:
+        least = min(falling, key=lambda name: falling[name])
+        share = f"to {100 * falling[least]:.0f}\u00a0%"
+        parts.append(_where("falls", "down", share, least, len(falling), len(change)))
+    return " and ".join(parts)
+
+
+def _where(verb: str, at_most: str, extent: str, extreme: str, num_so: int, num_variants: int) -> str:
+    """`grows 3.2-fold under ecmp`, `falls under every variant, down to 40 %`."""
+    if num_so == num_variants > 1:
+        return f"{verb} under every variant, {at_most} {extent}"
+    return f"{verb} {extent}{under(extreme)}"

@@ -1,7 +1,8 @@
 import pytest
 from synthetic_results import make_run
 
-from sim.results.headline import headline_of, main_metric
+from sim.results.headline import headline_of
+from sim.results.main_metric import main_metric
 from sim.results.metrics import common_unit, format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
 
@@ -29,14 +30,14 @@ def test_best_against_the_first_with_a_tie():
     headline = headline_of(run)
     assert (headline.best, headline.ties) == ("spray", ("ethereal",))
     assert said(run) == (
-        "Spray finishes the shift in 100.0 µs, 4.0 [1.5, 6.5] times as fast as ecmp (3 seeds, 95 % CI); "
+        "Spray finishes shift in 100.0 µs, 4.0 [1.5, 6.5] times as fast as ecmp (3 seeds, 95 % CI); "
         "ethereal is no different from spray (within 1 %)."
     )
 
 
 def test_one_seed_says_that_luck_is_not_excluded():
     assert said(run_of({"ecmp": [2e-4], "spray": [1e-4]})) == (
-        "Spray finishes the shift in 100.0 µs, 2.0 times as fast as ecmp (one seed: luck not excluded)."
+        "Spray finishes shift in 100.0 µs, 2.0 times as fast as ecmp (one seed: luck not excluded)."
     )
 
 
@@ -47,7 +48,7 @@ def test_small_gains_are_percentages():
 
 def test_no_difference_and_no_clear_difference():
     same = run_of({"a": [1.0, 2.0, 3.0], "b": [1.001, 2.001, 3.002]})
-    assert said(same).startswith("No difference: both variants finish the shift in")
+    assert said(same).startswith("No difference: both variants finish shift in")
     assert headline_of(same).best is None
     noisy = run_of({"a": [1.0, 2.0, 3.0], "b": [2.0, 1.0, 3.5]})
     assert said(noisy).startswith("No clear difference") and said(noisy).endswith("more seeds would tell.")
@@ -62,7 +63,7 @@ def test_the_ideal_fabric_is_a_bound_not_a_contender():
 def test_higher_is_better_turns_the_ranking_round():
     run = run_of({"a": [10e9, 11e9], "b": [20e9, 22e9]}, key="collective.x.bus_bytes_per_s")
     assert said(run).startswith(
-        "B has the highest bus bandwidth of x: 21.00 GB/s, 2.0 [2.0, 2.0] times that of a (2 seeds"
+        "B has the highest bus bandwidth of 'x': 21.00 GB/s, 2.0 [2.0, 2.0] times that of a (2 seeds"
     )
 
 
@@ -85,7 +86,7 @@ def test_the_scenario_may_name_the_metric_that_answers():
 
 
 def test_a_single_variant_partial_and_missing_values():
-    assert said(run_of({"run": [1.0, 1.0]})) == "The shift finishes in 1.000 s (2 seeds, 95 % CI)."
+    assert said(run_of({"run": [1.0, 1.0]})) == "Shift finishes in 1.000 s (2 seeds, 95 % CI)."
     lost = run_of({"a": [1.0], "b": [None]}, partial=True)
     assert "b did not get there" in said(lost) and "partial: 2 of 2 runs finished" in said(lost)
     assert headline_of(run_of({"a": [None]})).key is None
@@ -101,6 +102,8 @@ def test_a_single_variant_partial_and_missing_values():
         ("serving.chat.output_throughput", "chat", "output throughput", "higher"),
         ("links.max_load_over_fair", None, "hottest link over fair share", "lower"),
         ("training.gpt.num_steps", "gpt", "steps", None),
+        ("traffic.v1.5 web.slowdown.p99", "v1.5 web", "p99 slowdown", "lower"),
+        ("traffic.web.slowdown.1e4-1e5.p99", "web", "p99 slowdown of flows of 1e4-1e5 B", "lower"),
         ("serving.chat.new_wait_ms", "chat", "new wait", None),
     ],
 )
@@ -123,3 +126,82 @@ def test_an_interrupted_result_is_shown_but_does_not_count_as_finished():
     run.results["a", 2].notes["partial"] = True
     assert run.num_finished == 2 and run.num_expected == 4
     assert "(one seed: luck not excluded)" in said(run) and "partial: 2 of 4 runs finished" in said(run)
+
+
+def test_open_loop_traffic_answers_with_its_slowdown_not_with_the_arrival_window():
+    """Flows that arrive for 10 ms finish a little after 10 ms under any policy."""
+    run = run_of({"ecmp": [10.9e-3], "spray": [10.8e-3]}, key="traffic.web.completion_time_s")
+    for name, slowdown in (("ecmp", 12.0), ("spray", 4.0)):
+        run.results[name, 1].metrics.update({"traffic.web.fct_s.p99": 1e-3, "traffic.web.slowdown.p99": slowdown})
+    assert main_metric(run) == "traffic.web.slowdown.p99"
+    assert said(run).startswith("Spray has the lowest p99 slowdown of web: 4.00 ×, 3.0 times smaller than under ecmp")
+    for result in run.results.values():
+        result.metrics["traffic.shift.completion_time_s"] = 1.0
+    assert main_metric(run) == "traffic.shift.completion_time_s"
+
+
+def test_titles_say_which_time_of_what():
+    percent = run_of({"ecmp": [1.0], "spray": [0.9]})
+    assert headline_of(percent).short == "Spray finishes shift in 10.0\u00a0% less time than ecmp"
+    factor = run_of({"ecmp": [2.0], "spray": [1.0], "ethereal": [1.0]})
+    assert headline_of(factor).short == "Spray and ethereal finish shift 2.0 times as fast as ecmp"
+    itl = run_of({"a": [40.0], "b": [30.0]}, key="serving.chat.p99_itl_ms")
+    assert headline_of(itl).short == "B: p99 time between tokens of chat 25.0\u00a0% lower than under a"
+    same = headline_of(run_of({"a": [1.0], "b": [1.0]}))
+    assert same.short == "No difference: both variants finish shift in 1.000\u00a0s"
+
+
+def test_a_workload_of_one_letter_is_quoted():
+    run = run_of({"ecmp": [2.0], "spray": [1.0]}, key="traffic.a.completion_time_s")
+    assert said(run).startswith("Spray finishes 'a' in 1.000 s")
+
+
+def refusing(variants, num_arrived=16, **metrics) -> RunResults:
+    """Runs whose serving workload `s` refused every request."""
+    run = run_of({name: [0] for name in variants}, key="serving.s.completed")
+    for result in run.results.values():
+        result.metrics.update({"serving.s.arrived": num_arrived, "serving.s.p99_itl_ms": None, **metrics})
+        result.notes["warnings"] = ["s: 16 requests refused: larger than the KV cache"]
+    return run
+
+
+def test_when_no_request_was_served_the_headline_says_so_and_why():
+    assert said(refusing(["a", "b"])) == "No request of 's' was served: 16 requests refused: larger than the KV cache."
+    beside = refusing(["a", "b"], **{KEY: 2.0})
+    assert said(beside).startswith("No request of 's' was served")
+    beside.answer = KEY
+    assert said(beside).startswith("No difference: both variants finish shift in")
+    assert "; no request of 's' was served: 16 requests refused" in said(beside)
+
+
+def test_a_variant_that_served_nothing_is_named():
+    run = refusing(["a", "b", "c"])
+    for name in ("a", "b"):
+        run.results[name, 1].metrics.update({"serving.s.completed": 16, "serving.s.p99_itl_ms": 20.0})
+    assert said(run).endswith("; c served no request.")
+
+
+def test_runs_cut_at_different_times_are_not_compared():
+    run = run_of({"a": [1.0], "b": [3.0]}, partial=True)
+    for result in run.results.values():
+        result.notes["partial"] = True
+    headline = headline_of(run)
+    assert headline.sentence == "No comparison: 0 of 2 runs finished." and headline.key is None
+    del run.results["a", 1].notes["partial"]
+    assert said(run) == (
+        "No comparison: 1 of 2 runs finished; shift finishes in 1.000 s under a (one seed: luck not excluded)."
+    )
+    assert headline_of(run).best is None
+
+
+def test_an_interrupted_single_variant_shows_what_there_is():
+    run = run_of({"run": [1.0]}, partial=True)
+    run.results["run", 1].notes["partial"] = True
+    assert said(run) == (
+        "Shift finishes in 1.000 s (one seed: luck not excluded); partial: 0 of 1 runs finished."
+    )
+
+
+@pytest.mark.parametrize("name", ["payload_bytes", "wire_bytes"])
+def test_bytes_of_links_are_those_that_hosts_sent(name):
+    assert meaning_of(f"links.{name}").label.endswith("sent by hosts")

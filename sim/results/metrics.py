@@ -46,6 +46,9 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "completion_time_s": ("completion time", "seconds", "lower", ""),
     "acknowledged_s": ("time to the last acknowledgement", "seconds", "lower", ""),
     "delivered_bytes": ("bytes delivered", "bytes", None, ""),
+    "extra_pieces": ("extra pieces of split flows", "count", None, ""),
+    "reorder.max_displacement": ("largest displacement of a packet", "count", "lower", ""),
+    "reorder.max_held_bytes": ("most held out of order", "bytes", "lower", ""),
     "bus_bytes_per_s": ("bus bandwidth", "bytes_per_s", "higher", ""),
     "num_steps": ("steps", "count", None, ""),
     "communication_share": ("share of communication", "share", "lower", ""),
@@ -68,6 +71,7 @@ _FAMILIES: dict[str, tuple[str, Quantity, Better]] = {
     "fct_s": ("flow completion time", "seconds", "lower"),
     "slowdown": ("slowdown", "ratio", "lower"),
     "repetition_s": ("repetition time", "seconds", "lower"),
+    "reorder": ("reordering", "count", "lower"),
     "step_s": ("step time", "seconds", "lower"),
     "communication_s": ("communication per step", "seconds", "lower"),
 }

@@ -170,8 +170,8 @@ def iteration_nodes(
     """
     num_layers, num_ranks = expert_s.shape
     num_sent = np.count_nonzero(sent)
-    # Per layer attends, experts, two joins; at most one dispatch and one combine per pair. Each has one edge in but
-    # for the joins' own, and what the dispatches and combines lead to.
+    # A layer has up to R attends and R experts, each with one edge to a join and one from the join before, and for each
+    # pair a dispatch and a combine, each with one edge in and one out.
     most = num_layers * (2 * num_ranks + 2) + num_ranks + 2 * num_sent
     nodes = Nodes(
         np.zeros((4, most), np.int64),

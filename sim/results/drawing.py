@@ -116,10 +116,13 @@ def seconds_unit(largest_s: float) -> tuple[float, str]:
     return unit_for(SECONDS, largest_s if math.isfinite(largest_s) else None)
 
 
-def plain_log_ticks(axis: Any) -> None:
-    """Numbers at 1, 2 and 5 of each decade, rather than powers of ten, on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e5 else f"{v:.0e}"))
+def plain_log_ticks(axis: Any, span: float) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis: at 1, 2 and 5 of each decade, at 1 of many.
+
+    span: the largest value over the smallest
+    """
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 1000 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e5 else f"{v:,.0f}"))
     axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
 
 

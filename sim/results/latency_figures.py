@@ -115,7 +115,7 @@ def _draw_cdfs(axes: Axes, found: dict[str, SampleSet], styles: dict[str, Varian
         )  # fmt: skip
     if is_log:
         axes.set_xscale("log")
-        plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.xaxis, largest / smallest)
         axes.set_xlim(left=smallest / unit[0] * 0.9)
     else:
         axes.set_xlim(0, 1.04 * largest / unit[0])

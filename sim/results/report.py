@@ -35,7 +35,8 @@ TEMPLATE = "report.html.jinja"
 MAIN_METRICS_AT_MOST = 6
 MAIN_ENDINGS = (
     ".completion_time_s", ".slowdown.p99", ".network_tax", ".p99_itl_ms", ".p99_ttft_ms", ".request_throughput",
-    ".bus_bytes_per_s", ".step_s.mean", ".reorder.max_held_bytes", "links.max_load_over_fair", ".fct_s.p99", ".output_throughput",
+    ".bus_bytes_per_s", ".step_s.mean", ".reorder.max_held_bytes", "links.max_load_over_fair", ".fct_s.p99",
+    ".output_throughput",
 )  # fmt: skip
 """The metrics of the side-by-side table, by their ending, the most telling first."""
 

@@ -49,7 +49,7 @@ def draw_slowdowns(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
         largest = max(float(bins["p99"].max()) for bins in found.values())
         if spans_decades(1.0, largest):
             left.set_yscale("log")
-            plain_log_ticks(left.yaxis)
+            plain_log_ticks(left.yaxis, largest)
             left.set_ylim(0.9, 1.3 * largest)
         else:
             left.set_ylim(0, 1.08 * largest)

@@ -15,32 +15,24 @@ import numpy as np
 from numba import float64, int64, njit, typeof
 
 from sim.fabric import heap, placing, readiness, wheel
+from sim.fabric import packet_ends as ends
+from sim.fabric import packet_ports as ports
+from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_core import BUDGET, FIRED, GROW, IDLE
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import CANCELLED, PENDING
 from sim.fabric.packet_state import (
-    AT_SWITCH,
     FIXED,
     MOST_HOPS,
     PS_PER_S,
-    RANDOM,
     REORDER_WINDOW,
     ROUND_ROBIN,
     SWITCH,
-    TOLD_AT_ONCE,
+    picoseconds,
+    seconds,
 )
 from sim.fabric.policies import FUNCTION_TYPE, NO_FABRIC, mix
 from sim.fabric.topology import SAME_LEAF
-
-
-@njit(cache=True)
-def picoseconds(time_s):
-    return int64(np.rint(time_s * PS_PER_S))
-
-
-@njit(cache=True)
-def seconds(time):
-    return time / PS_PER_S
 
 
 @njit(cache=True)
@@ -67,522 +59,6 @@ def admit(state, first, last, now):
     refresh_next(state)
 
 
-# --- routes -----------------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _append(state, route, n, segment):
-    """The links of a segment at route[n:]; returns the new n."""
-    for e in range(state.segment_start[segment], state.segment_start[segment + 1]):
-        route[n] = state.segment_link[e]
-        n += 1
-    return n
-
-
-@njit(cache=True)
-def _put_route(state, piece, packet):
-    """The links that the piece's next packet takes, as far as its sender decides them."""
-    route = packet.route
-    if piece.spray == FIXED:
-        n = _append(state, route, 0, piece.out)
-        if piece.extra != NONE:
-            route[n] = piece.extra
-            n += 1
-        if piece.up != NONE:
-            n = _append(state, route, n, piece.up)
-            n = _append(state, route, n, piece.down)
-        packet.num_hops = _append(state, route, n, piece.into)
-        return
-    scope = state.scopes[piece.scope]
-    if piece.spray == SWITCH:
-        n = _append(state, route, 0, piece.out + piece.next_path)
-        if piece.scope != SAME_LEAF:
-            route[n] = AT_SWITCH
-            packet.num_hops = n + 1  # until the switch has decided
-        else:
-            packet.num_hops = _append(state, route, n, piece.into + piece.next_path)
-        return
-    plane = state.plane[scope.first_plane + piece.next_path]
-    n = _append(state, route, 0, piece.out + plane)
-    if piece.scope != SAME_LEAF:
-        n = _append(state, route, n, piece.up + piece.next_path)
-        n = _append(state, route, n, piece.down + piece.next_path)
-    packet.num_hops = _append(state, route, n, piece.into + plane)
-
-
-@njit(cache=True)
-def _decide_at_switch(state, packet):
-    """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
-
-    The choice of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
-    """
-    piece = state.pieces[packet.piece]
-    scope = state.scopes[piece.scope]
-    leaf = state.accelerators[state.messages[piece.message].source].leaf
-    plane = np.int64(0)
-    if state.c[0].num_planes > 1:
-        while _last_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
-            plane += 1
-    choices = scope.leaf_choices // state.c[0].num_planes
-    turn = state.turns[leaf, plane] % choices
-    state.turns[leaf, plane] += 1
-    path = plane * choices + turn
-    if scope.next_choices > 1:
-        pod = state.pod_of_leaf[leaf]
-        path = turn * scope.next_choices + state.higher_turns[pod, turn] % scope.next_choices
-        state.higher_turns[pod, turn] += 1
-    n = _append(state, packet.route, packet.hop, piece.up + path)
-    n = _append(state, packet.route, n, piece.down + path)
-    packet.num_hops = _append(state, packet.route, n, piece.into + plane)
-
-
-@njit(cache=True)
-def _first_link(state, segment):
-    return state.segment_link[state.segment_start[segment]]
-
-
-@njit(cache=True)
-def _last_link(state, segment):
-    return state.segment_link[state.segment_start[segment + 1] - 1]
-
-
-@njit(cache=True)
-def _draw_path(state, p):
-    """Where the sender sends the piece's next packet."""
-    piece = state.pieces[p]
-    if piece.spray == FIXED:
-        return
-    choices = state.c[0].num_planes if piece.spray == SWITCH else state.scopes[piece.scope].num_paths
-    if piece.spray == RANDOM:
-        piece.random += np.uint64(0x9E3779B97F4A7C15)
-        piece.next_path = mix(piece.random) % np.uint64(choices)
-    elif piece.next_seq > 0:
-        piece.next_path = (piece.next_path + 1) % choices
-    plane = piece.next_path
-    if piece.spray != SWITCH:
-        plane = state.plane[state.scopes[piece.scope].first_plane + piece.next_path]
-    piece.source_port = _first_link(state, piece.out + plane)
-
-
-# --- ports ------------------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _serialise(state, p, size, now):
-    """Start on `size` bytes and say when the last bit leaves; what a division leaves is carried while packets are
-    back to back:  duration, remainder = divmod(bits 10^12 + remainder, rate)."""
-    port = state.ports[p]
-    carried = port.remainder if port.end == now else 0
-    if size == state.c[0].mtu_bytes:
-        duration, left = port.full_time, port.full_remainder + carried
-        if left >= port.rate:
-            duration += 1
-            left -= port.rate
-    else:
-        total = size * 8 * PS_PER_S + carried
-        duration = total // port.rate
-        left = total - duration * port.rate
-    port.remainder = left
-    port.end = now + duration
-    port.wire_bytes += size
-    _enter_in_series(state, p, size, now, port.end)
-
-
-@njit(cache=True)
-def fold_series(state):
-    """The time series has run out of bins: make them twice as wide."""
-    num_bins = state.series.shape[1]
-    for p in range(state.series.shape[0]):
-        for i in range(num_bins // 2):
-            state.series[p, i] = state.series[p, 2 * i] + state.series[p, 2 * i + 1]
-        for i in range(num_bins // 2, num_bins):
-            state.series[p, i] = 0
-    state.c[0].bin_shift += 1
-
-
-@njit(cache=True)
-def _enter_in_series(state, p, size, begin, end):
-    """Spread the bytes over the bins in which they leave."""
-    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[1]:
-        fold_series(state)
-    shift = state.c[0].bin_shift
-    first, last = begin >> shift, (end - 1) >> shift
-    left = size
-    while first < last:
-        share = size * (((first + 1) << shift) - max(begin, first << shift)) // (end - begin)
-        state.series[p, first] += share
-        left -= share
-        first += 1
-    state.series[p, last] += left
-
-
-@njit(cache=True)
-def _count(state, p, packet, now):
-    port = state.ports[p]
-    if packet.covers > 0:
-        port.ack_packets += 1
-    else:
-        port.data_packets += 1
-        port.payload_bytes += packet.size - state.c[0].header_bytes
-        if not port.is_source:
-            port.longest_wait = max(port.longest_wait, now - packet.time)
-
-
-@njit(cache=True)
-def _send(state, p, k, now):
-    """Ordinary port p starts on packet k."""
-    _serialise(state, p, state.packets[k].size, now)
-    _count(state, p, state.packets[k], now)
-    state.ports[p].wire_first = k
-    wheel.schedule(state, 2 * p, state.ports[p].end + state.ports[p].latency)
-
-
-@njit(cache=True)
-def _wake(state, p):
-    """Port p picks in this instant's last phase."""
-    if not state.ports[p].is_woken:
-        state.ports[p].is_woken = True
-        state.c[0].num_woken = heap.push(state.woken, state.woken, state.c[0].num_woken, p, p)
-
-
-@njit(cache=True)
-def _queue(state, p, k):
-    """Packet k waits at port p, behind others of its class."""
-    port = state.ports[p]
-    state.packets[k].next = NONE
-    if state.packets[k].covers > 0:
-        if port.ack_first == NONE:
-            port.ack_first = k
-        else:
-            state.packets[port.ack_last].next = k
-        port.ack_last = k
-    else:
-        if port.data_first == NONE:
-            port.data_first = k
-        else:
-            state.packets[port.data_last].next = k
-        port.data_last = k
-
-
-@njit(cache=True)
-def _enter(state, p, k, came_over, now):
-    """Packet k reaches port p over a link."""
-    port = state.ports[p]
-    packet = state.packets[k]
-    packet.time = now
-    packet.came_over = came_over
-    if port.is_source:
-        _queue(state, p, k)
-        if not port.is_busy:
-            _wake(state, p)
-    elif port.wire_first != NONE or port.ack_first != NONE or port.data_first != NONE:
-        _queue(state, p, k)
-    elif port.end == now:  # its serialisation ends at this instant, so that others may still come before it picks
-        _queue(state, p, k)
-        _wake(state, p)
-    else:
-        _send(state, p, k, now)
-
-
-@njit(cache=True)
-def _pick(state, p):
-    """Ordinary port p, whose packet has gone: start on the next one as of when it could, or be idle."""
-    port = state.ports[p]
-    port.wire_first = NONE
-    ack, data = port.ack_first, port.data_first
-    if ack == NONE and data == NONE:
-        return
-    take_ack = ack != NONE
-    if ack != NONE and data != NONE and state.packets[ack].time > port.end:
-        a, d = state.packets[ack], state.packets[data]
-        take_ack = a.time < d.time or (a.time == d.time and a.came_over < d.came_over)
-    k = ack if take_ack else data
-    if take_ack:
-        port.ack_first = state.packets[k].next
-    else:
-        port.data_first = state.packets[k].next
-    _send(state, p, k, max(port.end, state.packets[k].time))
-
-
-@njit(cache=True)
-def _into_ring(state, r):
-    """Piece r waits for its turn at its source port."""
-    piece = state.pieces[r]
-    piece.is_in_ring = True
-    piece.next_ready = NONE
-    port = state.ports[piece.source_port]
-    if port.ready_first == NONE:
-        port.ready_first = r
-    else:
-        state.pieces[port.ready_last].next_ready = r
-    port.ready_last = r
-
-
-@njit(cache=True)
-def _leave_ring(state, r):
-    """A cancelled piece gives up its turn."""
-    port = state.ports[state.pieces[r].source_port]
-    before, other = NONE, np.int64(port.ready_first)
-    while other != r:
-        before, other = other, np.int64(state.pieces[other].next_ready)
-    following = state.pieces[r].next_ready
-    if before == NONE:
-        port.ready_first = following
-    else:
-        state.pieces[before].next_ready = following
-    if following == NONE:
-        port.ready_last = before
-    state.pieces[r].is_in_ring = False
-
-
-@njit(cache=True)
-def _may_send(piece):
-    return (
-        piece.is_started
-        and piece.next_seq < piece.num_packets
-        and piece.in_flight < piece.window
-        and piece.next_seq - piece.known < REORDER_WINDOW
-    )
-
-
-@njit(cache=True)
-def _offer(state, r):
-    """A piece may have become ready."""
-    piece = state.pieces[r]
-    if not piece.is_in_ring and _may_send(piece):
-        _into_ring(state, r)
-        if not state.ports[piece.source_port].is_busy:
-            _wake(state, piece.source_port)
-
-
-@njit(cache=True)
-def _take_packet(state):
-    c = state.c[0]
-    k = c.free_packet
-    c.free_packet = state.packets[k].next
-    c.num_free_packets -= 1
-    return k
-
-
-@njit(cache=True)
-def _give_packet(state, k):
-    c = state.c[0]
-    state.packets[k].next = c.free_packet
-    c.free_packet = k
-    c.num_free_packets += 1
-
-
-@njit(cache=True)
-def _next_packet(state, r):
-    """The packet that piece r sends now."""
-    piece = state.pieces[r]
-    k = _take_packet(state)
-    packet = state.packets[k]
-    packet.piece = r
-    packet.seq = piece.next_seq
-    packet.covers = 0
-    packet.hop = 0
-    packet.size = state.c[0].mtu_bytes if piece.next_seq < piece.num_packets - 1 else piece.last_size
-    _put_route(state, piece, packet)
-    piece.next_seq += 1
-    piece.in_flight += 1
-    _draw_path(state, r)
-    return k
-
-
-@njit(cache=True)
-def _pick_at_source(state, p, now):
-    """A source port is free: acknowledgements first, then the piece whose turn it is, which goes to the end."""
-    port = state.ports[p]
-    port.is_busy = True
-    if port.ack_first != NONE:
-        k = np.int64(port.ack_first)
-        port.ack_first = state.packets[k].next
-    elif port.ready_first != NONE:
-        r = np.int64(port.ready_first)
-        port.ready_first = state.pieces[r].next_ready
-        state.pieces[r].is_in_ring = False
-        k = _next_packet(state, r)
-        _offer(state, r)
-    else:
-        port.is_busy = False
-        return
-    packet = state.packets[k]
-    _serialise(state, p, packet.size, now)
-    _count(state, p, packet, now)
-    packet.time = port.end + port.latency
-    packet.next = NONE
-    if port.wire_first == NONE:
-        port.wire_first = k
-        wheel.schedule(state, 2 * p, packet.time)
-    else:
-        state.packets[port.wire_last].next = k
-    port.wire_last = k
-    wheel.schedule(state, 2 * p + 1, port.end)
-
-
-# --- both ends --------------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _reorder(state, piece, packet, payload):
-    """Enter a packet's arrival in the receiver's books: in-order point, displacement, bytes held out of order."""
-    bit = packet.seq % REORDER_WINDOW
-    piece.bitmap[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
-    piece.displacement = max(piece.displacement, piece.highest - packet.seq)
-    piece.highest = max(piece.highest, packet.seq)
-    piece.held_bytes += payload
-    full = state.c[0].payload_per_packet
-    while piece.in_order <= piece.highest:
-        bit = piece.in_order % REORDER_WINDOW
-        mask = np.uint64(1) << np.uint64(bit & 63)
-        if piece.bitmap[bit >> 6] & mask == 0:
-            break
-        piece.bitmap[bit >> 6] ^= mask
-        is_last = piece.in_order == piece.num_packets - 1
-        piece.held_bytes -= piece.last_size - state.c[0].header_bytes if is_last else full
-        piece.in_order += 1
-    piece.most_held_bytes = max(piece.most_held_bytes, piece.held_bytes)
-
-
-@njit(cache=True)
-def _receive(state, k, came_over, now):
-    """Packet k has arrived; it turns into an acknowledgement when one is due."""
-    packet = state.packets[k]
-    r = np.int64(packet.piece)
-    piece = state.pieces[r]
-    m = np.int64(piece.message)
-    message = state.messages[m]
-    payload = packet.size - state.c[0].header_bytes
-    piece.received += 1
-    piece.unanswered += 1
-    _reorder(state, piece, packet, payload)
-    is_complete = piece.received == piece.num_packets
-    if message.outcome == PENDING:
-        message.delivered_bytes += payload
-        if is_complete:
-            message.arrived_s = max(message.arrived_s, seconds(now))
-            message.pieces_left -= 1
-            if message.pieces_left == 0:
-                readiness.finish_message(state, m)
-    if piece.unanswered < piece.ack_every and not is_complete and piece.in_order - piece.told < TOLD_AT_ONCE:
-        _give_packet(state, k)
-        _drain(state, r, now)
-        return
-    packet.covers = piece.unanswered
-    packet.seq = piece.in_order
-    piece.unanswered = 0
-    piece.told = piece.in_order
-    packet.size = state.c[0].header_bytes
-    num_hops = 0
-    first, last = 0, packet.num_hops - 1
-    while first <= last:  # turn the route round, each link into the one the other way
-        a, b = state.ports[packet.route[first]].reverse, state.ports[packet.route[last]].reverse
-        packet.route[first] = b
-        packet.route[last] = a
-        first += 1
-        last -= 1
-    for i in range(packet.num_hops):
-        if packet.route[i] != NONE:
-            packet.route[num_hops] = packet.route[i]
-            num_hops += 1
-    packet.num_hops = num_hops
-    packet.hop = 0
-    _enter(state, packet.route[0], k, came_over, now)
-
-
-@njit(cache=True)
-def _acknowledge(state, k, now):
-    """An acknowledgement is back at its sender."""
-    packet = state.packets[k]
-    r = np.int64(packet.piece)
-    piece = state.pieces[r]
-    piece.in_flight -= packet.covers
-    piece.acknowledged += packet.covers
-    piece.known = max(piece.known, packet.seq)
-    _give_packet(state, k)
-    if piece.acknowledged == piece.num_packets:
-        _settle(state, r, now)
-    else:
-        _drain(state, r, now)
-        _offer(state, r)
-
-
-@njit(cache=True)
-def _drain(state, r, now):
-    """A cancelled piece ends when nothing of it is under way any more; what was received last was never answered."""
-    piece = state.pieces[r]
-    is_over = state.messages[piece.message].outcome == CANCELLED
-    if is_over and not piece.is_settled and piece.in_flight == piece.unanswered:
-        _settle(state, r, now)
-
-
-@njit(cache=True)
-def _settle(state, r, now):
-    """A piece is acknowledged whole, or cancelled and gone. With the last one of its message all rows are free."""
-    piece = state.pieces[r]
-    m = np.int64(piece.message)
-    message = state.messages[m]
-    piece.is_settled = True
-    piece.is_started = False
-    message.answered_s = max(message.answered_s, seconds(now))
-    message.unanswered -= 1
-    flow = state.flows[m]
-    flow.num_packets += piece.next_seq
-    flow.displacement = max(flow.displacement, piece.displacement)
-    flow.held_bytes = max(flow.held_bytes, piece.most_held_bytes)
-    if message.unanswered > 0:
-        return
-    r = np.int64(message.first_piece)
-    while r != NONE:
-        following = np.int64(state.pieces[r].next_of_message)
-        _give_piece(state, r)
-        r = following
-    message.first_piece = NONE
-    key = np.int64(message.transfer)
-    state.transfers[key].unanswered -= 1
-    if state.transfers[key].unanswered == 0 and state.transfers[key].left == 0:
-        readiness.fire(state, readiness.SETTLED - key, seconds(now))
-
-
-@njit(cache=True)
-def _give_piece(state, r):
-    c = state.c[0]
-    state.pieces[r].message = NONE
-    state.pieces[r].next_ready = c.free_piece
-    c.free_piece = r
-    c.num_free_pieces += 1
-
-
-@njit(cache=True)
-def _deliver(state, p, now):
-    """The packet at the end of port p's link: it enters its next port, or is there. Then p's next one."""
-    port = state.ports[p]
-    k = np.int64(port.wire_first)
-    packet = state.packets[k]
-    if port.is_source:
-        port.wire_first = packet.next
-        if port.wire_first != NONE:
-            wheel.schedule(state, 2 * p, state.packets[port.wire_first].time)
-    packet.hop += 1
-    if packet.covers == 0:
-        state.c[0].num_hops += 1
-    if packet.hop < packet.num_hops:
-        if packet.route[packet.hop] == AT_SWITCH:
-            _decide_at_switch(state, packet)
-        _enter(state, packet.route[packet.hop], k, p, now)
-    elif packet.covers > 0:
-        _acknowledge(state, k, now)
-    else:
-        _receive(state, k, p, now)
-    if not port.is_source:
-        if port.latency == 0:
-            port.wire_first = NONE
-            _wake(state, p)
-        else:
-            _pick(state, p)
-
-
 # --- placing ----------------------------------------------------------------------------------------------------------
 
 
@@ -593,15 +69,15 @@ def _window_packets(state, piece):
     if c.window_packets > 0:
         return c.window_packets
     sample = np.zeros(MOST_HOPS, np.int64)
-    n = _append(state, sample, 0, piece.out)
+    n = routes.append(state, sample, 0, piece.out)
     slowest = min(state.ports[sample[0]].rate, state.ports[sample[n - 1]].rate)
     if piece.extra != NONE:
         sample[n] = piece.extra
         n += 1
     if piece.up != NONE:
-        n = _append(state, sample, n, piece.up)
-        n = _append(state, sample, n, piece.down)
-    n = _append(state, sample, n, piece.into)
+        n = routes.append(state, sample, n, piece.up)
+        n = routes.append(state, sample, n, piece.down)
+    n = routes.append(state, sample, n, piece.into)
     slowest = min(slowest, state.ports[sample[n - 1]].rate)
     round_trip = 0.0
     for i in range(n):
@@ -658,7 +134,7 @@ def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra
         piece.bitmap[i] = 0
     piece.window = _window_packets(state, piece)
     piece.ack_every = min(c.ack_every, piece.window)
-    piece.source_port = _first_link(state, out)
+    piece.source_port = routes.first_link(state, out)
     if spray != FIXED:
         state.paths.random[0] += np.uint64(0x9E3779B97F4A7C15)
         piece.random = mix(state.paths.random[0])
@@ -666,7 +142,7 @@ def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra
         piece.next_path = 0
         if spray in (ROUND_ROBIN, SWITCH):
             piece.next_path = piece.random % np.uint64(choices)
-        _draw_path(state, r)
+        routes.draw_path(state, r)
 
 
 @njit(cache=True)
@@ -728,7 +204,7 @@ def _activate(state, m, now_s):
     r = np.int64(state.messages[m].first_piece)
     while r != NONE:
         state.pieces[r].is_started = True
-        _offer(state, r)
+        ports.offer(state, r)
         r = np.int64(state.pieces[r].next_of_message)
 
 
@@ -786,7 +262,7 @@ def _deliveries(state, now):
             return
         c.key += 1
         c.num_events += 1
-        _deliver(state, key & (wheel.PHASE - 1), now)
+        ends.deliver(state, key & (wheel.PHASE - 1), now)
 
 
 @njit(cache=True)
@@ -803,7 +279,7 @@ def _picks(state, now):
             state.ports[p].is_woken = False
             if not state.ports[p].is_source:
                 if state.ports[p].wire_first == NONE:
-                    _pick(state, p)
+                    ports.pick(state, p)
                 continue
             if state.ports[p].is_busy:
                 continue
@@ -812,7 +288,7 @@ def _picks(state, now):
         else:
             c.key += 1
             c.num_events += 1
-        _pick_at_source(state, p, now)
+        ports.pick_at_source(state, p, now)
 
 
 @njit(cache=True)
@@ -896,9 +372,9 @@ def cancel(state, m, now_s):
     while r != NONE:
         following = np.int64(state.pieces[r].next_of_message)
         if state.pieces[r].is_in_ring:
-            _leave_ring(state, r)
+            ports.leave_ring(state, r)
         state.pieces[r].is_started = False
-        _drain(state, r, now)
+        ends.drain(state, r, now)
         r = following
     readiness.close_message(state, m, now_s)
     refresh_next(state)

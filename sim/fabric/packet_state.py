@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import int64, njit
 
 from sim.fabric.fluid_state import NONE
 from sim.fabric.policies import PathNetwork
@@ -291,6 +291,16 @@ def wheel_shift(ports: np.ndarray, header_bytes: int, mtu_bytes: int) -> int:
     longest = int((mtu_bytes * 8 * PS_PER_S // ports["rate"] + ports["latency"]).max())
     wanted = max(longest // (NUM_BUCKETS // 2), 128)
     return max(min(shortest, wanted).bit_length() - 1, 0)
+
+
+@njit(cache=True)
+def picoseconds(time_s):
+    return int64(np.rint(time_s * PS_PER_S))
+
+
+@njit(cache=True)
+def seconds(time):
+    return time / PS_PER_S
 
 
 def for_packets(n: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,105 @@
+"""Which links a packet takes: all known to its sender, or decided by a switch on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sim.fabric.fluid_state import NONE
+from sim.fabric.packet_state import AT_SWITCH, FIXED, RANDOM, SWITCH
+from sim.fabric.policies import mix
+from sim.fabric.topology import SAME_LEAF
+
+
+@njit(cache=True)
+def append(state, route, n, segment):
+    """The links of a segment at route[n:]; returns the new n."""
+    for e in range(state.segment_start[segment], state.segment_start[segment + 1]):
+        route[n] = state.segment_link[e]
+        n += 1
+    return n
+
+
+@njit(cache=True)
+def put_route(state, piece, packet):
+    """The links that the piece's next packet takes, as far as its sender decides them."""
+    route = packet.route
+    if piece.spray == FIXED:
+        n = append(state, route, 0, piece.out)
+        if piece.extra != NONE:
+            route[n] = piece.extra
+            n += 1
+        if piece.up != NONE:
+            n = append(state, route, n, piece.up)
+            n = append(state, route, n, piece.down)
+        packet.num_hops = append(state, route, n, piece.into)
+        return
+    scope = state.scopes[piece.scope]
+    if piece.spray == SWITCH:
+        n = append(state, route, 0, piece.out + piece.next_path)
+        if piece.scope != SAME_LEAF:
+            route[n] = AT_SWITCH
+            packet.num_hops = n + 1  # until the switch has decided
+        else:
+            packet.num_hops = append(state, route, n, piece.into + piece.next_path)
+        return
+    plane = state.plane[scope.first_plane + piece.next_path]
+    n = append(state, route, 0, piece.out + plane)
+    if piece.scope != SAME_LEAF:
+        n = append(state, route, n, piece.up + piece.next_path)
+        n = append(state, route, n, piece.down + piece.next_path)
+    packet.num_hops = append(state, route, n, piece.into + plane)
+
+
+@njit(cache=True)
+def decide_at_switch(state, packet):
+    """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
+
+    The choice of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
+    """
+    piece = state.pieces[packet.piece]
+    scope = state.scopes[piece.scope]
+    leaf = state.accelerators[state.messages[piece.message].source].leaf
+    plane = np.int64(0)
+    if state.c[0].num_planes > 1:
+        while _last_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
+            plane += 1
+    choices = scope.leaf_choices // state.c[0].num_planes
+    turn = state.turns[leaf, plane] % choices
+    state.turns[leaf, plane] += 1
+    path = plane * choices + turn
+    if scope.next_choices > 1:
+        pod = state.pod_of_leaf[leaf]
+        path = turn * scope.next_choices + state.higher_turns[pod, turn] % scope.next_choices
+        state.higher_turns[pod, turn] += 1
+    n = append(state, packet.route, packet.hop, piece.up + path)
+    n = append(state, packet.route, n, piece.down + path)
+    packet.num_hops = append(state, packet.route, n, piece.into + plane)
+
+
+@njit(cache=True)
+def first_link(state, segment):
+    return state.segment_link[state.segment_start[segment]]
+
+
+@njit(cache=True)
+def _last_link(state, segment):
+    return state.segment_link[state.segment_start[segment + 1] - 1]
+
+
+@njit(cache=True)
+def draw_path(state, p):
+    """Where the sender sends the piece's next packet."""
+    piece = state.pieces[p]
+    if piece.spray == FIXED:
+        return
+    choices = state.c[0].num_planes if piece.spray == SWITCH else state.scopes[piece.scope].num_paths
+    if piece.spray == RANDOM:
+        piece.random += np.uint64(0x9E3779B97F4A7C15)
+        piece.next_path = mix(piece.random) % np.uint64(choices)
+    elif piece.next_seq > 0:
+        piece.next_path = (piece.next_path + 1) % choices
+    plane = piece.next_path
+    if piece.spray != SWITCH:
+        plane = state.plane[state.scopes[piece.scope].first_plane + piece.next_path]
+    piece.source_port = first_link(state, piece.out + plane)

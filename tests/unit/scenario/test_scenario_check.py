@@ -110,7 +110,7 @@ def test_weights_are_as_published_unless_the_scenario_says(tmp_path):
         settings = ("model=deepseek-v3", "parallelism={expert: 16}", *settings)
         found = loaded(tmp_path, wide, *[f"workloads.chat.{s}" for s in settings])
         scenario = found.variants[0][1]
-        server = build._Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+        server = build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
         return server.memory_plan().weight_bytes
 
     assert weight_bytes() == weight_bytes("precision.weights=fp8")

@@ -1,0 +1,206 @@
+"""From a serving workload of a scenario to its model, memory, requests and replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.architecture import ARCHITECTURES, Architecture
+from models.cost.build import operator_names, operator_scale, stage_tables, step_table
+from models.experts import Popularity
+from models.hardware import Accelerator, Precision
+from models.hugging_face import from_hugging_face
+from models.memory import MemoryPlan, plan_memory
+from models.parallelism import Parallelism
+from sim.engine.clock import Clock
+from sim.engine.random import RandomStreams
+from sim.fabric.message_fabric import MessageFabric
+from sim.fabric.topology import Topology
+from sim.scenario.build_cluster import accelerator_of
+from sim.scenario.cluster import Host
+from sim.scenario.schema import Scenario
+from sim.scenario.serving import Serving
+from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.replica import EngineLimits
+from sim.serving.workload import ServingWorkload
+from sim.workload.arrivals import arrival_times_s
+from sim.workload.lengths import Fixed, Lognormal, Uniform
+from sim.workload.traces import read_azure_trace
+
+
+def _length_law(law: Any) -> Any:
+    match law.law:
+        case "fixed":
+            return Fixed(law.tokens)
+        case "uniform":
+            return Uniform(law.low, law.high)
+        case "lognormal":
+            return Lognormal(law.mean, law.sigma, law.max)
+    raise TypeError(f"no length law {law.law!r}")
+
+
+MOST_OUTPUT_TOKENS = 1 << 27
+"""Of one serving workload: a run keeps the time of each, 8 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a serving workload is made of, found once and used for checks and for the run."""
+
+    scenario: Scenario
+    w: Serving
+    topology: Topology
+
+    @property
+    def architecture(self) -> Architecture:
+        name = self.w.model
+        return ARCHITECTURES[name] if name in ARCHITECTURES else from_hugging_face(name)
+
+    @property
+    def weights(self) -> Precision:
+        """As the scenario says, else as the model is published."""
+        return self.w.precision.weights or self.architecture.checkpoint_precision
+
+    @property
+    def parallelism(self) -> Parallelism:
+        return Parallelism(self.w.parallelism.tensor, self.w.parallelism.expert)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return accelerator_of(self.host)
+
+    @property
+    def host(self) -> Host:
+        """The first of its hosts. Raises ValueError where its ranks are different accelerators."""
+        hosts = {int(self.topology.host_of_accelerator[r]) for r in self.scenario.ranks_of(self.w)}
+        groups = [kind for kind, count in self.scenario.cluster.host_groups for _ in range(count)]
+        kinds = {groups[h].accelerator: groups[h] for h in sorted(hosts)}
+        if len(kinds) > 1:
+            raise ValueError(f"its ranks lie on different accelerators ({', '.join(kinds)}); choose ranks of one kind")
+        return next(iter(kinds.values()))
+
+    def memory_plan(self) -> MemoryPlan:
+        self.parallelism.check(self.architecture)
+        return plan_memory(
+            self.architecture,
+            self.accelerator,
+            self.parallelism,
+            self.weights,
+            self.w.precision.kv,
+            self.w.kv.memory_fraction,
+            self.w.kv.block_size,
+            self.w.batching.max_num_batched_tokens,
+            self.w.batching.max_num_seqs,
+            self.w.kv.num_blocks,
+            self.host.accelerators,
+        )
+
+    def operator_names(self) -> tuple[str, ...]:
+        return operator_names(self.architecture, self.parallelism)
+
+    def check_experts(self) -> None:
+        """Raises ValueError for experts of a model that has none."""
+        if self.architecture.experts is None and "experts" in self.w.model_fields_set:
+            raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
+
+    def requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(arrival times, prompt tokens, output tokens) of all requests.
+
+        Raises ValueError where there are none, or more output tokens than memory has room for.
+        """
+        arrival_s, prompt, output = self._requests(streams)
+        if len(arrival_s) == 0:
+            raise ValueError("no request arrives; raise the duration or the rate")
+        if output.sum() > MOST_OUTPUT_TOKENS:
+            raise ValueError(
+                f"{output.sum()} output tokens are more than the {MOST_OUTPUT_TOKENS} whose times a run can hold; "
+                "serve fewer requests, or shorter outputs"
+            )
+        return arrival_s, prompt, output
+
+    def arrivals(self, streams: RandomStreams) -> np.ndarray:
+        return self.requests(streams)[0]
+
+    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w = self.w
+        trace = None
+        if w.trace is not None:
+            scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
+            trace = read_azure_trace(w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
+        if trace is not None and w.arrivals.kind == "trace":
+            arrival_s = trace.arrival_s
+            if w.duration_s is not None:
+                arrival_s = arrival_s[arrival_s < w.duration_s]
+            arrival_s = arrival_s[: w.num_requests]
+        else:
+            assert w.arrivals.kind != "trace", "the schema asks for a trace"
+            most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
+            arrival_s = arrival_times_s(
+                w.arrivals.kind,
+                w.arrivals.rate_per_s,
+                streams.stream(f"workload.{w.name}.arrivals"),
+                num_requests=most,
+                duration_s=w.duration_s,
+                burstiness=getattr(w.arrivals, "burstiness", 1.0),
+            )
+        n = len(arrival_s)
+        if w.lengths is None:
+            assert trace is not None
+            return arrival_s, trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
+        draw = streams.stream(f"workload.{w.name}.lengths")
+        return arrival_s, _length_law(w.lengths.input).draw(draw, n), _length_law(w.lengths.output).draw(draw, n)
+
+    def popularity(self) -> Popularity | None:
+        experts = self.architecture.experts
+        if experts is None:
+            return None
+        if self.w.experts.popularity == "zipf":
+            return Popularity.zipf(experts.num_routed, experts.top_k, self.w.experts.alpha or 0.0)
+        return Popularity.uniform(experts.num_routed, experts.top_k)
+
+    def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
+        w, architecture, parallelism = self.w, self.architecture, self.parallelism
+        arrival_s, prompt, output = self.requests(streams)
+        # An attention copy keeps its own cache; the engine schedules over all copies together.
+        num_blocks = self.memory_plan().num_kv_blocks * parallelism.data
+        popularity = self.popularity()
+        cost = self.scenario.cost
+        costs: dict[str, Any] = {
+            "weights": self.weights,
+            "kv": w.precision.kv,
+            "compute_efficiency": cost.efficiency.compute,
+            "memory_efficiency": cost.efficiency.memory,
+            "scale": operator_scale(cost.scale, self.operator_names()),
+            "popularity": popularity,
+            # Under prefill_first a prompt longer than the budget is a step of its own.
+            "max_tokens": max(w.batching.max_num_batched_tokens, int(prompt.max() + output.max())),
+        }
+        limits = EngineLimits(
+            w.batching.policy, num_blocks, w.kv.block_size, w.batching.max_num_seqs,
+            w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
+        )  # fmt: skip
+        common: dict[str, Any] = {
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
+            "num_replicas": w.replicas, "router": w.router.policy,
+        }  # fmt: skip
+        if parallelism.expert == 1:
+            table = step_table(architecture, self.accelerator, parallelism, **costs)
+            return ServingWorkload(w.name, clock, table=table, **common)
+        tables = stage_tables(architecture, self.accelerator, parallelism, **costs)
+        assert popularity is not None
+        iterations = [
+            ExpertParallelIteration(
+                architecture, parallelism, tables, ranks, popularity,
+                streams.stream(f"workload.{w.name}.experts"), owner=w.name,
+            )
+            for ranks in self._ranks_of_replicas()
+        ]  # fmt: skip
+        return ServingWorkload(w.name, clock, iterations=iterations, fabric=fabric, **common)
+
+    def _ranks_of_replicas(self) -> list[Sequence[int]]:
+        ranks = list(self.scenario.ranks_of(self.w))
+        n = self.parallelism.num_accelerators
+        return [ranks[i * n : (i + 1) * n] for i in range(self.w.replicas)]

@@ -99,7 +99,7 @@ def run(
     simulate = _imported("sim.run").run_scenario
     num_runs = len(loaded.variants) * len(loaded.seeds)
     if sys.stderr.isatty() and not quiet and not compile_cache.is_warm():
-        typer.echo("first run of this version: compiling the simulation core, half a minute, once", err=True)
+        typer.echo("first run of this version: compiling the simulation core, about a minute, once", err=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:

@@ -293,7 +293,7 @@ def _picks(state, now):
 
 @njit(cache=True)
 def _next_time(state, until_s):
-    """(the next instant in ps or NEVER, whether the wheel's next bucket must be emptied first)."""
+    """The next instant in ps, NEVER if there is none up to `until_s`. Empties the wheel's next bucket in its turn."""
     c = state.c[0]
     agenda = wheel.NEVER
     if c.num_agenda > 0:
@@ -301,18 +301,18 @@ def _next_time(state, until_s):
     if c.num_ready > 0 or c.num_woken > 0 or c.is_resuming:
         agenda = max(picoseconds(c.now_s), c.now)
     if c.key < c.num_keys:
-        return min(wheel.key_time(state), agenda), False
+        return min(wheel.key_time(state), agenda)
     bucket = wheel.next_bucket(state)
     if bucket != wheel.NEVER and bucket << c.shift <= agenda and seconds(bucket << c.shift) <= until_s:
         wheel.empty(state, bucket)
-        return min(wheel.key_time(state), agenda), True
+        return min(wheel.key_time(state), agenda)
     if bucket != wheel.NEVER and bucket << c.shift <= agenda:
-        return wheel.NEVER, False  # it lies beyond `until_s`
+        return wheel.NEVER  # it lies beyond `until_s`
     if agenda != wheel.NEVER and agenda >> c.shift > c.bucket and seconds(agenda) <= until_s:
         wheel.move_to(state, agenda >> c.shift)
         c.num_keys = 0
         c.key = 0
-    return agenda, False
+    return agenda
 
 
 def _advance(state, choose, until_s, max_events):
@@ -320,7 +320,7 @@ def _advance(state, choose, until_s, max_events):
     c = state.c[0]
     budget = c.num_events + max_events
     while True:
-        now, _ = _next_time(state, until_s)
+        now = _next_time(state, until_s)
         if now == wheel.NEVER or seconds(now) > until_s:
             refresh_next(state)
             return IDLE

@@ -142,7 +142,7 @@ class Fluid(Part):
 
 
 class Fault(Part):
-    """A link or host that changes during the run; arrives with the packet core."""
+    """A link or host that changes during the run; arrives later."""
 
     at_s: Seconds
     until_s: Seconds | None = None

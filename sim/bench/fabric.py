@@ -3,6 +3,8 @@
 A case is a topology, a path policy and a message graph. Timed is what the simulator does with the graph, from
 `start` to the last byte; building the graph is not. Times are CPU seconds of the one thread, which other work
 on the machine hardly moves; wall seconds stand beside them. Memory is the process's peak, everything included.
+A case that takes a few seconds is run three times in its process and the fastest counts: the first one also waits
+for memory that a virtual machine's host has not backed yet.
 """
 
 from __future__ import annotations
@@ -180,7 +182,7 @@ def measure(name: str) -> Measured:
 def simulate(case: Case) -> Measured:
     """Run a case in this process. Its compiled code is loaded by a small run first."""
     _timed(dataclasses.replace(case, leaves=2, hosts_per_leaf=2, spines=2))
-    return _timed(case)
+    return min((_timed(case) for _ in range(3 if case.is_quick else 1)), key=lambda measured: measured.cpu_s)
 
 
 def _timed(case: Case) -> Measured:

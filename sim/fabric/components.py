@@ -46,11 +46,11 @@ def give_piece(state, p):
 @njit(cache=True)
 def fold_series(state):
     """Twice the time in the same number of bins."""
-    bins = state.series.shape[1]
-    for row in range(state.series.shape[0]):
-        for b in range(bins // 2):
-            state.series[row, b] = state.series[row, 2 * b] + state.series[row, 2 * b + 1]
-        state.series[row, bins // 2 :] = 0.0
+    bins = state.series.shape[0]
+    for b in range(bins // 2):
+        for s in range(state.series.shape[1]):
+            state.series[b, s] = state.series[2 * b, s] + state.series[2 * b + 1, s]
+    state.series[bins // 2 :] = 0.0
     state.c[0].bin_s *= 2.0
 
 
@@ -66,7 +66,7 @@ def account(state, s, now):
     if rate <= 0.0:
         return
     segment.outstanding -= rate * (now - since)
-    bins = state.series.shape[1]
+    bins = state.series.shape[0]
     if bins == 0:
         return
     while now >= state.c[0].bin_s * bins:
@@ -76,10 +76,10 @@ def account(state, s, now):
     last = int(now / width)
     while b < last:
         edge = (b + 1) * width
-        state.series[s, b] += rate * max(edge - since, 0.0)
+        state.series[b, s] += rate * max(edge - since, 0.0)
         since = max(edge, since)
         b += 1
-    state.series[s, b] += rate * max(now - since, 0.0)
+    state.series[b, s] += rate * max(now - since, 0.0)
 
 
 @njit(cache=True)

@@ -77,7 +77,7 @@ class FluidFabric(MessageFabric):
         return fs.State(
             c=c,
             successors=np.zeros(SMALLEST, np.int64),
-            series=np.zeros((t.num_segments, self.settings.num_bins)),
+            series=np.zeros((self.settings.num_bins, t.num_segments)),
             transfers=np.zeros(SMALLEST, fs.COUNT),
             watches=np.zeros(SMALLEST, fs.COUNT),
             nodes=np.zeros(SMALLEST, fs.NODE),
@@ -146,7 +146,7 @@ class FluidFabric(MessageFabric):
         used = int(np.ceil(self.clock.now / width))
         if used and (used - 1) * width >= self.clock.now:
             used -= 1  # the division was rounded up
-        series = self._state.series[:, :used]
+        series = self._state.series[:used].T
         links = np.zeros((self.topology.num_links, used))
         t = self.topology
         owner = np.repeat(np.arange(t.num_segments), np.diff(t.segment_start))

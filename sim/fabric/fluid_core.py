@@ -15,6 +15,7 @@ from sim.fabric import heap, placing, readiness
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import CANCELLED, PENDING
 from sim.fabric.policies import FUNCTION_TYPE
+from sim.fabric.state_reference import prefetch
 
 IDLE, FIRED, BUDGET, GROW = 0, 1, 2, 3
 """Why `advance` returned: nothing more until then, something watched is complete, budget spent, more room needed."""
@@ -90,8 +91,11 @@ def _refresh_outstanding(state, now):
 @njit(cache=True)
 def _activate(state, m, now):
     """The first byte leaves."""
-    state.messages[m].started_s = now
-    p = state.messages[m].first_piece
+    message = state.messages[m]
+    message.started_s = now
+    for e in range(message.successor_start, message.successor_end):
+        prefetch(state.messages, state.successors[e])  # type: ignore[call-arg]
+    p = message.first_piece
     while p != NONE:
         following = state.pieces[p].next_of_message
         state.pieces[p].started_s = now

@@ -160,7 +160,7 @@ class State(NamedTuple):
     dirty: np.ndarray  # labels of components to solve
     solving: np.ndarray  # work space: pieces of the component being solved
     segments: np.ndarray
-    series: np.ndarray  # [segments, bins] wire bytes sent in each stretch of time
+    series: np.ndarray  # [bins, segments] wire bytes sent in each stretch of time; what moves now lies together
     link_label: np.ndarray
     transfers: np.ndarray
     watches: np.ndarray

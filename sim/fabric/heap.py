@@ -1,6 +1,7 @@
 """Two binary heaps for compiled code: a plain one, and one whose entries can be moved.
 
-Both order by (key, id), so that ties are resolved the same way on every machine.
+Both order by (key, id), so that ties are resolved the same way on every machine. Which of two children comes first
+is a coin toss that no processor predicts: it is computed, not branched on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from numba import njit
 
 @njit(cache=True)
 def _before(key, entry, other_key, other_entry):
-    return key < other_key or (key == other_key and entry < other_entry)
+    return (key < other_key) | ((key == other_key) & (entry < other_entry))
 
 
 @njit(cache=True)
@@ -21,8 +22,8 @@ def sift_down(keys, ids, size, i):
         child = 2 * i + 1
         if child >= size:
             break
-        if child + 1 < size and _before(keys[child + 1], ids[child + 1], keys[child], ids[child]):
-            child += 1
+        right = min(child + 1, size - 1)
+        child += _before(keys[right], ids[right], keys[child], ids[child])
         if not _before(keys[child], ids[child], key, entry):
             break
         keys[i], ids[i] = keys[child], ids[child]
@@ -92,7 +93,7 @@ def move(heap, place, key, size, entry, new_key):
     while i > 0:
         parent = (i - 1) >> 1
         other = heap[parent]
-        if key[other] < new_key or (key[other] == new_key and other < entry):
+        if _before(key[other], other, new_key, entry):
             break
         _place(heap, place, key, i, other)
         i = parent
@@ -100,12 +101,10 @@ def move(heap, place, key, size, entry, new_key):
         child = 2 * i + 1
         if child >= size:
             break
-        if child + 1 < size:
-            a, b = heap[child], heap[child + 1]
-            if key[b] < key[a] or (key[b] == key[a] and b < a):
-                child += 1
+        a, b = heap[child], heap[min(child + 1, size - 1)]
+        child += _before(key[b], b, key[a], a)
         other = heap[child]
-        if new_key < key[other] or (new_key == key[other] and entry < other):
+        if _before(new_key, entry, key[other], other):
             break
         _place(heap, place, key, i, other)
         i = child

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.experimental import structref
 from numba.extending import intrinsic, models, register_model
+
+CACHE_LINE = 64
 
 
 class StateType(types.StructRef):
@@ -63,6 +66,29 @@ def borrowed(context, value):
         return strip(target, builder, signature.args[0], arguments[0])
 
     return value(value), generate
+
+
+@intrinsic
+def prefetch(context, array, index):
+    """Have a row of an array brought into the cache: what will be read long after this, and out of order."""
+
+    def generate(target, builder, signature, arguments):
+        kind = signature.args[0]
+        rows = target.make_array(kind)(target, builder, arguments[0])
+        row = cgutils.get_item_pointer(target, builder, kind, rows, [arguments[1]], wraparound=False)
+        flag = ir.IntType(32)
+        address = ir.IntType(8).as_pointer()
+        first = builder.bitcast(row, address)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [address, flag, flag, flag]), "llvm.prefetch.p0"
+        )
+        to_write, keep, is_data = (ir.Constant(flag, value) for value in (1, 3, 1))
+        for offset in range(0, target.get_abi_sizeof(target.get_data_type(kind.dtype)), CACHE_LINE):
+            line = builder.gep(first, [ir.Constant(ir.IntType(64), offset)])
+            builder.call(function, [line, to_write, keep, is_data])
+        return target.get_dummy_value()
+
+    return types.none(array, index), generate
 
 
 def define(pointer: type[StatePointer], kind: type[StateType], fields: tuple[str, ...]) -> None:

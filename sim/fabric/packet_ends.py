@@ -63,20 +63,7 @@ def _receive(state, k, came_over, now):
     piece.unanswered = 0
     piece.told = piece.in_order
     packet.size = state.c[0].header_bytes
-    num_hops = 0
-    first, last = 0, packet.num_hops - 1
-    while first <= last:  # turn the route round, each link into the one the other way
-        a, b = state.ports[packet.route[first]].reverse, state.ports[packet.route[last]].reverse
-        packet.route[first] = b
-        packet.route[last] = a
-        first += 1
-        last -= 1
-    for i in range(packet.num_hops):
-        if packet.route[i] != NONE:
-            packet.route[num_hops] = packet.route[i]
-            num_hops += 1
-    packet.num_hops = num_hops
-    packet.hop = 0
+    routes.turn_back(state, packet)
     ports.enter(state, packet.route[0], k, came_over, now)
 
 

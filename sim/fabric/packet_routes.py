@@ -35,7 +35,7 @@ def put_route(state, piece, packet):
         packet.num_hops = append(state, route, n, piece.into)
         return
     scope = state.scopes[piece.scope]
-    if piece.spray == SWITCH:
+    if piece.spray >= SWITCH:
         n = append(state, route, 0, piece.out + piece.next_path)
         if piece.scope != SAME_LEAF:
             route[n] = AT_SWITCH
@@ -88,18 +88,49 @@ def _last_link(state, segment):
 
 
 @njit(cache=True)
-def draw_path(state, p):
-    """Where the sender sends the piece's next packet."""
-    piece = state.pieces[p]
-    if piece.spray == FIXED:
-        return
-    choices = state.c[0].num_planes if piece.spray == SWITCH else state.scopes[piece.scope].num_paths
-    if piece.spray == RANDOM:
-        piece.random += np.uint64(0x9E3779B97F4A7C15)
-        piece.next_path = mix(piece.random) % np.uint64(choices)
-    elif piece.next_seq > 0:
-        piece.next_path = (piece.next_path + 1) % choices
+def num_choices(state, piece):
+    """What a sprayed piece's sender chooses from: paths, or planes where a switch chooses the path."""
+    return state.c[0].num_planes if piece.spray >= SWITCH else state.scopes[piece.scope].num_paths
+
+
+@njit(cache=True)
+def aim(state, r):
+    """The source port of the piece's next packet, which takes `next_path`."""
+    piece = state.pieces[r]
     plane = piece.next_path
-    if piece.spray != SWITCH:
+    if piece.spray < SWITCH:
         plane = state.plane[state.scopes[piece.scope].first_plane + piece.next_path]
     piece.source_port = first_link(state, piece.out + plane)
+
+
+@njit(cache=True)
+def draw_path(state, r):
+    """Where the sender sends the piece's next packet."""
+    piece = state.pieces[r]
+    if piece.spray == FIXED:
+        return
+    if piece.spray == RANDOM:
+        piece.random += np.uint64(0x9E3779B97F4A7C15)
+        piece.next_path = mix(piece.random) % np.uint64(num_choices(state, piece))
+    else:
+        piece.next_path = (piece.next_path + 1) % num_choices(state, piece)
+    aim(state, r)
+
+
+@njit(cache=True)
+def turn_back(state, packet):
+    """Turn the packet's route round, each link into the one the other way; a link without one is left out."""
+    first, last = 0, packet.num_hops - 1
+    while first <= last:
+        a, b = state.ports[packet.route[first]].reverse, state.ports[packet.route[last]].reverse
+        packet.route[first] = b
+        packet.route[last] = a
+        first += 1
+        last -= 1
+    num_hops = 0
+    for i in range(packet.num_hops):
+        if packet.route[i] != NONE:
+            packet.route[num_hops] = packet.route[i]
+            num_hops += 1
+    packet.num_hops = num_hops
+    packet.hop = 0

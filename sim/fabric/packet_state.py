@@ -116,10 +116,13 @@ PIECE = np.dtype(
 FLOW = np.dtype([("num_packets", "i4"), ("displacement", "i4"), ("held_bytes", "i8")], align=True)
 """What a message's packets went through: how many were sent, their largest displacement, most bytes held for order."""
 
-FIXED, ROUND_ROBIN, RANDOM, SWITCH = 0, 1, 2, 3
-"""How the packets of a piece get their paths."""
+FIXED, ROUND_ROBIN, RANDOM, FLOWLET, REPS, SWITCH, ADAPTIVE = range(7)
+"""How the packets of a piece get their paths; from SWITCH on, a switch decides."""
 
-SPRAYS = {"round_robin": ROUND_ROBIN, "random": RANDOM, "switch": SWITCH}
+SPRAYS = {
+    "round_robin": ROUND_ROBIN, "random": RANDOM, "flowlet": FLOWLET, "reps": REPS, "switch": SWITCH,
+    "adaptive": ADAPTIVE,
+}  # fmt: skip
 
 COUNTERS = np.dtype(
     [
@@ -131,6 +134,7 @@ COUNTERS = np.dtype(
         ("num_agenda", "i8"),
         ("num_ready", "i8"),
         ("num_batch", "i8"),
+        ("num_starting", "i8"),
         ("num_fired", "i8"),
         ("num_events", "i8"),
         ("num_hops", "i8"),  # deliveries of data packets
@@ -192,6 +196,7 @@ class PacketState(NamedTuple):
     flows: np.ndarray  # [messages]
     packets: np.ndarray
     pieces: np.ndarray
+    starting: np.ndarray  # [pieces] those that may send from this instant on
     ports: np.ndarray
     segment_start: np.ndarray
     segment_link: np.ndarray
@@ -310,4 +315,4 @@ def for_packets(n: int) -> dict[str, np.ndarray]:
 def for_pieces(n: int, placed: np.dtype) -> dict[str, np.ndarray]:
     pieces = np.zeros(n, PIECE)
     pieces["message"] = NONE
-    return {"pieces": pieces, "placed": np.zeros(n, placed)}
+    return {"pieces": pieces, "placed": np.zeros(n, placed), "starting": np.zeros(n, np.int64)}

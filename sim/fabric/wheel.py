@@ -12,6 +12,7 @@ from numba import njit
 
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
+from sim.fabric.packet_state import seconds
 
 NEVER = np.int64(2**62)
 PHASE = np.int64(1 << 31)
@@ -121,3 +122,25 @@ def _sort(keys, n):
 def key_time(state):
     """Time of the next event of the bucket being emptied."""
     return (state.c[0].bucket << state.c[0].shift) + (state.keys[state.c[0].key] >> 32)
+
+
+@njit(cache=True)
+def next_time(state, other, until_s):
+    """The next instant in ps, NEVER if there is none up to `until_s`. Empties the wheel's next bucket in its turn.
+
+    `other` is when something outside the wheel is due.
+    """
+    c = state.c[0]
+    if c.key < c.num_keys:
+        return min(key_time(state), other)
+    bucket = next_bucket(state)
+    if bucket != NEVER and bucket << c.shift <= other:
+        if seconds(bucket << c.shift) > until_s:
+            return NEVER
+        empty(state, bucket)
+        return min(key_time(state), other)
+    if other != NEVER and other >> c.shift > c.bucket and seconds(other) <= until_s:
+        move_to(state, other >> c.shift)
+        c.num_keys = 0
+        c.key = 0
+    return other

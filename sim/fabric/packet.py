@@ -1,7 +1,8 @@
 """The packet fabric: every packet and acknowledgement hop by hop, behind the message-graph contract.
 
-What it leaves out so far: finite buffers and loss, ECN and PFC, transports other than a fixed window; a switch
-forwards a packet when it has all of it, in no time.
+Two cores: lean ports (a fixed window over unlimited buffers) where nothing needs more, full ports (finite buffers, marks,
+pauses, trimming, recovery, congestion control) otherwise. Left out: a switch forwards a packet when it has all of it, in
+no time; pause frames take no bandwidth.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_state as fs
+from sim.fabric import full_core
+from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
 from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
@@ -22,6 +25,8 @@ from sim.fabric.topology import Topology
 
 NUM_BINS = 256
 FIRST_PACKETS = 1 << 12
+UNLIMITED = 2**60
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,20 @@ class PacketSettings:
     window_bdp      window of a queue pair in bandwidth-delay products of its path, when idle
     window_packets  the same in packets; None: from window_bdp
     ack_every       data packets per acknowledgement; the last packet of a queue pair is acknowledged at once
+    transport       see transports.py; all but "window" need full ports
+    port_buffer_bytes, switch_buffer_bytes, buffer_alpha
+                    data that a switch's port, and the switch, may hold; a port at most alpha times what is free
+    mark_from_bytes, mark_all_bytes, mark_most
+                    a queue marks none up to the first, all from the second on, and with a probability that grows to
+                    mark_most between
+    trim            a packet that finds no room goes on as its header
+    pause_above_bytes, resume_below_bytes
+                    lossless: a link whose packets hold more than this in the switch is paused, until they hold less
+    retransmission_timeout_s, goes_back, gap
+                    recovery: the timer; a receiver that takes packets in order only; packets that overtake a lost one
+                    before it counts as lost (0: only the timer and trimming tell)
+    flowlet_gap_s   a pause after which `flowlet` draws another path
+    ports           "auto", or "lean" or "full" to insist
     """
 
     mtu_bytes: int = 4096
@@ -38,6 +57,29 @@ class PacketSettings:
     window_bdp: float = 1.5
     window_packets: int | None = None
     ack_every: int = 4
+    transport: str = "window"
+    port_buffer_bytes: int | None = None
+    switch_buffer_bytes: int | None = None
+    buffer_alpha: float | None = None
+    mark_from_bytes: int | None = None
+    mark_all_bytes: int | None = None
+    mark_most: float = 1.0
+    trim: bool = False
+    pause_above_bytes: int | None = None
+    resume_below_bytes: int | None = None
+    retransmission_timeout_s: float = 100e-6
+    goes_back: bool = False
+    gap: int = 0
+    flowlet_gap_s: float = 50e-6
+    ports: str = "auto"
+
+    def needs_full_ports(self, policy: PathPolicy) -> bool:
+        """Does anything here, or the policy, need more than lean ports know?"""
+        if self.ports != "auto":
+            return self.ports == "full"
+        limits = (self.port_buffer_bytes, self.switch_buffer_bytes, self.mark_from_bytes, self.pause_above_bytes)
+        looks = policy.spray in ("adaptive", "flowlet", "reps")
+        return self.transport != "window" or self.goes_back or looks or any(limit is not None for limit in limits)
 
 
 class PacketFabric(MessageFabric):
@@ -61,9 +103,11 @@ class PacketFabric(MessageFabric):
         window_s = self.policy.window_s if window_s is None else window_s
         jitter_s = self.policy.jitter_s if jitter_s is None else jitter_s
         self._choose = compiled(self.policy)
+        self.is_full = self.settings.needs_full_ports(self.policy)
+        self._compiled: Any = full_core if self.is_full else core
         self._state = self._first_state([subflows, jitter_s, window_s, seed], seed)
         self._core = ps.pointer(self._state)
-        self._run = core.advance_for(self._core)
+        self._run = self._compiled.advance_for(self._core)
         self._grow_pieces(SMALLEST)
         self._grow_packets(FIRST_PACKETS + 2 * int(self._state.c["num_sources"][0]))
         clock.attach(self)
@@ -71,7 +115,10 @@ class PacketFabric(MessageFabric):
     def _first_state(self, parameters: list[float], seed: int) -> ps.PacketState:
         t, settings = self.topology, self.settings
         ports, crossing = ps.ports_of(t, settings.mtu_bytes, settings.header_bytes)
-        c = np.zeros(1, ps.COUNTERS)
+        num_switches = 0
+        if self.is_full:
+            ports, num_switches = fulls.ports_of(t, ports, seed)
+        c = np.zeros(1, fulls.COUNTERS if self.is_full else ps.COUNTERS)
         c["free_piece"] = c["free_packet"] = fs.NONE
         c["header_bytes"] = settings.header_bytes
         c["payload_per_packet"] = settings.mtu_bytes - settings.header_bytes
@@ -82,11 +129,13 @@ class PacketFabric(MessageFabric):
         c["window_s"] = parameters[2]
         c["next_s"] = np.inf
         c["num_planes"] = t.num_planes
-        c["num_sources"] = int(ports["is_source"].sum())
+        c["num_sources"] = int(ports["is_source"].sum()) + (t.num_nics if self.is_full else 0)
         c["is_live"] = self.policy.is_live
         c["spray"] = ps.SPRAYS.get(self.policy.spray or "", ps.FIXED)
         c["bin_shift"] = 20
         c["shift"] = ps.wheel_shift(ports, settings.header_bytes, settings.mtu_bytes)
+        if self.is_full:
+            self._set_limits(c)
         num_pods = int(t.pod_of_leaf.max()) + 1
         radix = max(scope.radix[0] for scope in t.scopes)
         static = fs.static(t)
@@ -116,16 +165,50 @@ class PacketFabric(MessageFabric):
             far_time=np.zeros(2 * len(ports), np.int64),
             far_slot=np.zeros(2 * len(ports), np.int64),
             keys=np.zeros(2 * len(ports), np.int64),
+            switches=np.zeros(num_switches, fulls.SWITCH),
+            pullers=fulls.pullers_of(t, ports) if self.is_full else np.zeros(0, fulls.PULLER),
             **static,
             **self._for_messages(SMALLEST),
-            **ps.for_pieces(0, PLACED),
-            **ps.for_packets(0),
+            **self._for_pieces(0),
+            **self._for_packets(0),
         )
+
+    def _set_limits(self, c: np.ndarray) -> None:
+        """What full ports and transports go by, into the counters."""
+        settings = self.settings
+
+        def or_none(value: float | None) -> float:
+            return UNLIMITED if value is None else value
+
+        c["transport"] = fulls.TRANSPORTS[settings.transport]
+        c["port_limit"] = or_none(settings.port_buffer_bytes)
+        c["buffer"] = or_none(settings.switch_buffer_bytes)
+        c["buffer_alpha"] = np.inf if settings.buffer_alpha is None else settings.buffer_alpha
+        c["mark_from"] = or_none(settings.mark_from_bytes)
+        c["mark_all"] = or_none(settings.mark_from_bytes if settings.mark_all_bytes is None else settings.mark_all_bytes)
+        c["mark_most"] = settings.mark_most
+        c["is_trimming"] = settings.trim
+        c["is_lossless"] = settings.pause_above_bytes is not None
+        c["pause_above"] = or_none(settings.pause_above_bytes)
+        c["resume_below"] = or_none(settings.resume_below_bytes)
+        c["rto"] = round(settings.retransmission_timeout_s * ps.PS_PER_S)
+        c["goes_back"] = settings.goes_back
+        c["gap"] = settings.gap
+        c["flowlet_gap"] = round(settings.flowlet_gap_s * ps.PS_PER_S)
 
     # --- the core -----------------------------------------------------------------------------------------------------
 
     def _for_messages(self, n: int) -> dict[str, np.ndarray]:
-        return super()._for_messages(n) | {"flows": np.zeros(n, ps.FLOW)}
+        return super()._for_messages(n) | {"flows": np.zeros(n, fulls.FLOW if self.is_full else ps.FLOW)}
+
+    def _for_pieces(self, n: int) -> dict[str, np.ndarray]:
+        if self.is_full:
+            return fulls.for_pieces(n, self.topology.num_links, self.topology.num_nics, PLACED)
+        none = np.zeros(0, np.int64)
+        return ps.for_pieces(n, PLACED) | {"alarm_time": none, "alarm_code": none}
+
+    def _for_packets(self, n: int) -> dict[str, np.ndarray]:
+        return fulls.for_packets(n) if self.is_full else ps.for_packets(n)
 
     def _copy_out(self, first: int, count: int) -> MessageResults:
         flows = self._state.flows[first : first + count]
@@ -137,13 +220,13 @@ class PacketFabric(MessageFabric):
 
     def _admit(self, first: int, last: int) -> None:
         self._state.flows[first:last] = 0
-        core.admit(self._core, first, last, self.clock.now)
+        self._compiled.admit(self._core, first, last, self.clock.now)
 
     def _cancel_message(self, m: int) -> None:
-        core.cancel(self._core, m, self.clock.now)
+        self._compiled.cancel(self._core, m, self.clock.now)
 
     def _refresh(self) -> None:
-        core.refresh_next(self._core)
+        self._compiled.refresh_next(self._core)
 
     def _pointer(self, state: Any) -> Any:
         return ps.pointer(state)
@@ -153,12 +236,12 @@ class PacketFabric(MessageFabric):
         status = self._run(self._core, self._choose, until_s, EVENTS_PER_CALL)
         if status == core.GROW:
             c = self._state.c[0]
-            if c["is_resuming"]:
+            if c["is_resuming"] or (self.is_full and 2 * c["num_alarms"] >= len(self._state.alarm_time)):
                 have = len(self._state.pieces)
                 self._grow_pieces(max(2 * have, have - int(c["num_free_pieces"]) + int(c["needed_pieces"])))
             else:
                 self._grow_packets(2 * len(self._state.packets))
-            core.refresh_next(self._core)
+            self._compiled.refresh_next(self._core)
         elif status == core.FIRED:
             self._deliver_fired()
 
@@ -207,10 +290,21 @@ class PacketFabric(MessageFabric):
             ("application bytes: injected = delivered + cancelled + failed + under way",
              self.injected_bytes, self.closed_bytes.sum() + open_bytes),
         ]  # fmt: skip
+        lost = {"payload_bytes": 0, "data_packets": 0}
+        if self.is_full:
+            drops = int(ports["drops"].sum())
+            lost["data_packets"] = drops + int(ports["trims"].sum())
+            lost["payload_bytes"] = int(ports["dropped_bytes"].sum()) - drops * self.settings.header_bytes
+            at_switches = ports[ports["node"] >= 0]
+            left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
+            if is_idle or (left > at_switches["entered"]).any():
+                laws.append(("data packets at switches: entered = sent + dropped + trimmed", int(at_switches["entered"].sum()),
+                             int(left.sum())))
         for what in ("payload_bytes", "data_packets"):
-            sent, arrived = int(ports[what][ports["is_source"]].sum()), int(ports[what][last].sum())
+            sent = int(ports[what][ports["is_source"]].sum()) - lost[what]
+            arrived = int(ports[what][last].sum())
             if is_idle or arrived > sent:
-                laws.append((f"{what} on links: sent = arrived", sent, arrived))
+                laws.append((f"{what} on links: sent = arrived + lost", sent, arrived))
         for law, expected, found in laws:
             if abs(found - expected) > 0.5 + 1e-9 * expected:
                 raise ConservationError(f"{law} does not hold: {expected} is not {found}")
@@ -219,7 +313,7 @@ class PacketFabric(MessageFabric):
 
     def _grow_pieces(self, room: int) -> None:
         have = len(self._state.pieces)
-        new = ps.for_pieces(room, PLACED)
+        new = self._for_pieces(room)
         self._replace(**{name: copied(getattr(self._state, name), array) for name, array in new.items()})
         c = self._state.c[0]
         self._state.pieces["next_ready"][have:room] = np.append(np.arange(have + 1, room), c["free_piece"])
@@ -228,7 +322,7 @@ class PacketFabric(MessageFabric):
 
     def _grow_packets(self, room: int) -> None:
         have = len(self._state.packets)
-        self._replace(packets=copied(self._state.packets, ps.for_packets(room)["packets"]))
+        self._replace(packets=copied(self._state.packets, self._for_packets(room)["packets"]))
         c = self._state.c[0]
         self._state.packets["next"][have:room] = np.append(np.arange(have + 1, room), c["free_packet"])
         c["free_packet"] = have

@@ -14,7 +14,7 @@ from sim.fabric.packet_state import AT_SWITCH, REORDER_WINDOW, TOLD_AT_ONCE, sec
 
 
 @njit(cache=True)
-def _reorder(state, piece, packet, payload):
+def reorder(state, piece, packet, payload):
     """Enter a packet's arrival in the receiver's books: in-order point, displacement, bytes held out of order."""
     bit = packet.seq % REORDER_WINDOW
     piece.bitmap[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
@@ -45,7 +45,7 @@ def _receive(state, k, came_over, now):
     payload = packet.size - state.c[0].header_bytes
     piece.received += 1
     piece.unanswered += 1
-    _reorder(state, piece, packet, payload)
+    reorder(state, piece, packet, payload)
     is_complete = piece.received == piece.num_packets
     if message.outcome == PENDING:
         message.delivered_bytes += payload
@@ -112,7 +112,7 @@ def _settle(state, r, now):
     r = np.int64(message.first_piece)
     while r != NONE:
         following = np.int64(state.pieces[r].next_of_message)
-        _give_piece(state, r)
+        give_piece(state, r)
         r = following
     message.first_piece = NONE
     key = np.int64(message.transfer)
@@ -122,7 +122,7 @@ def _settle(state, r, now):
 
 
 @njit(cache=True)
-def _give_piece(state, r):
+def give_piece(state, r):
     c = state.c[0]
     state.pieces[r].message = NONE
     state.pieces[r].next_ready = c.free_piece

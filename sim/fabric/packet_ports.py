@@ -16,7 +16,7 @@ from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW
 
 
 @njit(cache=True)
-def _serialise(state, p, size, now):
+def serialise(state, p, size, now):
     """Start on `size` bytes and say when the last bit leaves; what a division leaves is carried while packets are
     back to back:  duration, remainder = divmod(bits 10^12 + remainder, rate)."""
     port = state.ports[p]
@@ -79,7 +79,7 @@ def _count(state, p, packet, now):
 @njit(cache=True)
 def _send(state, p, k, now):
     """Ordinary port p starts on packet k."""
-    _serialise(state, p, state.packets[k].size, now)
+    serialise(state, p, state.packets[k].size, now)
     _count(state, p, state.packets[k], now)
     state.ports[p].wire_first = k
     wheel.schedule(state, 2 * p, state.ports[p].end + state.ports[p].latency)
@@ -94,11 +94,11 @@ def wake(state, p):
 
 
 @njit(cache=True)
-def _queue(state, p, k):
+def queue(state, p, k, is_control):
     """Packet k waits at port p, behind others of its class."""
     port = state.ports[p]
     state.packets[k].next = NONE
-    if state.packets[k].covers > 0:
+    if is_control:
         if port.ack_first == NONE:
             port.ack_first = k
         else:
@@ -120,13 +120,13 @@ def enter(state, p, k, came_over, now):
     packet.time = now
     packet.came_over = came_over
     if port.is_source:
-        _queue(state, p, k)
+        queue(state, p, k, packet.covers > 0)
         if not port.is_busy:
             wake(state, p)
     elif port.wire_first != NONE or port.ack_first != NONE or port.data_first != NONE:
-        _queue(state, p, k)
+        queue(state, p, k, packet.covers > 0)
     elif port.end == now:  # its serialisation ends at this instant, so that others may still come before it picks
-        _queue(state, p, k)
+        queue(state, p, k, packet.covers > 0)
         wake(state, p)
     else:
         _send(state, p, k, now)
@@ -153,7 +153,7 @@ def pick(state, p):
 
 
 @njit(cache=True)
-def _into_ring(state, r):
+def into_ring(state, r):
     """Piece r waits for its turn at its source port."""
     piece = state.pieces[r]
     piece.is_in_ring = True
@@ -198,13 +198,13 @@ def offer(state, r):
     """A piece may have become ready."""
     piece = state.pieces[r]
     if not piece.is_in_ring and _may_send(piece):
-        _into_ring(state, r)
+        into_ring(state, r)
         if not state.ports[piece.source_port].is_busy:
             wake(state, piece.source_port)
 
 
 @njit(cache=True)
-def _take_packet(state):
+def take_packet(state):
     c = state.c[0]
     k = c.free_packet
     c.free_packet = state.packets[k].next
@@ -224,7 +224,7 @@ def give_packet(state, k):
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]
-    k = _take_packet(state)
+    k = take_packet(state)
     packet = state.packets[k]
     packet.piece = r
     packet.seq = piece.next_seq
@@ -256,7 +256,7 @@ def pick_at_source(state, p, now):
         port.is_busy = False
         return
     packet = state.packets[k]
-    _serialise(state, p, packet.size, now)
+    serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
     packet.time = port.end + port.latency
     packet.next = NONE

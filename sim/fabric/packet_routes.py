@@ -52,6 +52,24 @@ def put_route(state, piece, packet):
 
 
 @njit(cache=True)
+def plane_of(state, piece, packet):
+    """The plane of a packet that has reached its leaf."""
+    plane = np.int64(0)
+    if state.c[0].num_planes > 1:
+        while _last_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
+            plane += 1
+    return plane
+
+
+@njit(cache=True)
+def complete(state, piece, packet, path, plane):
+    """The rest of the packet's route, once a switch has chosen."""
+    n = append(state, packet.route, packet.hop, piece.up + path)
+    n = append(state, packet.route, n, piece.down + path)
+    packet.num_hops = append(state, packet.route, n, piece.into + plane)
+
+
+@njit(cache=True)
 def decide_at_switch(state, packet):
     """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
 
@@ -60,10 +78,7 @@ def decide_at_switch(state, packet):
     piece = state.pieces[packet.piece]
     scope = state.scopes[piece.scope]
     leaf = state.accelerators[state.messages[piece.message].source].leaf
-    plane = np.int64(0)
-    if state.c[0].num_planes > 1:
-        while _last_link(state, piece.out + plane) != packet.route[packet.hop - 1]:
-            plane += 1
+    plane = plane_of(state, piece, packet)
     choices = scope.leaf_choices // state.c[0].num_planes
     turn = state.turns[leaf, plane] % choices
     state.turns[leaf, plane] += 1
@@ -72,9 +87,7 @@ def decide_at_switch(state, packet):
         pod = state.pod_of_leaf[leaf]
         path = turn * scope.next_choices + state.higher_turns[pod, turn] % scope.next_choices
         state.higher_turns[pod, turn] += 1
-    n = append(state, packet.route, packet.hop, piece.up + path)
-    n = append(state, packet.route, n, piece.down + path)
-    packet.num_hops = append(state, packet.route, n, piece.into + plane)
+    complete(state, piece, packet, path, plane)
 
 
 @njit(cache=True)

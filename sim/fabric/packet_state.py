@@ -25,93 +25,87 @@ REORDER_WINDOW = 1024
 TOLD_AT_ONCE = REORDER_WINDOW // 2
 """An in-order point that has moved on by this much is acknowledged at once, lest the sender waits for ever."""
 
-PACKET = np.dtype(
-    [
-        ("time", "i8"),  # it entered its port; on a source port's wire: it will be delivered
-        ("next", "i4"),  # in a queue, on a wire, or free
-        ("piece", "i4"),
-        ("seq", "i4"),  # of an acknowledgement: the in-order point
-        ("size", "i4"),  # bytes on the wire
-        ("covers", "i4"),  # packets that an acknowledgement covers; 0: this is data
-        ("came_over", "i4"),  # link
-        ("hop", "i2"),
-        ("num_hops", "i2"),
-        ("route", "i4", (MOST_HOPS,)),
-    ],
-    align=True,
-)
+PACKET_FIELDS = [
+    ("time", "i8"),  # it entered its port; on a source port's wire: it will be delivered
+    ("next", "i4"),  # in a queue, on a wire, or free
+    ("piece", "i4"),
+    ("seq", "i4"),  # of an acknowledgement: the in-order point
+    ("size", "i4"),  # bytes on the wire
+    ("covers", "i4"),  # packets that an acknowledgement covers; 0: this is data
+    ("came_over", "i4"),  # link
+    ("hop", "i2"),
+    ("num_hops", "i2"),
+    ("route", "i4", (MOST_HOPS,)),
+]
+PACKET = np.dtype(PACKET_FIELDS, align=True)
 """One cache line."""
 
-PORT = np.dtype(
-    [
-        ("rate", "i8"),
-        ("latency", "i8"),
-        ("end", "i8"),  # of its latest serialisation
-        ("remainder", "i8"),  # of the latest division, in bits ps / s
-        ("full_time", "i8"),  # of a packet of `full_size` bytes, and what its division leaves
-        ("full_remainder", "i8"),
-        ("ack_first", "i4"),
-        ("ack_last", "i4"),
-        ("data_first", "i4"),
-        ("data_last", "i4"),
-        ("wire_first", "i4"),  # of an ordinary port: the packet it sends; of a source port: all packets on its wire
-        ("wire_last", "i4"),
-        ("ready_first", "i4"),  # source port: ring of pieces that may send
-        ("ready_last", "i4"),
-        ("reverse", "i4"),  # the link that acknowledgements take back; NONE: left out
-        ("is_source", "?"),
-        ("is_busy", "?"),  # source port: its serialisation has not ended
-        ("is_woken", "?"),  # it picks in this instant's last phase
-        ("payload_bytes", "i8"),
-        ("wire_bytes", "i8"),
-        ("data_packets", "i8"),
-        ("ack_packets", "i8"),
-        ("longest_wait", "i8"),  # of a data packet in an ordinary port
-    ],
-    align=True,
-)
+PORT_FIELDS = [
+    ("rate", "i8"),
+    ("latency", "i8"),
+    ("end", "i8"),  # of its latest serialisation
+    ("remainder", "i8"),  # of the latest division, in bits ps / s
+    ("full_time", "i8"),  # of a packet of `full_size` bytes, and what its division leaves
+    ("full_remainder", "i8"),
+    ("ack_first", "i4"),
+    ("ack_last", "i4"),
+    ("data_first", "i4"),
+    ("data_last", "i4"),
+    ("wire_first", "i4"),  # of an ordinary port: the packet it sends; of a source port: all packets on its wire
+    ("wire_last", "i4"),
+    ("ready_first", "i4"),  # source port: ring of pieces that may send
+    ("ready_last", "i4"),
+    ("reverse", "i4"),  # the link that acknowledgements take back; NONE: left out
+    ("is_source", "?"),
+    ("is_busy", "?"),  # source port: its serialisation has not ended
+    ("is_woken", "?"),  # it picks in this instant's last phase
+    ("payload_bytes", "i8"),
+    ("wire_bytes", "i8"),
+    ("data_packets", "i8"),
+    ("ack_packets", "i8"),
+    ("longest_wait", "i8"),  # of a data packet in an ordinary port
+]
+PORT = np.dtype(PORT_FIELDS, align=True)
 
-PIECE = np.dtype(
-    [
-        ("message", "i4"),  # NONE: free
-        ("next_of_message", "i4"),
-        ("next_ready", "i4"),
-        ("num_packets", "i4"),
-        ("last_size", "i4"),  # bytes of its last packet on the wire
-        ("window", "i4"),
-        ("ack_every", "i4"),
-        # sender
-        ("next_seq", "i4"),
-        ("in_flight", "i4"),
-        ("acknowledged", "i4"),
-        ("known", "i4"),  # in-order point as it knows
-        ("source_port", "i4"),  # of its next packet
-        ("is_in_ring", "?"),
-        ("is_started", "?"),
-        ("is_settled", "?"),  # acknowledged whole, or cancelled and gone
-        # path: segments out of the NIC and into one (of one plane, or the first of them), up and down (NONE: none)
-        ("spray", "i1"),  # how packets choose; FIXED: they do not
-        ("scope", "i1"),
-        ("out", "i4"),
-        ("up", "i4"),
-        ("down", "i4"),
-        ("into", "i4"),
-        ("next_path", "i4"),  # of a sprayed piece: of its next packet (a plane, if the switch chooses)
-        ("extra", "i4"),  # link that stands for an unlimited fabric; NONE: none
-        ("random", "u8"),
-        # receiver
-        ("received", "i4"),
-        ("unanswered", "i4"),
-        ("in_order", "i4"),  # smallest number not received
-        ("told", "i4"),  # the one that the latest acknowledgement carried
-        ("highest", "i4"),
-        ("displacement", "i4"),
-        ("most_held_bytes", "i8"),
-        ("held_bytes", "i8"),
-        ("bitmap", "u8", (REORDER_WINDOW // 64,)),
-    ],
-    align=True,
-)
+PIECE_FIELDS = [
+    ("message", "i4"),  # NONE: free
+    ("next_of_message", "i4"),
+    ("next_ready", "i4"),
+    ("num_packets", "i4"),
+    ("last_size", "i4"),  # bytes of its last packet on the wire
+    ("window", "i4"),
+    ("ack_every", "i4"),
+    # sender
+    ("next_seq", "i4"),
+    ("in_flight", "i4"),
+    ("acknowledged", "i4"),
+    ("known", "i4"),  # in-order point as it knows
+    ("source_port", "i4"),  # of its next packet
+    ("is_in_ring", "?"),
+    ("is_started", "?"),
+    ("is_settled", "?"),  # acknowledged whole, or cancelled and gone
+    # path: segments out of the NIC and into one (of one plane, or the first of them), up and down (NONE: none)
+    ("spray", "i1"),  # how packets choose; FIXED: they do not
+    ("scope", "i1"),
+    ("out", "i4"),
+    ("up", "i4"),
+    ("down", "i4"),
+    ("into", "i4"),
+    ("next_path", "i4"),  # of a sprayed piece: of its next packet (a plane, if the switch chooses)
+    ("extra", "i4"),  # link that stands for an unlimited fabric; NONE: none
+    ("random", "u8"),
+    # receiver
+    ("received", "i4"),
+    ("unanswered", "i4"),
+    ("in_order", "i4"),  # smallest number not received
+    ("told", "i4"),  # the one that the latest acknowledgement carried
+    ("highest", "i4"),
+    ("displacement", "i4"),
+    ("most_held_bytes", "i8"),
+    ("held_bytes", "i8"),
+    ("bitmap", "u8", (REORDER_WINDOW // 64,)),
+]
+PIECE = np.dtype(PIECE_FIELDS, align=True)
 
 FLOW = np.dtype([("num_packets", "i4"), ("displacement", "i4"), ("held_bytes", "i8")], align=True)
 """What a message's packets went through: how many were sent, their largest displacement, most bytes held for order."""
@@ -124,47 +118,45 @@ SPRAYS = {
     "adaptive": ADAPTIVE,
 }  # fmt: skip
 
-COUNTERS = np.dtype(
-    [
-        ("now_s", "f8"),
-        ("next_s", "f8"),
-        ("window_s", "f8"),
-        ("window_bdp", "f8"),
-        ("now", "i8"),
-        ("num_agenda", "i8"),
-        ("num_ready", "i8"),
-        ("num_batch", "i8"),
-        ("num_starting", "i8"),
-        ("num_fired", "i8"),
-        ("num_events", "i8"),
-        ("num_hops", "i8"),  # deliveries of data packets
-        ("num_woken", "i8"),
-        ("free_piece", "i8"),
-        ("num_free_pieces", "i8"),
-        ("needed_pieces", "i8"),
-        ("free_packet", "i8"),
-        ("num_free_packets", "i8"),
-        ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
-        ("num_planes", "i8"),
-        ("header_bytes", "i8"),
-        ("payload_per_packet", "i8"),
-        ("mtu_bytes", "i8"),
-        ("ack_every", "i8"),
-        ("window_packets", "i8"),  # 0: from the bandwidth-delay product
-        ("spray", "i8"),
-        ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
-        # the wheel
-        ("shift", "i8"),  # a bucket is 2^shift ps
-        ("bucket", "i8"),  # number of the one being emptied
-        ("num_wheel", "i8"),  # entries in buckets
-        ("num_far", "i8"),
-        ("num_keys", "i8"),
-        ("key", "i8"),
-        ("is_resuming", "?"),
-        ("is_live", "?"),
-    ],
-    align=True,
-)
+COUNTER_FIELDS = [
+    ("now_s", "f8"),
+    ("next_s", "f8"),
+    ("window_s", "f8"),
+    ("window_bdp", "f8"),
+    ("now", "i8"),
+    ("num_agenda", "i8"),
+    ("num_ready", "i8"),
+    ("num_batch", "i8"),
+    ("num_starting", "i8"),
+    ("num_fired", "i8"),
+    ("num_events", "i8"),
+    ("num_hops", "i8"),  # deliveries of data packets
+    ("num_woken", "i8"),
+    ("free_piece", "i8"),
+    ("num_free_pieces", "i8"),
+    ("needed_pieces", "i8"),
+    ("free_packet", "i8"),
+    ("num_free_packets", "i8"),
+    ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
+    ("num_planes", "i8"),
+    ("header_bytes", "i8"),
+    ("payload_per_packet", "i8"),
+    ("mtu_bytes", "i8"),
+    ("ack_every", "i8"),
+    ("window_packets", "i8"),  # 0: from the bandwidth-delay product
+    ("spray", "i8"),
+    ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
+    # the wheel
+    ("shift", "i8"),  # a bucket is 2^shift ps
+    ("bucket", "i8"),  # number of the one being emptied
+    ("num_wheel", "i8"),  # entries in buckets
+    ("num_far", "i8"),
+    ("num_keys", "i8"),
+    ("key", "i8"),
+    ("is_resuming", "?"),
+    ("is_live", "?"),
+]
+COUNTERS = np.dtype(COUNTER_FIELDS, align=True)
 
 
 class PacketState(NamedTuple):
@@ -212,6 +204,11 @@ class PacketState(NamedTuple):
     far_time: np.ndarray
     far_slot: np.ndarray
     keys: np.ndarray  # of the bucket being emptied: (time within it) << 32 | phase << 31 | port
+    # of full ports only
+    alarm_time: np.ndarray  # a heap of timers, pauses and turns
+    alarm_code: np.ndarray
+    switches: np.ndarray
+    pullers: np.ndarray  # [nics]
 
 
 class PacketStateType(StateType):

@@ -1,0 +1,50 @@
+"""Timers, pauses and turns of the full packet core: a heap of (time, code).
+
+At one instant they come in the order of their codes: pauses by port, then retransmission timers, paces by piece (in
+order of birth), then pulls by NIC. An alarm cannot be taken back: who is woken looks whether it still holds.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from sim.fabric import heap
+
+PAUSE, TIMEOUT, PACE, TURN = range(4)
+KIND_BITS, ROW_BITS = 60, 28
+
+
+@njit(cache=True)
+def push(state, time, code):
+    state.c[0].num_alarms = heap.push(state.alarm_time, state.alarm_code, state.c[0].num_alarms, time, code)
+
+
+@njit(cache=True)
+def pause_code(port, is_pause):
+    return 2 * port + (1 if is_pause else 0)
+
+
+@njit(cache=True)
+def piece_code(state, kind, r):
+    return kind << KIND_BITS | (state.pieces[r].serial & 0xFFFFFFFF) << ROW_BITS | r
+
+
+@njit(cache=True)
+def turn_code(nic):
+    return TURN << KIND_BITS | nic
+
+
+@njit(cache=True)
+def kind_of(code):
+    return code >> KIND_BITS
+
+
+@njit(cache=True)
+def row_of(code):
+    """Piece, or NIC."""
+    return code & ((1 << ROW_BITS) - 1)
+
+
+@njit(cache=True)
+def serial_of(code):
+    return (code >> ROW_BITS) & 0xFFFFFFFF

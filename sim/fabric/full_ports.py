@@ -1,0 +1,191 @@
+"""Full ports: finite buffers, marks, trimming and pauses; every serialisation's end is an event.
+
+Occupancy counts data packets from their entry to the end of their serialisation. Control packets (acknowledgements,
+credit, packets that lost their payload) go ahead of data, are never refused or marked, and no pause stops them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sim.fabric import alarms, wheel
+from sim.fabric import packet_ports as lean
+from sim.fabric.fluid_state import NONE
+from sim.fabric.full_state import DATA, GOLDEN
+from sim.fabric.policies import mix
+
+PAUSE_FRAME_BITS = 64 * 8
+
+
+@njit(cache=True)
+def _is_refused(state, port, size):
+    """No room in the port, or in the switch: shared buffers admit up to alpha (B - used) per port (Choudhury and
+    Hahne 1998)."""
+    c = state.c[0]
+    if c.is_lossless:
+        return False
+    free = c.buffer - state.switches[port.node].used
+    return port.queue + size > c.port_limit or size > free or port.queue + size > c.buffer_alpha * free
+
+
+@njit(cache=True)
+def _is_marked(state, port):
+    """A queue of q bytes marks none up to `mark_from`, all from `mark_all` on, and between them with probability
+    mark_most (q - mark_from) / (mark_all - mark_from)."""
+    c = state.c[0]
+    if port.queue <= c.mark_from:
+        return False
+    if port.queue >= c.mark_all:
+        return True
+    port.random += GOLDEN
+    draw = (mix(port.random) >> np.uint64(11)) * 2.0**-53
+    return draw < c.mark_most * (port.queue - c.mark_from) / (c.mark_all - c.mark_from)
+
+
+@njit(cache=True)
+def _signal(state, link, is_pause, now):
+    """Tell the port at the other end of `link` to stop or go on: a frame of 64 bytes, which no queue delays."""
+    port = state.ports[link]
+    back = state.ports[port.reverse] if port.reverse != NONE else port
+    port.is_asserted = is_pause
+    alarms.push(state, now + back.latency + PAUSE_FRAME_BITS * 10**12 // back.rate, alarms.pause_code(link, is_pause))
+
+
+@njit(cache=True)
+def _admit(state, p, packet, now):
+    """A data packet enters a switch's port. False: it is refused."""
+    port = state.ports[p]
+    port.entered += 1
+    size = packet.size
+    if _is_refused(state, port, size):
+        return False
+    if _is_marked(state, port):
+        packet.is_marked = True
+        port.marks += 1
+    port.queue += size
+    port.longest_queue = max(port.longest_queue, port.queue)
+    switch = state.switches[port.node]
+    switch.used += size
+    switch.longest = max(switch.longest, switch.used)
+    if state.c[0].is_lossless:
+        link = state.ports[packet.came_over]
+        link.ingress += size
+        if link.ingress > state.c[0].pause_above and not link.is_asserted:
+            _signal(state, packet.came_over, True, now)
+    return True
+
+
+@njit(cache=True)
+def _release(state, p, now):
+    """The data packet that port p has sent leaves the buffer."""
+    port = state.ports[p]
+    size, came_over = np.int64(port.serving_size), np.int64(port.serving_from)
+    port.serving_size = 0
+    if port.node == NONE or size == 0:
+        return
+    port.queue -= size
+    state.switches[port.node].used -= size
+    if state.c[0].is_lossless:
+        link = state.ports[came_over]
+        link.ingress -= size
+        if link.is_asserted and link.ingress <= state.c[0].resume_below:
+            _signal(state, came_over, False, now)
+
+
+@njit(cache=True)
+def pause(state, p, is_pause, now):
+    """Port p is told to stop, or to go on with data."""
+    port = state.ports[p]
+    if is_pause == port.is_paused:
+        return
+    port.is_paused = is_pause
+    if is_pause:
+        port.pauses += 1
+        port.paused_since = now
+        return
+    port.paused += now - port.paused_since
+    if not port.is_busy:
+        lean.wake(state, p)
+
+
+@njit(cache=True)
+def _count(state, p, packet, now):
+    port = state.ports[p]
+    if packet.kind != DATA or packet.is_trimmed:
+        port.ack_packets += 1
+        return
+    port.data_packets += 1
+    port.payload_bytes += packet.size - state.c[0].header_bytes
+    if not port.is_source:
+        port.longest_wait = max(port.longest_wait, now - packet.time)
+
+
+@njit(cache=True)
+def send(state, p, k, now):
+    """Port p starts on packet k."""
+    port = state.ports[p]
+    packet = state.packets[k]
+    port.is_busy = True
+    port.serving_size = packet.size if packet.kind == DATA and not packet.is_trimmed else 0
+    port.serving_from = packet.came_over
+    lean.serialise(state, p, packet.size, now)
+    _count(state, p, packet, now)
+    packet.time = port.end + port.latency
+    packet.next = NONE
+    if port.wire_first == NONE:
+        port.wire_first = k
+        wheel.schedule(state, 2 * p, packet.time)
+    else:
+        state.packets[port.wire_last].next = k
+    port.wire_last = k
+    wheel.schedule(state, 2 * p + 1, port.end)
+
+
+@njit(cache=True)
+def enter(state, p, k, came_over, now):
+    """Packet k reaches port p over a link. False: there was no room, and it is gone."""
+    port = state.ports[p]
+    packet = state.packets[k]
+    packet.time = now
+    packet.came_over = came_over
+    is_control = packet.kind != DATA or packet.is_trimmed
+    if not is_control and port.node != NONE and not _admit(state, p, packet, now):
+        if not state.c[0].is_trimming:
+            port.drops += 1
+            port.dropped_bytes += packet.size
+            return False
+        port.trims += 1
+        port.dropped_bytes += packet.size - state.c[0].header_bytes
+        packet.is_trimmed = True
+        packet.size = state.c[0].header_bytes
+        is_control = True
+    if port.is_busy or port.is_source or (port.is_paused and not is_control):
+        lean.queue(state, p, k, is_control)
+        if port.is_source and not port.is_busy:
+            lean.wake(state, p)
+    else:
+        send(state, p, k, now)
+    return True
+
+
+@njit(cache=True)
+def finish(state, p, now):
+    """Port p has sent its packet's last bit."""
+    state.ports[p].is_busy = False
+    _release(state, p, now)
+
+
+@njit(cache=True)
+def next_queued(state, p):
+    """The packet that a free port sends next, taken out of its queue; NONE: none may be sent."""
+    port = state.ports[p]
+    if port.ack_first != NONE:
+        k = np.int64(port.ack_first)
+        port.ack_first = state.packets[k].next
+        return k
+    if port.data_first != NONE and not port.is_paused:
+        k = np.int64(port.data_first)
+        port.data_first = state.packets[k].next
+        return k
+    return NONE

@@ -1,0 +1,213 @@
+"""The arrays of the full packet core: the lean core's, and what buffers, marks, pauses, losses and windows need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.fabric import packet_state as ps
+from sim.fabric.packet_state import REORDER_WINDOW
+from sim.fabric.policies import mix
+from sim.fabric.topology import Topology
+
+DATA, ACK, NAK, NACK, PULL = range(5)
+"""What a packet is: payload; what has arrived; go back; this one lost its payload; credit for one more."""
+
+WINDOW, DCTCP, DCQCN, SWIFT, NSCC, NDP = range(6)
+"""Transports: what may be under way, and what marks, delays and losses do to it."""
+TRANSPORTS = {"window": WINDOW, "dctcp": DCTCP, "dcqcn": DCQCN, "swift": SWIFT, "nscc": NSCC, "ndp": NDP}
+
+SACK_WORDS = 4
+"""An acknowledgement tells of 64 times so many packets from the in-order point on."""
+
+PATHS_REMEMBERED = 8
+"""Paths of unmarked acknowledgements that REPS keeps for use again (arXiv 2407.21625)."""
+
+PACKET = np.dtype(
+    [
+        *ps.PACKET_FIELDS,
+        ("sent", "i8"),  # by its sender; an acknowledgement returns it
+        ("sack", "u8", (SACK_WORDS,)),
+        ("latest", "i4"),  # of an acknowledgement: the packet that it answers
+        ("marks", "i4"),  # and how many of those it covers were marked
+        ("path", "i4"),  # that the sender chose
+        ("kind", "i1"),
+        ("is_marked", "?"),
+        ("is_trimmed", "?"),
+        ("wants_ack", "?"),
+    ],
+    align=True,
+)
+
+PORT = np.dtype(
+    [
+        *ps.PORT_FIELDS,
+        ("node", "i4"),  # the switch that it belongs to; NONE: a host, without limits
+        ("far_node", "i4"),  # the switch at the end of its link
+        ("serving_size", "i4"),  # data bytes being serialised; 0: nothing, or control
+        ("serving_from", "i4"),  # the link they came over
+        ("is_paused", "?"),
+        ("is_asserted", "?"),  # the far switch has asked for a pause
+        ("queue", "i8"),  # data bytes whose serialisation has not ended
+        ("ingress", "i8"),  # data bytes in the far switch that came over this link
+        ("longest_queue", "i8"),
+        ("entered", "i8"),  # data packets
+        ("drops", "i8"),
+        ("dropped_bytes", "i8"),
+        ("trims", "i8"),
+        ("marks", "i8"),
+        ("pauses", "i8"),
+        ("paused_since", "i8"),
+        ("paused", "i8"),  # ps
+        ("random", "u8"),
+    ],
+    align=True,
+)
+
+PIECE = np.dtype(
+    [
+        *ps.PIECE_FIELDS,
+        ("serial", "i8"),  # counts pieces: an alarm of a row's earlier life is recognised by it
+        ("base_rtt", "i8"),  # ps, of an idle network
+        # sender
+        ("cwnd", "f8"),  # bytes that may be under way
+        ("most_sent", "i4"),
+        ("highest_acked", "i4"),
+        ("checked", "i4"),  # the gap rule has looked at everything below
+        ("num_lost", "i4"),
+        ("timer_seq", "i4"),  # what was sent before the timer last started
+        ("is_armed", "?"),
+        ("deadline", "i8"),
+        ("acked", "u8", (REORDER_WINDOW // 64,)),  # bit of seq % 1024, of those from the in-order point on
+        ("lost", "u8", (REORDER_WINDOW // 64,)),  # to be sent again
+        ("resent", "u8", (REORDER_WINDOW // 64,)),  # sent again since the timer last fired
+        ("retransmitted", "i4"),
+        ("timeouts", "i4"),
+        # window rules; each transport uses what it names
+        ("alpha", "f8"),
+        ("window_end", "i4"),
+        ("window_acked", "i4"),
+        ("window_marked", "i4"),
+        ("is_reduced", "?"),
+        ("rate", "f8"),  # bytes / ps
+        ("target_rate", "f8"),
+        ("increases", "i4"),
+        ("last_decrease", "i8"),
+        ("last_increase", "i8"),
+        ("last_marked", "i8"),
+        ("gathered", "f8"),
+        ("gathered_bytes", "f8"),
+        ("delay", "f8"),  # average queueing delay, ps
+        ("next_send", "i8"),  # pacing
+        ("is_waiting", "?"),  # for that time
+        ("last_sent", "i8"),
+        ("remembered", "i4", (PATHS_REMEMBERED,)),
+        ("num_remembered", "i4"),
+        # receiver
+        ("nak_sent", "?"),
+        ("marks", "i4"),  # since the latest acknowledgement
+        ("last_notice", "i8"),
+        ("duplicates", "i4"),
+        ("discarded", "i4"),
+        ("trimmed", "i4"),
+        # credit
+        ("credit", "i4"),  # packets that may be sent
+        ("owed", "i4"),  # pulls that wait for their turn at the receiver's NIC
+        ("pulled", "i4"),
+        ("next_pull", "i4"),  # piece
+        ("num_back", "i2"),
+        ("back", "i4", (ps.MOST_HOPS,)),  # links from the receiver to the sender
+    ],
+    align=True,
+)
+
+FLOW = np.dtype(
+    [
+        *ps.FLOW.descr,
+        ("under_way", "i4"),  # packets, acknowledgements included
+        ("retransmitted", "i4"),
+        ("duplicates", "i4"),
+        ("discarded", "i4"),
+        ("timeouts", "i4"),
+    ],
+    align=True,
+)
+
+SWITCH = np.dtype([("used", "i8"), ("longest", "i8")], align=True)
+"""Data bytes in a switch's shared buffer, and the most there were."""
+
+PULLER = np.dtype([("first", "i4"), ("last", "i4"), ("interval", "i8"), ("free", "i8"), ("is_armed", "?")], align=True)
+"""A receiving NIC's round robin of pieces that are owed a pull; one leaves each `interval` ps, a full packet's time."""
+
+COUNTERS = np.dtype(
+    [
+        *ps.COUNTER_FIELDS,
+        ("transport", "i8"),
+        ("port_limit", "i8"),  # bytes
+        ("buffer", "i8"),
+        ("buffer_alpha", "f8"),
+        ("mark_from", "i8"),  # bytes
+        ("mark_all", "i8"),
+        ("mark_most", "f8"),
+        ("pause_above", "i8"),
+        ("resume_below", "i8"),
+        ("is_trimming", "?"),
+        ("is_lossless", "?"),
+        ("goes_back", "?"),
+        ("rto", "i8"),
+        ("gap", "i8"),  # 0: no gap rule
+        ("flowlet_gap", "i8"),
+        ("num_alarms", "i8"),
+        ("num_pieces", "i8"),  # so far
+        ("paced_bytes_per_ps", "f8"),
+    ],
+    align=True,
+)
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def for_packets(n: int) -> dict[str, np.ndarray]:
+    return {"packets": np.zeros(n, PACKET)}
+
+
+def for_pieces(n: int, num_ports: int, num_nics: int, placed: np.dtype) -> dict[str, np.ndarray]:
+    """Pieces, and alarms: of each piece its timer and its pace, of each port and NIC a few."""
+    pieces = np.zeros(n, PIECE)
+    pieces["message"] = ps.NONE
+    alarms = 4 * (n + num_ports + num_nics)
+    return {
+        "pieces": pieces,
+        "placed": np.zeros(n, placed),
+        "starting": np.zeros(n, np.int64),
+        "alarm_time": np.zeros(alarms, np.int64),
+        "alarm_code": np.zeros(alarms, np.int64),
+    }
+
+
+def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """(the lean ports with their switches, number of switches)."""
+    ports = np.zeros(len(lean), PORT)
+    for name in lean.dtype.names or ():
+        ports[name] = lean[name]
+    ports["node"] = ports["far_node"] = ps.NONE
+    switches: dict[str, int] = {}
+    for i, name in enumerate(t.link_name):
+        prefix, slash, rest = name.rpartition("/")
+        ends = rest.partition(".lane")[0].split("->")
+        for field, end in zip(("node", "far_node"), ends, strict=True):
+            if end.startswith(("leaf", "spine", "edge", "aggregation", "core")):
+                ports[i][field] = switches.setdefault(f"{prefix}{slash}{end}", len(switches))
+    rng = mix(np.uint64(seed))
+    for i in range(len(ports)):
+        ports[i]["random"] = mix(np.uint64((int(rng) + i) % 2**64))
+    return ports, len(switches)
+
+
+def pullers_of(t: Topology, ports: np.ndarray) -> np.ndarray:
+    """[nics] a full packet's time on the slowest of the NIC's links in."""
+    pullers = np.zeros(t.num_nics, PULLER)
+    pullers["first"] = pullers["last"] = ps.NONE
+    links = t.segment_link[t.segment_start[t.nic_down]]
+    pullers["interval"] = ports["full_time"][links] // t.num_planes
+    return pullers

@@ -430,14 +430,14 @@ def _credit_ack(piece, seq):
 def _selectively(state, r, packet, now):
     """An acknowledgement by packet."""
     piece = state.pieces[r]
-    newly = 0
+    newly = np.int64(0)
     point = np.int64(packet.seq)
-    for seq in range(np.int64(piece.known), point):
-        newly += _credit_ack(piece, seq)
+    for earlier in range(np.int64(piece.known), point):
+        newly += _credit_ack(piece, earlier)
     if point >= piece.known:
         for i in range(SACK_WORDS):
             bits = packet.sack[i]
-            seq = point + 64 * i
+            seq = np.int64(point + 64 * i)
             while bits != 0:
                 if bits & np.uint64(1):
                     newly += _credit_ack(piece, seq)
@@ -451,8 +451,8 @@ def _selectively(state, r, packet, now):
     if packet.latest >= max(piece.known, point):
         newly += _credit_ack(piece, np.int64(packet.latest))
     if point > piece.known:
-        for seq in range(np.int64(piece.known), point):
-            _discard(piece.acked, seq)
+        for earlier in range(np.int64(piece.known), point):
+            _discard(piece.acked, earlier)
         piece.known = point
         piece.deadline = now + state.c[0].rto
         piece.timer_seq = piece.next_seq

@@ -7,7 +7,7 @@ import numpy as np
 from sim.fabric import packet_state as ps
 from sim.fabric.packet_state import REORDER_WINDOW
 from sim.fabric.policies import mix
-from sim.fabric.topology import Topology
+from sim.fabric.topology import Topology, is_switch, link_ends
 
 DATA, ACK, NAK, NACK, PULL = range(5)
 """What a packet is: payload; what has arrived; go back; this one lost its payload; credit for one more."""
@@ -193,11 +193,9 @@ def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]
     ports["node"] = ports["far_node"] = ps.NONE
     switches: dict[str, int] = {}
     for i, name in enumerate(t.link_name):
-        prefix, slash, rest = name.rpartition("/")
-        ends = rest.partition(".lane")[0].split("->")
-        for field, end in zip(("node", "far_node"), ends, strict=True):
-            if end.startswith(("leaf", "spine", "edge", "aggregation", "core")):
-                ports[i][field] = switches.setdefault(f"{prefix}{slash}{end}", len(switches))
+        for field, end in zip(("node", "far_node"), link_ends(name), strict=True):
+            if is_switch(end):
+                ports[i][field] = switches.setdefault(end, len(switches))
     rng = mix(np.uint64(seed))
     for i in range(len(ports)):
         ports[i]["random"] = mix(np.uint64((int(rng) + i) % 2**64))

@@ -1,8 +1,8 @@
 """The packet fabric: every packet and acknowledgement hop by hop, behind the message-graph contract.
 
-Two cores: lean ports (a fixed window over unlimited buffers) where nothing needs more, full ports (finite buffers, marks,
-pauses, trimming, recovery, congestion control) otherwise. Left out: a switch forwards a packet when it has all of it, in
-no time; pause frames take no bandwidth.
+Two cores: lean ports (a fixed window over unlimited buffers) where nothing needs more, full ports (finite buffers,
+marks, pauses, trimming, recovery, congestion control) otherwise. A switch forwards a packet when it has all of it, in
+no time. Left out: the bandwidth of pause frames.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ class PacketFabric(MessageFabric):
         c["buffer"] = or_none(settings.switch_buffer_bytes)
         c["buffer_alpha"] = np.inf if settings.buffer_alpha is None else settings.buffer_alpha
         c["mark_from"] = or_none(settings.mark_from_bytes)
-        c["mark_all"] = or_none(settings.mark_from_bytes if settings.mark_all_bytes is None else settings.mark_all_bytes)
+        last = settings.mark_all_bytes
+        c["mark_all"] = or_none(settings.mark_from_bytes if last is None else last)
         c["mark_most"] = settings.mark_most
         c["is_trimming"] = settings.trim
         c["is_lossless"] = settings.pause_above_bytes is not None
@@ -298,8 +299,8 @@ class PacketFabric(MessageFabric):
             at_switches = ports[ports["node"] >= 0]
             left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
             if is_idle or (left > at_switches["entered"]).any():
-                laws.append(("data packets at switches: entered = sent + dropped + trimmed", int(at_switches["entered"].sum()),
-                             int(left.sum())))
+                law = "data packets at switches: entered = sent + dropped + trimmed"
+                laws.append((law, int(at_switches["entered"].sum()), int(left.sum())))
         for what in ("payload_bytes", "data_packets"):
             sent = int(ports[what][ports["is_source"]].sum()) - lost[what]
             arrived = int(ports[what][last].sum())

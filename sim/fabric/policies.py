@@ -410,7 +410,7 @@ class PathPolicy:
     decides    what one decision covers: "flow", "packet" (no fluid meaning) or "switch"
     window_s   messages that become ready within it are decided together, per source leaf
     is_live    it reads the outstanding bytes of links
-    spray      how packets of a spread piece choose among the paths: "switch", "round_robin", "random"; None: none are
+    spray      how packets of a spread piece choose among the paths, see packet_state.SPRAYS; None: none are
     """
 
     name: str
@@ -437,6 +437,12 @@ PATH_POLICIES: dict[str, PathPolicy] = {
                    "definition; a random first path per flow", spray="round_robin"),
         PathPolicy("spray_random", choose_spray, "packet", "every packet to a random path, at the sender",
                    "arXiv 2407.00550, its baseline", spray="random"),
+        PathPolicy("adaptive", choose_spray, "packet", "every packet to the shortest queue, at the switch",
+                   "Ghorbani et al., SIGCOMM 2017 (DRILL)", spray="adaptive"),
+        PathPolicy("flowlet", choose_spray, "packet", "another random path after a pause in the flow",
+                   "Vanini et al., NSDI 2017 (LetFlow)", spray="flowlet"),
+        PathPolicy("reps", choose_spray, "packet", "paths whose acknowledgements came back unmarked are used again",
+                   "arXiv 2407.21625", spray="reps"),
         PathPolicy("ethereal", choose_ethereal, "flow", "assigned paths, the remainder in equal pieces",
                    "arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
         PathPolicy("wrap_around", choose_wrap_around, "flow", "assigned paths, cut at the path boundaries",

@@ -370,6 +370,18 @@ def fat_tree(
     )  # fmt: skip
 
 
+def link_ends(name: str) -> tuple[str, str]:
+    """(from, to) of a link, with the plane: plane0/leaf1->spine2.lane3 goes from plane0/leaf1 to plane0/spine2."""
+    prefix, slash, rest = name.rpartition("/")
+    source, _, destination = rest.partition(".lane")[0].partition("->")
+    return f"{prefix}{slash}{source}", f"{prefix}{slash}{destination}"
+
+
+def is_switch(name: str) -> bool:
+    """Whether an end of a link is a switch of the fabric: hosts and NVLink domains are not."""
+    return name.rpartition("/")[2].startswith(("leaf", "spine", "edge", "aggregation", "core"))
+
+
 def _same_leaf(planes: int) -> Scope:
     return Scope(planes, np.arange(planes + 1, dtype=np.int64), (planes, 1), 1)
 

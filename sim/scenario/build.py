@@ -19,11 +19,12 @@ from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.message_fabric import MessageFabric
-from sim.fabric.packet import PacketFabric, PacketSettings
+from sim.fabric.packet import PacketFabric
 from sim.fabric.topology import Topology, TopologyError
 from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.build_cluster import build_topology
+from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
 from sim.scenario.errors import ScenarioError, suggestion
 from sim.scenario.explain import problem_at
@@ -158,15 +159,7 @@ def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> 
         "jitter_s": getattr(paths, "jitter_s", None),
     }
     if scenario.fidelity == "packet":
-        size, unit = packet.transport.window
-        settings = PacketSettings(
-            packet.mtu_bytes,
-            packet.header_bytes,
-            window_bdp=size,
-            window_packets=int(size) if unit == "packets" else None,
-            ack_every=packet.transport.ack_every,
-        )
-        return PacketFabric(clock, topology, paths.policy, settings=settings, **options)
+        return PacketFabric(clock, topology, paths.policy, settings=packet_settings(scenario, topology), **options)
     fluid = FluidSettings(packet.mtu_bytes, packet.header_bytes, scenario.fluid.tolerance, paths.fairness)
     return FluidFabric(clock, topology, paths.policy, settings=fluid, **options)
 

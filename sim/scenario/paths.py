@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field
 
-from sim.scenario.errors import quoted
-from sim.scenario.quantities import Bytes, Count, Part, PositiveBytes, Seconds, Share, refused
+from sim.scenario.quantities import Count, Part, PositiveSeconds, Seconds, Share
 
 Fairness = Literal["queue_pair", "message"]
 
@@ -54,22 +52,20 @@ class MultipathPaths(_Fair):
 class PacketPaths(_Fair):
     """Senders that choose a path for each packet, which only `fidelity: packet` can express.
 
-    spray_round_robin: the next path in turn, from a random first one on · spray_random: any path.
+    spray_round_robin: the next path in turn, from a random first one on · spray_random: any path · adaptive: the leaf's
+    shortest queue · reps: paths whose acknowledgements came back unmarked, again (arXiv 2407.21625).
     """
 
-    policy: Literal["spray_round_robin", "spray_random"]
+    policy: Literal["spray_round_robin", "spray_random", "adaptive", "reps"]
 
 
-class LaterPaths(_Fair):
-    """Policies that look at queues, gaps or marks; they arrive later."""
+class FlowletPaths(_Fair):
+    """A flow takes another random path after a pause, which only `fidelity: packet` can express."""
 
-    policy: Literal["adaptive", "flowlet", "reps"]
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> LaterPaths:
-        raise refused(
-            f"'{self.policy}' has not arrived yet; the nearest policies are 'spray' and 'spray_random'", "policy"
-        )
+    policy: Literal["flowlet"]
+    gap_s: PositiveSeconds = Field(
+        default=10e-6, description="the pause; more than a round trip, so that packets stay in order"
+    )
 
 
 def _with_policy(value: Any) -> Any:
@@ -78,57 +74,9 @@ def _with_policy(value: Any) -> Any:
 
 
 Paths = Annotated[
-    Annotated[PlainPaths | AssignedPaths | MultipathPaths | PacketPaths | LaterPaths, Field(discriminator="policy")],
+    Annotated[PlainPaths | AssignedPaths | MultipathPaths | PacketPaths | FlowletPaths, Field(discriminator="policy")],
     BeforeValidator(_with_policy),
 ]
-
-
-WINDOW_UNITS = ("bdp", "packets")
-
-
-def _read_window(value: Any) -> Any:
-    """`1.5 bdp` or `80 packets` as (number, unit)."""
-    number, _, unit = value.strip().partition(" ") if isinstance(value, str) else ("", "", "")
-    unit = unit.strip().removesuffix("s") + "s" if unit.strip().startswith("packet") else unit.strip()
-    try:
-        size = float(number)
-    except ValueError:
-        size = math.nan
-    if unit not in WINDOW_UNITS or not 0 < size < 1e6 or (unit == "packets" and size != int(size)):
-        raise refused(f"{quoted(value)} is no window; write 1.5 bdp (bandwidth-delay products), or 80 packets")
-    return size, unit
-
-
-Window = Annotated[
-    tuple[float, Literal["bdp", "packets"]],
-    BeforeValidator(_read_window),
-    WithJsonSchema({"type": "string", "examples": ["1.5 bdp", "80 packets"]}),
-]
-
-
-class WindowTransport(Part):
-    """A fixed window per queue pair over lossless links: a sender waits when so much is not acknowledged."""
-
-    kind: Literal["window"] = "window"
-    window: Window = Field(default=(1.5, "bdp"), description="of the path's own rate and idle round trip")
-    ack_every: Count = Field(default=4, description="data packets per acknowledgement")
-
-
-class Packet(Part):
-    """Packets on the wire. Both fidelities use mtu and header; transport belongs to `fidelity: packet`."""
-
-    mtu_bytes: PositiveBytes = Field(default=4096, description="a full packet, header included")
-    header_bytes: Bytes = Field(default=64, description="the part of every packet that is not payload")
-    transport: WindowTransport = WindowTransport()
-
-    @model_validator(mode="after")
-    def _has_room(self) -> Packet:
-        if self.header_bytes >= self.mtu_bytes:
-            raise refused(
-                f"a header of {self.header_bytes} B leaves no payload in an mtu of {self.mtu_bytes} B",
-                "header",
-            )
-        return self
 
 
 class Fluid(Part):

@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
-from sim.scenario.paths import Fault, Fluid, Packet, PacketPaths, Paths, PlainPaths
+from sim.scenario.packets import Packet
+from sim.scenario.paths import Fault, FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths
 from sim.scenario.quantities import (
     Count,
     Label,
@@ -91,7 +92,7 @@ class Scenario(Part):
     def _problems(self) -> Iterator[tuple[Where, str]]:
         if self.fidelity == "auto":
             yield ("fidelity",), "'auto' arrives later; write fluid or packet until then"
-        if self.fidelity == "fluid" and isinstance(self.paths, PacketPaths):
+        if self.fidelity == "fluid" and isinstance(self.paths, PacketPaths | FlowletPaths):
             sentence = f"'{self.paths.policy}' decides packet by packet, which fluid cannot express"
             yield ("paths", "policy"), f"{sentence}; write fidelity: packet, or policy: spray"
         if self.fidelity == "packet" and self.paths.fairness == "message":

@@ -8,6 +8,8 @@ answers every few packets with an acknowledgement that goes back over the revers
 Whatever happens at one instant happens in three phases: every delivery, in order of link; every start of a piece, in
 order of piece; then every port that has become free, and every idle source port, picks its next packet. An event is
 (time, phase, link or piece), so the calendar's own order is the order of ties.
+
+`exact_full` extends these classes by ports that are full, and senders that lose packets.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import ClassVar
 
 PS_PER_S = 10**12
 MAX_UNSETTLED = 1024  # packets between the in-order point that the sender knows of and the next one it sends
 ANSWER_JUMP = 512  # an in-order point that has moved on by this much is told at once, or MAX_UNSETTLED could stall
-DELIVER, START, PICK = range(3)
+DELIVER, START, PICK = 0, 8, 9  # the phases of an instant; in `exact_full`, alarms come between the first two
 
 
 class Stalled(RuntimeError):
@@ -90,15 +93,24 @@ class DataPacket:
     ahead: deque[int | Choice]
     travelled: list[int] = field(default_factory=list)
     entered_ps: int | None = None  # None until it enters its first ordinary port
+    is_control: bool = False  # joins the acknowledgements; never here
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an acknowledgement says: of how many packets it is the first to tell, and the receiver's in-order point."""
+
+    covers: int
+    cumulative: int
 
 
 @dataclass(eq=False)
 class AckPacket:
     piece: int
-    covers: int
-    cumulative: int
+    answer: Answer
     wire_bytes: int
     ahead: deque[int]
+    is_control: ClassVar[bool] = True
 
 
 Packet = DataPacket | AckPacket
@@ -110,8 +122,8 @@ class Port:
 
     wire: Wire
     is_source: bool = False
-    acks: deque[AckPacket] = field(default_factory=deque)
-    data: deque[DataPacket] = field(default_factory=deque)
+    acks: deque[Packet] = field(default_factory=deque)  # and other control packets
+    data: deque[Packet] = field(default_factory=deque)
     ring: deque[int] = field(default_factory=deque)
     is_busy: bool = False
     end_ps: int | None = None  # of the latest serialisation
@@ -137,9 +149,10 @@ class Port:
         self.end_ps = now_ps + duration_ps
         self.in_flight.append(packet)
         self.wire_bytes += packet.wire_bytes
-        if isinstance(packet, AckPacket):
+        if packet.is_control:
             self.ack_packets += 1
         else:
+            assert isinstance(packet, DataPacket)
             self.data_packets += 1
             self.payload_bytes += packet.payload_bytes
             if packet.entered_ps is not None:
@@ -162,13 +175,38 @@ class Sender:
     first_sent_ps: int | None = None
     acknowledged_ps: int | None = None
 
+    def allowed(self) -> int:
+        """How many packets may be in flight."""
+        return self.window
+
+    def upcoming(self) -> int | None:
+        """The packet that it would send next, window permitting; None when there is none."""
+        may_go_on = self.next_seq < self.num_packets and self.next_seq - self.cumulative < MAX_UNSETTLED
+        return self.next_seq if may_go_on else None
+
     def is_ready(self) -> bool:
-        return (
-            self.has_started
-            and self.next_seq < self.num_packets
-            and self.in_flight < self.window
-            and self.next_seq - self.cumulative < MAX_UNSETTLED
-        )
+        return self.has_started and self.upcoming() is not None and self.in_flight < self.allowed()
+
+    def give(self, now_ps: int) -> int:
+        """Send the upcoming packet."""
+        seq = self.upcoming()
+        assert seq is not None, "there is nothing to send"
+        if self.first_sent_ps is None:
+            self.first_sent_ps = now_ps
+        self.next_seq = max(self.next_seq, seq + 1)
+        self.in_flight += 1
+        return seq
+
+    def hear(self, answer: Answer, now_ps: int) -> None:
+        """An acknowledgement has come."""
+        self.in_flight -= answer.covers
+        self.num_acknowledged += answer.covers
+        self.cumulative = max(self.cumulative, answer.cumulative)
+        self.settle(now_ps)
+
+    def settle(self, now_ps: int) -> None:
+        if self.num_acknowledged == self.num_packets:
+            self.acknowledged_ps = now_ps
 
 
 @dataclass(eq=False)
@@ -186,6 +224,11 @@ class Receiver:
     max_displacement: int = 0
     max_held_bytes: int = 0
     received_ps: int | None = None
+
+    def receive(self, packet: DataPacket, now_ps: int) -> Answer | None:
+        """Take a packet that has come, and return the answer that it calls for, if any."""
+        self.take(packet, now_ps)
+        return self.acknowledge() if self.owes_ack() else None
 
     def take(self, packet: DataPacket, now_ps: int) -> None:
         assert packet.seq >= self.cumulative and packet.seq not in self.held, "a packet arrived twice"
@@ -208,9 +251,19 @@ class Receiver:
             or self.cumulative - self.told >= ANSWER_JUMP
         )
 
+    def acknowledge(self) -> Answer:
+        answer = Answer(self.num_unanswered, self.cumulative)
+        self.num_unanswered = 0
+        self.told = self.cumulative
+        return answer
+
 
 class Network:
     """All state that lives in time: the calendar, the ports, both ends of every piece, and the spraying counters."""
+
+    ports: Sequence[Port]
+    senders: Sequence[Sender]
+    receivers: Sequence[Receiver]
 
     def __init__(
         self,
@@ -229,11 +282,12 @@ class Network:
         self.counters = Counter(counters)
         self.calendar: list[tuple[int, int, int]] = []
         self.deliveries = 0
-        self.ports = [Port(wire) for wire in wires]
+        self.ports = [self.make_port(link, wire) for link, wire in enumerate(wires)]
         num_packets = [max(1, -(-piece.payload // self.max_payload)) for piece in pieces]
-        self.senders = [Sender(n, piece.window) for n, piece in zip(num_packets, pieces, strict=True)]
+        self.senders = [self.make_sender(n, piece.window) for n, piece in zip(num_packets, pieces, strict=True)]
         self.receivers = [
-            Receiver(n, min(piece.ack_every, piece.window)) for n, piece in zip(num_packets, pieces, strict=True)
+            self.make_receiver(n, min(piece.ack_every, piece.window))
+            for n, piece in zip(num_packets, pieces, strict=True)
         ]
         self.routes = [[tuple(route(index, seq)) for seq in range(n)] for index, n in enumerate(num_packets)]
         for index, routes in enumerate(self.routes):
@@ -241,19 +295,37 @@ class Network:
                 self.ports[self.first_link(index, seq)].is_source = True
             heappush(self.calendar, (pieces[index].start, START, index))
 
+    def make_port(self, link: int, wire: Wire) -> Port:
+        return Port(wire)
+
+    def make_sender(self, num_packets: int, window: int) -> Sender:
+        return Sender(num_packets, window)
+
+    def make_receiver(self, num_packets: int, ack_every: int) -> Receiver:
+        return Receiver(num_packets, ack_every)
+
+    def make_packet(self, piece: int, seq: int) -> DataPacket:
+        payload_bytes = min(self.max_payload, self.pieces[piece].payload - seq * self.max_payload)
+        return DataPacket(piece, seq, self.header + payload_bytes, payload_bytes, deque(self.routes[piece][seq][1:]))
+
     def run(self) -> None:
         while self.calendar:
-            now_ps, phase, index = heappop(self.calendar)
-            if phase == DELIVER:
-                self.deliver(index, now_ps)
-            elif phase == START:
-                self.senders[index].has_started = True
-                self.offer(index, now_ps)
-            else:
-                port = self.ports[index]
-                # A source port that was offered several things at one instant is called here once for each.
-                if not port.is_busy or port.end_ps == now_ps:
-                    self.pick(index, now_ps)
+            self.happen(*heappop(self.calendar))
+
+    def happen(self, now_ps: int, phase: int, index: int) -> None:
+        if phase == DELIVER:
+            self.deliver(index, now_ps)
+        elif phase == START:
+            self.senders[index].has_started = True
+            self.offer(index, now_ps)
+        else:
+            assert phase == PICK
+            port = self.ports[index]
+            if port.is_busy and port.end_ps == now_ps:
+                self.finish(index, now_ps)
+            # A source port that was offered several things at one instant is called here once for each.
+            if not port.is_busy:
+                self.pick(index, now_ps)
 
     def deliver(self, link: int, now_ps: int) -> None:
         """A packet reaches the end of a link: it enters its next port or is there."""
@@ -283,23 +355,29 @@ class Network:
         link = packet.ahead.popleft()
         assert isinstance(link, int), "a choice was not resolved"
         port = self.ports[link]
-        if isinstance(packet, AckPacket):
-            port.acks.append(packet)
-        elif port.is_source:
-            raise ValueError(f"piece {packet.piece}, packet {packet.seq}: link {link} is the first link of a piece")
-        else:
+        if isinstance(packet, DataPacket):
+            if port.is_source:
+                raise ValueError(f"piece {packet.piece}, packet {packet.seq}: link {link} is the first link of a piece")
             packet.entered_ps = now_ps
-            port.data.append(packet)
+        if not self.admit(packet, link, now_ps):
+            return
+        (port.acks if packet.is_control else port.data).append(packet)
         if port.is_source:
             self.call(link, now_ps)
         elif not port.is_busy:
             self.pick(link, now_ps)
 
+    def admit(self, packet: Packet, link: int, now_ps: int) -> bool:
+        """Whether a packet that has come to a port may join a queue there."""
+        return True
+
     def offer(self, piece: int, now_ps: int) -> None:
         """A piece that has become ready joins the ring of its next packet's source port at the tail."""
         sender = self.senders[piece]
         if sender.is_ready() and not sender.is_in_ring:
-            link = self.first_link(piece, sender.next_seq)
+            upcoming = sender.upcoming()
+            assert upcoming is not None
+            link = self.first_link(piece, upcoming)
             sender.is_in_ring = True
             self.ports[link].ring.append(piece)
             self.call(link, now_ps)
@@ -309,61 +387,48 @@ class Network:
         if not self.ports[link].is_busy:
             heappush(self.calendar, (now_ps, PICK, link))
 
+    def finish(self, link: int, now_ps: int) -> None:
+        """A port's serialisation ends."""
+        self.ports[link].is_busy = False
+
     def pick(self, link: int, now_ps: int) -> None:
-        """A free port starts on its next packet, acknowledgements first, or becomes idle."""
+        """A free port starts on its next packet, acknowledgements first, or stays idle."""
         port = self.ports[link]
-        packet: Packet
-        offered = None
-        if port.acks:
-            packet = port.acks.popleft()
-        elif port.ring:
-            offered = port.ring.popleft()
-            packet = self.send(offered, now_ps)
-        elif port.data:
-            packet = port.data.popleft()
-        else:
-            port.is_busy = False
+        packet = port.acks.popleft() if port.acks else self.next_data(link, now_ps)
+        if packet is None:
             return
         end_ps = port.serialise(packet, now_ps)
         heappush(self.calendar, (end_ps, PICK, link))
         heappush(self.calendar, (end_ps + port.wire.latency, DELIVER, link))
-        if offered is not None:
-            self.offer(offered, now_ps)
+        if port.is_source and isinstance(packet, DataPacket):
+            self.offer(packet.piece, now_ps)
+
+    def next_data(self, link: int, now_ps: int) -> Packet | None:
+        """Take the data packet that a port sends next from its ring or queue."""
+        port = self.ports[link]
+        if port.ring:
+            return self.send(port.ring.popleft(), now_ps)
+        return port.data.popleft() if port.data else None
 
     def send(self, index: int, now_ps: int) -> DataPacket:
         """The piece that was at the ring's head gives its next packet."""
         sender = self.senders[index]
         sender.is_in_ring = False
-        seq = sender.next_seq
-        if seq == 0:
-            sender.first_sent_ps = now_ps
-        sender.next_seq += 1
-        sender.in_flight += 1
-        payload_bytes = min(self.max_payload, self.pieces[index].payload - seq * self.max_payload)
-        return DataPacket(index, seq, self.header + payload_bytes, payload_bytes, deque(self.routes[index][seq][1:]))
+        return self.make_packet(index, sender.give(now_ps))
 
     def receive(self, packet: DataPacket, now_ps: int) -> None:
         """The receiver takes a data packet, and may send an acknowledgement in the same instant."""
-        receiver = self.receivers[packet.piece]
-        receiver.take(packet, now_ps)
-        if not receiver.owes_ack():
+        answer = self.receivers[packet.piece].receive(packet, now_ps)
+        if answer is None:
             return
         way_back = deque(back for link in reversed(packet.travelled) if (back := self.reverse[link]) is not None)
         if not way_back:
             raise ValueError(f"piece {packet.piece}, packet {packet.seq}: no link of {packet.travelled} has a reverse")
-        ack = AckPacket(packet.piece, receiver.num_unanswered, receiver.cumulative, self.header, way_back)
-        receiver.num_unanswered = 0
-        receiver.told = receiver.cumulative
-        self.enter(ack, now_ps)
+        self.enter(AckPacket(packet.piece, answer, self.header, way_back), now_ps)
 
     def acknowledge(self, ack: AckPacket, now_ps: int) -> None:
         """An acknowledgement reaches its sender, which may become ready."""
-        sender = self.senders[ack.piece]
-        sender.in_flight -= ack.covers
-        sender.num_acknowledged += ack.covers
-        sender.cumulative = max(sender.cumulative, ack.cumulative)
-        if sender.num_acknowledged == sender.num_packets:
-            sender.acknowledged_ps = now_ps
+        self.senders[ack.piece].hear(ack.answer, now_ps)
         self.offer(ack.piece, now_ps)
 
     def first_link(self, piece: int, seq: int) -> int:

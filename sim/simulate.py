@@ -56,7 +56,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         raise StalledError(f"{label}: nothing moves at {sim.clock.now:.6g} s: " + "; ".join(waiting)) from error
     recorder = Recorder()
     links = link_metrics(sim.topology, sim.fabric, sim.clock.now)
-    record_links(recorder, sim.topology, sim.fabric)
+    record_links(recorder, sim.topology, sim.fabric, sim.clock.now)
     if not is_partial:
         sim.fabric.settle()
     metrics: dict[str, float | int | None] = {}

@@ -159,7 +159,7 @@ class CollectiveWorkload:
             "bus_bytes_per_s": _bus_bytes_per_s(self.operation, self.size_bytes, self.num_ranks, mean_s),
             "extra_pieces": self._log.totals().extra_pieces,
             **statistics(durations, "repetition_s", (99,)),
-            **self._log.reordering(),
+            **self._log.quality(),
         }
 
     def record(self, recorder: Recorder) -> None:

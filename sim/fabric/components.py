@@ -66,6 +66,12 @@ def account(state, s, now):
     if rate <= 0.0:
         return
     segment.outstanding -= rate * (now - since)
+    _enter_in_series(state, s, rate, since, now)
+
+
+@njit(cache=True)
+def _enter_in_series(state, s, rate, since, now):
+    """Spread the bytes that segment s sent at this rate over the bins of its time series."""
     bins = state.series.shape[0]
     if bins == 0:
         return
@@ -80,6 +86,17 @@ def account(state, s, now):
         since = max(edge, since)
         b += 1
     state.series[b, s] += rate * max(now - since, 0.0)
+
+
+@njit(cache=True)
+def enter_rest(state, p, now):
+    """A piece that finishes with an earlier one sends its last bytes at its own rate still: into the time series."""
+    left = state.remaining[p]
+    if left > 0.0:
+        for role in range(maxmin.NUM_ROLES):
+            s = int64(state.route[p, role])
+            if s != NONE:
+                _enter_in_series(state, s, state.rate[p], now, now + left / state.rate[p])
 
 
 @njit(cache=True)
@@ -419,12 +436,18 @@ def _fall_apart(state, k, num_pieces, now):
 
 @njit(cache=True)
 def _catch_up(state, num_pieces, now):
-    """Pieces that waited for this solve get the bytes they would have sent since they joined."""
+    """Pieces that waited for this solve get the bytes they would have sent since they joined, on their links as well."""
     for i in range(num_pieces):
         p = state.solving[i]
         since = state.pieces[p].started_s
         if since < now and state.remaining[p] == state.pieces[p].wire_bytes:
-            state.remaining[p] = max(state.remaining[p] - state.rate[p] * (now - since), 0.0)
+            sent = min(state.rate[p] * (now - since), state.remaining[p])
+            state.remaining[p] -= sent
+            for role in range(maxmin.NUM_ROLES):
+                s = int64(state.route[p, role])
+                if s != NONE:
+                    state.segments[s].outstanding -= sent
+                    _enter_in_series(state, s, sent / (now - since), since, now)
 
 
 @njit(cache=True)

@@ -648,8 +648,7 @@ def free_if_over(state, m):
         flow.displacement = max(flow.displacement, piece.displacement)
         flow.held_bytes = max(flow.held_bytes, piece.most_held_bytes)
         flow.retransmitted += piece.retransmitted
-        flow.duplicates += piece.duplicates
-        flow.discarded += piece.discarded
+        flow.spurious += piece.duplicates + piece.discarded
         flow.timeouts += piece.timeouts
         piece.serial = -1
         lean_ends.give_piece(state, r)

@@ -13,6 +13,7 @@ from sim.fabric import alarms, wheel
 from sim.fabric import packet_ports as lean
 from sim.fabric.fluid_state import NONE
 from sim.fabric.full_state import DATA, GOLDEN
+from sim.fabric.packet_state import wait_bin
 from sim.fabric.policies import mix
 
 PAUSE_FRAME_BITS = 64 * 8
@@ -118,7 +119,9 @@ def _count(state, p, packet, now):
     port.data_packets += 1
     port.payload_bytes += packet.size - state.c[0].header_bytes
     if not port.is_source:
-        port.longest_wait = max(port.longest_wait, now - packet.time)
+        wait = now - packet.time
+        port.longest_wait = max(port.longest_wait, wait)
+        state.waits[wait_bin(wait)] += 1
 
 
 @njit(cache=True)

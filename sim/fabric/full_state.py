@@ -122,11 +122,8 @@ PIECE = np.dtype(
 
 FLOW = np.dtype(
     [
-        *ps.FLOW.descr,
+        *ps.FLOW_FIELDS,
         ("under_way", "i4"),  # packets, acknowledgements included
-        ("retransmitted", "i4"),
-        ("duplicates", "i4"),
-        ("discarded", "i4"),
         ("timeouts", "i4"),
     ],
     align=True,

@@ -87,6 +87,7 @@ class _Span:
 class MessageFabric(ABC):
     """The contract's side of a fabric: transfers, gates, watches, and the ledger of application bytes."""
 
+    has_packets = False
     _state: Any
     _core: Any
 
@@ -120,6 +121,14 @@ class MessageFabric(ABC):
     @abstractmethod
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
         """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+
+    def queue_metrics(self, now_s: float) -> dict[str, float | None]:
+        """What queues did to packets; nothing where there are none."""
+        return {}
+
+    def queue_columns(self, now_s: float) -> dict[str, np.ndarray]:
+        """The same for each link."""
+        return {}
 
     @abstractmethod
     def check_conservation(self) -> None:

@@ -175,6 +175,9 @@ class MessageResults:
     num_pieces       [n] pieces that the path policy cut it into; 0 before it is placed, and for local copies
     displacement     [n] packets, the most by which one arrived behind a later one of its piece; None in fluid
     held_bytes       [n] payload, the most that a piece's receiver held out of order; None in fluid
+    num_packets      [n] sent, without those sent again; None in fluid
+    retransmitted    [n] packets sent again; None in fluid
+    spurious         [n] packets that arrived although they were there, or were turned away for order; None in fluid
     """
 
     ready_s: Float64
@@ -186,3 +189,6 @@ class MessageResults:
     num_pieces: NDArray[np.int16]
     displacement: NDArray[np.int32] | None = None
     held_bytes: NDArray[np.int64] | None = None
+    num_packets: NDArray[np.int32] | None = None
+    retransmitted: NDArray[np.int32] | None = None
+    spurious: NDArray[np.int32] | None = None

@@ -85,6 +85,8 @@ class PacketSettings:
 class PacketFabric(MessageFabric):
     """The fabric of one simulation; attach one to a clock."""
 
+    has_packets = True
+
     def __init__(
         self,
         clock: Clock,
@@ -156,6 +158,7 @@ class PacketFabric(MessageFabric):
             crossing=crossing,
             turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
             higher_turns=rng.integers(0, 1 << 20, (num_pods, max(radix, 1))),
+            waits=np.zeros(ps.WAIT_BINS, np.int64),
             series=np.zeros((len(ports), NUM_BINS), np.int64),
             woken=np.zeros(len(ports), np.int64),
             buckets=np.full(ps.NUM_BUCKETS, fs.NONE),
@@ -215,8 +218,7 @@ class PacketFabric(MessageFabric):
         flows = self._state.flows[first : first + count]
         return replace(
             super()._copy_out(first, count),
-            displacement=flows["displacement"].copy(),
-            held_bytes=flows["held_bytes"].copy(),
+            **{name: flows[name].copy() for name, _ in ps.FLOW_FIELDS},
         )
 
     def _admit(self, first: int, last: int) -> None:
@@ -262,6 +264,50 @@ class PacketFabric(MessageFabric):
         """(payload, wire) bytes of every link so far; a packet counts when its serialisation starts."""
         ports = self._state.ports[: self.topology.num_links]
         return ports["payload_bytes"].astype(np.float64), ports["wire_bytes"].astype(np.float64)
+
+    def queue_metrics(self, now_s: float) -> dict[str, float | None]:
+        """How long data packets waited at ports other than the NICs', and what full ports did to them.
+
+        queue_wait_p50_s, queue_wait_p99_s   lower edges of bins an eighth of an octave wide; queue_wait_max_s is exact
+        longest_queue_bytes                  of any port, the packet being sent included
+        marked_share, dropped_share, trimmed_share   of the data packets that entered switches' ports
+        max_paused_share                     of the whole time, of the link that was paused longest
+        """
+        waits = self._state.waits
+        total = int(waits.sum())
+        below = np.cumsum(waits)
+        ports = self._state.ports
+        found: dict[str, float | None] = {}
+        for percent in (50, 99):
+            rank = np.searchsorted(below, total * percent / 100)
+            found[f"queue_wait_p{percent}_s"] = ps.bin_start(int(rank)) / ps.PS_PER_S if total else None
+        found["queue_wait_max_s"] = float(ports["longest_wait"].max()) / ps.PS_PER_S if total else None
+        if not self.is_full:
+            return found
+        entered = int(ports["entered"].sum())
+        found["longest_queue_bytes"] = float(ports["longest_queue"].max())
+        for name, column in (("marked_share", "marks"), ("dropped_share", "drops"), ("trimmed_share", "trims")):
+            found[name] = int(ports[column].sum()) / entered if entered else None
+        paused = self._paused_s(now_s).max(initial=0.0)
+        found["max_paused_share"] = float(paused) / now_s if now_s > 0 else None
+        return found
+
+    def queue_columns(self, now_s: float) -> dict[str, np.ndarray]:
+        """Of each link: what its port did, for the table of links."""
+        ports = self._state.ports[: self.topology.num_links]
+        columns = {
+            "data_packets": ports["data_packets"].copy(),
+            "longest_wait_s": ports["longest_wait"] / ps.PS_PER_S,
+        }
+        if self.is_full:
+            columns |= {name: ports[name].copy() for name in ("drops", "trims", "marks", "pauses")}
+            columns |= {"longest_queue_bytes": ports["longest_queue"].copy(), "paused_s": self._paused_s(now_s)}
+        return columns
+
+    def _paused_s(self, now_s: float) -> np.ndarray:
+        ports = self._state.ports[: self.topology.num_links]
+        open_s = np.where(ports["is_paused"], now_s - ports["paused_since"] / ps.PS_PER_S, 0.0)
+        return ports["paused"] / ps.PS_PER_S + open_s
 
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
         """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""

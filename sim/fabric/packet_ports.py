@@ -12,7 +12,7 @@ from numba import njit
 from sim.fabric import heap, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
-from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW
+from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW, wait_bin
 
 
 @njit(cache=True)
@@ -73,7 +73,9 @@ def _count(state, p, packet, now):
         port.data_packets += 1
         port.payload_bytes += packet.size - state.c[0].header_bytes
         if not port.is_source:
-            port.longest_wait = max(port.longest_wait, now - packet.time)
+            wait = now - packet.time
+            port.longest_wait = max(port.longest_wait, wait)
+            state.waits[wait_bin(wait)] += 1
 
 
 @njit(cache=True)

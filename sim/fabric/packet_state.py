@@ -107,8 +107,16 @@ PIECE_FIELDS = [
 ]
 PIECE = np.dtype(PIECE_FIELDS, align=True)
 
-FLOW = np.dtype([("num_packets", "i4"), ("displacement", "i4"), ("held_bytes", "i8")], align=True)
-"""What a message's packets went through: how many were sent, their largest displacement, most bytes held for order."""
+FLOW_FIELDS = [
+    ("num_packets", "i4"),
+    ("retransmitted", "i4"),
+    ("spurious", "i4"),
+    ("displacement", "i4"),
+    ("held_bytes", "i8"),
+]
+FLOW = np.dtype(FLOW_FIELDS, align=True)
+"""What a message's packets went through: how many were sent, and again, their largest displacement, most bytes held
+for order."""
 
 FIXED, ROUND_ROBIN, RANDOM, FLOWLET, REPS, SWITCH, ADAPTIVE = range(7)
 """How the packets of a piece get their paths; from SWITCH on, a switch decides."""
@@ -195,6 +203,7 @@ class PacketState(NamedTuple):
     crossing: np.ndarray  # [nics, scopes] link that stands for an unlimited fabric
     turns: np.ndarray  # [leaves, planes] round robin of the leaf
     higher_turns: np.ndarray  # [pods, r0] round robin of the next switch up
+    waits: np.ndarray  # [WAIT_BINS] data packets by the time they waited at a port
     series: np.ndarray  # [ports, bins] wire bytes whose serialisation began in each stretch of time
     woken: np.ndarray
     buckets: np.ndarray  # first slot of each bucket
@@ -303,6 +312,23 @@ def picoseconds(time_s):
 @njit(cache=True)
 def seconds(time):
     return time / PS_PER_S
+
+
+WAIT_BINS = 512
+
+
+@njit(cache=True)
+def wait_bin(wait):
+    """Bin 0: no wait. Then eight bins for each doubling of the picoseconds: exponent and leading bits of the float."""
+    if wait <= 0:
+        return 0
+    return (np.float64(wait).view(np.int64) >> 49) - (1023 << 3) + 1
+
+
+def bin_start(number: int) -> float:
+    """The shortest wait of a bin, ps."""
+    octave, part = divmod(number - 1, 8)
+    return 0.0 if number == 0 else 2.0**octave * (1 + part / 8)
 
 
 def for_packets(n: int) -> dict[str, np.ndarray]:

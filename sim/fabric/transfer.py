@@ -12,7 +12,12 @@ from sim.fabric.messages import MessageGraph, MessageResults
 
 
 class Fabric(Protocol):
-    """What both fidelities offer. A workload needs no more than this."""
+    """What both fidelities offer. A workload needs no more than this.
+
+    has_packets: results tell of packets
+    """
+
+    has_packets: bool
 
     def start(self, graph: MessageGraph) -> Transfer: ...
 

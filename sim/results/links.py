@@ -19,6 +19,10 @@ class LinkLedger(Protocol):
 
     def link_series(self) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def queue_metrics(self, now_s: float) -> dict[str, float | None]: ...
+
+    def queue_columns(self, now_s: float) -> dict[str, np.ndarray]: ...
+
 
 def load_over_fair(topology: Topology, payload_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
     """A link's payload per rate over that of its switch group and direction; NaN outside of groups.
@@ -48,6 +52,7 @@ def link_metrics(topology: Topology, fabric: LinkLedger, now_s: float) -> dict[s
     max_load_over_fair   largest `load_over_fair`; None without traffic between switches
     payload_bytes        payload that left hosts; wire_bytes likewise, headers included
     max_utilisation      busiest link between switches or to a host: wire bytes / (rate x whole time)
+    and, of packets, what their fabric says of queues
     """
     payload, wire = fabric.link_bytes()
     share = load_over_fair(topology, payload)
@@ -60,10 +65,11 @@ def link_metrics(topology: Topology, fabric: LinkLedger, now_s: float) -> dict[s
         "links.payload_bytes": float(payload[leaving].sum()),
         "links.wire_bytes": float(wire[leaving].sum()),
         "links.max_utilisation": None if busiest is None else float(busiest),
+        **{f"links.{name}": value for name, value in fabric.queue_metrics(now_s).items()},
     }
 
 
-def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger) -> None:
+def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger, now_s: float) -> None:
     """Rows of `links` and `link_series`."""
     payload, wire = fabric.link_bytes()
     names = np.array(topology.link_name)
@@ -80,6 +86,7 @@ def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger) -> 
         load_over_fair=load_over_fair(topology, payload),
         leaf=np.where(topology.link_leaf >= 0, topology.link_leaf, np.nan),
         spine=np.where(between, topology.link_spine, np.nan),
+        **fabric.queue_columns(now_s),
     )
     edges, utilisation = fabric.link_series()
     active = np.flatnonzero((utilisation > 0).any(axis=1))

@@ -35,10 +35,16 @@ TEMPLATE = "report.html.jinja"
 MAIN_METRICS_AT_MOST = 6
 MAIN_ENDINGS = (
     ".completion_time_s", ".slowdown.p99", ".network_tax", ".p99_itl_ms", ".p99_ttft_ms", ".request_throughput",
-    ".bus_bytes_per_s", ".step_s.mean", ".reorder.max_held_bytes", "links.max_load_over_fair", ".fct_s.p99",
+    ".bus_bytes_per_s", ".step_s.mean", "links.max_load_over_fair", ".fct_s.p99",
     ".output_throughput",
 )  # fmt: skip
 """The metrics of the side-by-side table, by their ending, the most telling first."""
+PACKET_ENDINGS = (
+    ".reorder.max_displacement", ".reorder.max_held_bytes", ".retransmitted_share", ".spurious_retransmissions",
+    ".jain_index", "links.queue_wait_p50_s", "links.queue_wait_p99_s", "links.longest_queue_bytes",
+    "links.marked_share", "links.dropped_share", "links.trimmed_share", "links.max_paused_share",
+)  # fmt: skip
+"""What the variants' packets went through: the price of a gain stands next to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +168,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         lead=lead and _shown(lead, run),
         lead_narrow=_data_uri(narrow[0], run) if narrow else "",
         table=side_by_side(run, styles, main_metrics(run)),
+        packets=side_by_side(run, styles, packet_metrics(run)),
         everything=side_by_side(run, styles, run.metric_keys()),
         sections=_sections(figures, run),
         sources=combined.sources,
@@ -198,6 +205,14 @@ def main_metrics(run: RunResults) -> list[str]:
     for ending in MAIN_ENDINGS:
         chosen += [key for key in keys if key.endswith(ending) and key not in chosen]
     return (chosen or keys)[:MAIN_METRICS_AT_MOST]
+
+
+def packet_metrics(run: RunResults) -> list[str]:
+    """Metrics of the table about packets; none in fluid. What is 0 everywhere (no pause, no drop) is left out."""
+    keys = [key for key in keys_with_values(run) if any(any(run.values(name, key)) for name in run.variants)]
+    if not any(key.startswith("links.queue_wait") for key in keys_with_values(run)):
+        return []
+    return [key for ending in PACKET_ENDINGS for key in keys if key.endswith(ending)]
 
 
 def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequence[str]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class TrafficWorkload:
             "delivered_bytes": totals.delivered_bytes,
             "extra_pieces": totals.extra_pieces,
         }
-        found |= self._log.reordering()
+        found |= self._log.quality()
         found |= statistics(times, "fct_s", (50, 90, 99))
         found["fct_s.max"] = float(times.max()) if len(times) else None
         if self._repeat > 1:

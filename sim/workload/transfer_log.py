@@ -32,6 +32,8 @@ class Summary:
     extra_pieces      pieces that the path policy made beyond one for each flow that it placed
     displacement      packets, the most by which one arrived behind a later one; None in fluid
     held_bytes        the most that a receiver held out of order; None in fluid
+    num_packets       sent, without those sent again; retransmitted: those; spurious: those that had been there
+    jain_index        of the rates of the flows delivered, (sum x)^2 / (n sum x^2); None without one
     """
 
     started_s: float | None
@@ -44,6 +46,10 @@ class Summary:
     extra_pieces: int = 0
     displacement: int | None = None
     held_bytes: int | None = None
+    num_packets: int = 0
+    retransmitted: int = 0
+    spurious: int = 0
+    jain_index: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -155,13 +161,28 @@ class TransferLog:
             summaries.append(summary(*unfinished))
         return Totals(*(sum(getattr(s, f.name) for s in summaries) for f in fields(Totals)))
 
-    def reordering(self) -> dict[str, int]:
-        """What spraying costs a receiver, over all transfers that are done; nothing in fluid, which has no packets."""
-        found = {
-            "reorder.max_displacement": [s.displacement for s in self.summaries if s.displacement is not None],
-            "reorder.max_held_bytes": [s.held_bytes for s in self.summaries if s.held_bytes is not None],
+    def quality(self) -> dict[str, float | None]:
+        """How evenly the flows were served, and what their packets went through, over all transfers that are done.
+
+        jain_index                  mean over transfers
+        reorder.max_displacement, reorder.max_held_bytes
+                                    what spraying costs a receiver
+        retransmitted_share         packets sent again, of all packets sent
+        spurious_retransmissions    packets sent again that were, or had been, at their receiver
+        Fluid has no packets, and only the first.
+        """
+        done = self.summaries
+        shares = [s.jain_index for s in done if s.jain_index is not None]
+        found: dict[str, float | None] = {"jain_index": float(np.mean(shares)) if shares else None}
+        if not self._fabric.has_packets:
+            return found
+        again, packets = sum(s.retransmitted for s in done), sum(s.num_packets for s in done)
+        return found | {
+            "reorder.max_displacement": max((s.displacement or 0 for s in done), default=None),
+            "reorder.max_held_bytes": max((s.held_bytes or 0 for s in done), default=None),
+            "retransmitted_share": again / (packets + again) if packets else None,
+            "spurious_retransmissions": sum(s.spurious for s in done),
         }
-        return {name: max(values) for name, values in found.items() if values}
 
     def notes(self, repeat: int) -> list[str]:
         """What did not come to its end, in words; `repeat`: transfers that there were to be."""
@@ -216,7 +237,7 @@ class TransferLog:
                 delivered_bytes=r.delivered_bytes,
                 outcome=_outcome_names(r.outcome),
                 num_pieces=r.num_pieces,
-                **_reordering(r),
+                **_of_packets(r),
                 row_weight=self._num_seen / num_kept,
             )
 
@@ -271,6 +292,10 @@ def summary(graph: MessageGraph, results: MessageResults) -> Summary:
         int(np.maximum(results.num_pieces[flow].astype(np.int64) - 1, 0).sum()),
         _largest(results.displacement, flow),
         _largest(results.held_bytes, flow),
+        _total(results.num_packets, flow),
+        _total(results.retransmitted, flow),
+        _total(results.spurious, flow),
+        _jain_index(graph, results),
     )
 
 
@@ -303,6 +328,22 @@ def _largest(column: NDArray[Any] | None, flow: NDArray[np.bool_]) -> int | None
     return None if column is None else int(column[flow].max(initial=0))
 
 
+def _total(column: NDArray[Any] | None, flow: NDArray[np.bool_]) -> int:
+    return 0 if column is None else int(column[flow].sum())
+
+
+def _jain_index(graph: MessageGraph, results: MessageResults) -> float | None:
+    """Jain, Chiu and Hawe 1984, of payload / (received - ready)."""
+    delivered = is_flow(graph) & (results.outcome == DELIVERED)
+    seconds = results.received_s[delivered] - results.ready_s[delivered]
+    size = graph.size_bytes[delivered]
+    moved = (seconds > 0) & (size > 0)
+    if not moved.any():
+        return None
+    rate = size[moved] / seconds[moved]
+    return float(rate.sum() ** 2 / (len(rate) * (rate**2).sum()))
+
+
 def _last(times: Float64) -> float | None:
     return float(times.max()) if len(times) and np.isfinite(times).all() else None
 
@@ -317,11 +358,10 @@ def _selected(results: MessageResults, chosen: Int64) -> MessageResults:
     return MessageResults(**chosen_columns)
 
 
-def _reordering(results: MessageResults) -> dict[str, Any]:
+def _of_packets(results: MessageResults) -> dict[str, Any]:
     """Columns that only the packet level has."""
-    if results.displacement is None:
-        return {}
-    return {"displacement": results.displacement, "held_bytes": results.held_bytes}
+    names = ("displacement", "held_bytes", "num_packets", "retransmitted", "spurious")
+    return {name: getattr(results, name) for name in names if getattr(results, name) is not None}
 
 
 def _outcome_names(outcome: NDArray[np.int8]) -> str | NDArray[Any]:

@@ -47,9 +47,9 @@ def test_a_drop_is_recovered_by_a_timeout():
     """Packets come at 100, 200, 300, 400; one is being sent and one waits: packets 2 and 3 are dropped.
 
     0 and 1 are received at 1100 and 2100; an acknowledgement would be of 4. The timer, armed at 0, is of packet 0,
-    which goes again at 5000-5100 and is a duplicate at 6100: acknowledged up to 2 at 6120. The timer is then of 2 and 3, and
-    due at 11120 (the alarm at 10000 finds it early). They go at 11120-11320, and 2, sent again, is acknowledged alone:
-    11220-12220, and 12240 at the sender. 3 follows, 12220-13220.
+    which goes again at 5000-5100 and is a duplicate at 6100: acknowledged up to 2 at 6120. The timer is then of 2 and
+    3, and due at 11120 (the alarm at 10000 finds it early). They go at 11120-11320, and 2, sent again, is acknowledged
+    alone: 11220-12220, and 12240 at the sender. 3 follows, 12220-13220.
     """
     outcome = line([Piece(0, 4 * FULL, 9)], port_limit=200, rto_ps=5000)
     assert outcome.received_ps == [13220]
@@ -268,6 +268,19 @@ def test_go_back_n_answers_a_duplicate_at_once():
     assert outcome.ack_packets == [0, 0, 4, 4]
 
 
+def test_go_back_n_goes_back_for_a_trimmed_packet():
+    """2 comes to a full port, and its header follows 0: 1100-1200; at 1220, 0 is known, and 1 and 2 go again, -1420.
+
+    The first 1 is served 1200-2200; the second finds room at 1320, and 2 none at 1420: its header goes 2200-2300, and
+    0 and 1 are known at 2320. 2 goes until 2420, behind the second 1 (2300-3300, a duplicate): 3300-4300.
+    """
+    outcome = line([Piece(0, 3 * FULL, 9)], port_limit=200, trim=True, receiver="go_back_n")
+    assert outcome.received_ps == [4300]
+    assert outcome.acknowledged_ps == [4320]
+    assert (outcome.trims[1], outcome.sent_packets, outcome.retransmitted) == (2, [6], [3])
+    assert (outcome.duplicates, outcome.discarded, outcome.timeouts) == ([1], [0], [0])
+
+
 @pytest.mark.parametrize(("gap", "rto_ps", "received_ps"), [(3, 10**6, 1500), (4, 10**6, 1620), (None, 5000, 5620)])
 def test_a_gap_in_what_is_acknowledged(gap, rto_ps, received_ps):
     """Packets leave every 200 ps (2 ps a byte) and take 100 on port 1, which has room for one; each is acknowledged.
@@ -344,9 +357,9 @@ def test_a_window_smaller_than_its_acknowledgements_has_each_answered():
 
 
 def test_a_timeout_leaves_a_dctcp_window_of_one_packet():
-    """The timer is 1000. At 1000, packet 0 is lost, and waits, as 3 are in flight; at 2000, the others are lost too, and
-    0 goes. At 3000 it gets another round; at 4000 it is lost and goes again. The last of the first four is received at
-    4100; then two duplicates.
+    """The timer is 1000. At 1000, packet 0 is lost, and waits, as 3 are in flight; at 2000, the others are lost too,
+    and 0 goes. At 3000 it gets another round; at 4000 it is lost and goes again. The last of the first four is received
+    at 4100; then two duplicates. The acknowledgement of 4 at 4120 finds a window of one packet.
     """
     outcome = line([Piece(0, 4 * FULL, 4)], transport="dctcp", rto_ps=1000)
     assert outcome.received_ps == [4100]
@@ -356,19 +369,21 @@ def test_a_timeout_leaves_a_dctcp_window_of_one_packet():
     assert outcome.cwnd == [100.0 + 10_000 * 4 / 100.0]
 
 
-def test_a_piece_that_has_nothing_left_to_send_gives_up_its_turn():
-    """Packet 0 is received at 1100 and known at 1120, lost at 1050, and waits at port 0 behind piece 1's (1000-1100).
+@pytest.mark.parametrize(("start_ps", "sent_packets", "received_ps"), [(1015, 2, 1315), (1080, 1, 1280)])
+def test_a_piece_that_has_nothing_left_to_send_gives_up_its_turn(start_ps, sent_packets, received_ps):
+    """Packet 0 is received at 1100 and known at 1120, and lost at 1090: then, piece 0 joins the ring of port 0 behind
+    piece 1, whose packet is being sent, and piece 2 joins at 1095.
 
-    Piece 1 sends three more, until 1400, in turn with piece 0, which at 1100 would send packet 0, and at 1120 is
-    settled. Put at 1101 the other way about: with a timer of 1090, 0 is lost during piece 1's second packet
-    (1000-1100, 1100-1200), and settled before it ends.
+    Sent 1015-1115, piece 1 leaves piece 0 its turn, and piece 2 goes 1215-1315. Sent 1080-1180, it does not: piece 0 is
+    settled, and piece 2 goes 1180-1280.
     """
-    wires = [wire(), wire(ps_per_byte=10), wire(), wire(), wire()]
-    pieces = [Piece(0, FULL, 1), Piece(1010, 2 * FULL, 9)]
-    outcome = small(
-        wires, [3, 2, None, None, None], pieces, fixed((0, 1), (0, 4)), [None, 0, None, None, 0], rto_ps=1090
-    )
-    assert outcome.sent_packets == [1, 2]
+    wires = [wire(), wire(ps_per_byte=10), wire(), wire()]
+    pieces = [Piece(0, FULL, 1), Piece(start_ps, FULL, 1), Piece(1095, FULL, 1)]
+    routes = fixed((0, 1), (0,), (0,))
+    outcome = small(wires, [3, 2, None, None], pieces, routes, [None, 0, None, None], rto_ps=1090)
+    assert outcome.sent_packets == [sent_packets, 1, 1]
+    assert outcome.received_ps == [1100, start_ps + 100, received_ps]
+    assert outcome.acknowledged_ps[0] == 1120
 
 
 def test_a_network_that_is_paused_for_ever_or_always_drops_has_stalled():
@@ -457,13 +472,16 @@ def test_every_packet_is_accounted_for(network, options, sprays):
     """Whatever is lost, all is received in the end; what entered a port was transmitted or dropped.
 
     The network itself checks that its buffers are empty, and what came against what was sent. Going back N for whatever
-    another path has delayed need not end, so only selective repeat sprays, from several source ports too.
+    another path has delayed need not end, nor need it when every trimmed packet asks for it, so only selective repeat
+    sprays (from several source ports too) and trims.
     """
+    is_selective = options["receiver"] == "selective_repeat"
+    options = {**options, "trim": options["trim"] and is_selective}
     wires, reverse, pieces, routes, owner, end = network
 
     def route(piece: int, seq: int) -> Sequence[int | Choice]:
         first, middle, last = routes[piece]
-        if sprays and options["receiver"] == "selective_repeat":
+        if sprays and is_selective:
             return ((first + seq) % 3, Choice(0, ((3,), (4,))), last)
         return (first, middle, last)
 

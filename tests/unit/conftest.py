@@ -35,6 +35,8 @@ class FixedTimeFabric:
     Acknowledgements take acknowledgement_s more. `graphs` keeps what was started.
     """
 
+    has_packets = False
+
     def __init__(self, clock, message_s=1.0, bytes_per_s=np.inf, acknowledgement_s=0.25) -> None:
         self.clock = clock
         self.message_s, self.bytes_per_s, self.acknowledgement_s = message_s, bytes_per_s, acknowledgement_s

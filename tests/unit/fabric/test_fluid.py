@@ -242,3 +242,22 @@ def test_link_series_adds_up_to_the_wire_bytes():
     sent = (utilisation * np.diff(edges)).sum(axis=1) * fabric.topology.link_rate
     assert sent == pytest.approx(wire, rel=1e-9)
     assert utilisation.max() <= 1 + 1e-9
+
+
+def test_a_drained_fabric_has_nothing_outstanding_and_its_series_holds_every_byte():
+    """Pieces that join a component of more than 256 pieces late are credited with what they would have sent: their
+    links must hear of it, or `least_loaded` goes on seeing a load that is not there."""
+    topology = leaf_spine(leaves=4, spines=4, hosts_per_leaf=8, host_link=LINK, spine_link=LINK, hosts=[HostKind(32)])
+    clock = Clock()
+    fabric = FluidFabric(clock, topology, "least_loaded", seed=1)
+    source = np.repeat(np.arange(32), 31)
+    destination = (source + 1 + np.tile(np.arange(31), 32)) % 32
+    late_s = np.random.default_rng(1).uniform(0.0, 50e-6, len(source))
+    clock.run(fabric.start(message_graph(source, destination, 200_000, earliest_s=late_s)).done)
+
+    assert np.abs(fabric._state.segments["outstanding"]).max() < 1.0
+
+    _, wire = fabric.link_bytes()
+    edges, utilisation = fabric.link_series()
+    in_series = (utilisation * np.diff(edges)).sum(axis=1) * topology.link_rate
+    np.testing.assert_allclose(in_series, wire, rtol=1e-9, atol=1.0)

@@ -33,6 +33,8 @@ def iteration(num_ranks=4, tensor=1, seed=0, **options):
 class InstantFabric:
     """Runs a graph's delays with transfers that take no time, and keeps the graphs."""
 
+    has_packets = False
+
     def __init__(self, clock):
         self.clock, self.graphs = clock, []
 

@@ -1,7 +1,8 @@
 """Timers, pauses and turns of the full packet core: a heap of (time, code).
 
-At one instant they come in the order of their codes: pauses by port, then retransmission timers, paces by piece (in
-order of birth), then pulls by NIC. An alarm cannot be taken back: who is woken looks whether it still holds.
+At one instant they come in the order of their codes: pauses by port (a link that is told both is let go), then
+retransmission timers and paces by piece (in order of birth), then pulls by NIC. An alarm cannot be taken back: who is
+woken looks whether it still holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def push(state, time, code):
 
 @njit(cache=True)
 def pause_code(port, is_pause):
-    return 2 * port + (1 if is_pause else 0)
+    return 2 * port + (0 if is_pause else 1)
 
 
 @njit(cache=True)

@@ -436,7 +436,7 @@ def _fall_apart(state, k, num_pieces, now):
 
 @njit(cache=True)
 def _catch_up(state, num_pieces, now):
-    """Pieces that waited for this solve get the bytes they would have sent since they joined, on their links as well."""
+    """Pieces that waited for this solve get the bytes they would have sent since they joined; so do their links."""
     for i in range(num_pieces):
         p = state.solving[i]
         since = state.pieces[p].started_s

@@ -59,7 +59,7 @@ def _alarms(state, now):
         c.num_events += 1
         kind = alarms.kind_of(code)
         if kind == alarms.PAUSE:
-            ports.pause(state, code >> 1, code & 1 == 1, now)
+            ports.pause(state, code >> 1, code & 1 == 0, now)
         elif kind == alarms.TURN:
             ends.pull(state, alarms.row_of(code), now)
         else:

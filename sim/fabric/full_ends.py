@@ -340,7 +340,8 @@ def _answer(state, k, kind, came_over, now):
     packet.kind = kind
     packet.latest = packet.seq
     packet.size = state.c[0].header_bytes
-    if kind != NACK:
+    packet.marks = 0
+    if kind == ACK:
         packet.covers = piece.unanswered
         packet.marks = piece.marks
         piece.unanswered = 0
@@ -608,6 +609,8 @@ def _settle(state, r, now):
     """A piece is acknowledged whole, or cancelled."""
     piece = state.pieces[r]
     message = state.messages[piece.message]
+    if piece.is_in_ring:  # it was to send something again
+        lean.leave_ring(state, r)
     piece.is_settled = True
     piece.is_started = False
     message.answered_s = max(message.answered_s, seconds(now))
@@ -618,8 +621,6 @@ def _settle(state, r, now):
 def stop(state, r, now):
     """The sender of a cancelled message sends no more."""
     piece = state.pieces[r]
-    if piece.is_in_ring:
-        lean.leave_ring(state, r)
     if not piece.is_settled:
         if not piece.is_started:
             _reset(piece)

@@ -71,7 +71,8 @@ def _admit(state, p, packet, now):
     switch.longest = max(switch.longest, switch.used)
     if state.c[0].is_lossless:
         link = state.ports[packet.came_over]
-        link.ingress += size
+        if link.far_node == port.node:
+            link.ingress += size
         if link.ingress > state.c[0].pause_above and not link.is_asserted:
             _signal(state, packet.came_over, True, now)
     return True
@@ -89,7 +90,8 @@ def _release(state, p, now):
     state.switches[port.node].used -= size
     if state.c[0].is_lossless:
         link = state.ports[came_over]
-        link.ingress -= size
+        if link.far_node == port.node:
+            link.ingress -= size
         if link.is_asserted and link.ingress <= state.c[0].resume_below:
             _signal(state, came_over, False, now)
 
@@ -159,7 +161,7 @@ def enter(state, p, k, came_over, now):
             port.dropped_bytes += packet.size
             return False
         port.trims += 1
-        port.dropped_bytes += packet.size - state.c[0].header_bytes
+        port.trimmed_bytes += packet.size - state.c[0].header_bytes
         packet.is_trimmed = True
         packet.size = state.c[0].header_bytes
         is_control = True

@@ -54,6 +54,7 @@ PORT = np.dtype(
         ("drops", "i8"),
         ("dropped_bytes", "i8"),
         ("trims", "i8"),
+        ("trimmed_bytes", "i8"),  # payload
         ("marks", "i8"),
         ("pauses", "i8"),
         ("paused_since", "i8"),

@@ -342,6 +342,7 @@ class PacketFabric(MessageFabric):
             drops = int(ports["drops"].sum())
             lost["data_packets"] = drops + int(ports["trims"].sum())
             lost["payload_bytes"] = int(ports["dropped_bytes"].sum()) - drops * self.settings.header_bytes
+            lost["payload_bytes"] += int(ports["trimmed_bytes"].sum())
             at_switches = ports[ports["node"] >= 0]
             left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
             if is_idle or (left > at_switches["entered"]).any():

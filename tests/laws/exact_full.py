@@ -386,6 +386,7 @@ class GoBackSender(FullSender):
             self.congestion.acknowledged(newly, answer.marks, False, self.cumulative, self.next_seq)
         else:
             self.give_up()
+            self.congestion.acknowledged(newly, 0, True, self.cumulative, self.next_seq)
         self.settle(now_ps)
 
     def give_up(self) -> None:
@@ -501,8 +502,8 @@ class FullNetwork(Network):
     def happen(self, now_ps: int, phase: int, index: int) -> None:
         self.now_ps = now_ps
         if phase == PAUSE:
-            link, is_pause = divmod(index, 2)
-            (self.pause if is_pause else self.resume)(link, now_ps)
+            link, is_resume = divmod(index, 2)  # a link that is told both at once is let go
+            (self.resume if is_resume else self.pause)(link, now_ps)
         elif phase == RTO:
             self.time_out(index, now_ps)
         else:
@@ -553,7 +554,7 @@ class FullNetwork(Network):
             self.ingress[came_over] += size
             if self.ingress[came_over] > self.full.pfc[0] and came_over not in self.asserted:
                 self.asserted.add(came_over)
-                heappush(self.calendar, (now_ps + self.pause_delay_ps(came_over), PAUSE, 2 * came_over + 1))
+                heappush(self.calendar, (now_ps + self.pause_delay_ps(came_over), PAUSE, 2 * came_over))
 
     def finish(self, link: int, now_ps: int) -> None:
         """A serialisation ends: a data packet leaves its room, and the link that it came over may resume."""
@@ -568,7 +569,7 @@ class FullNetwork(Network):
             self.ingress[came_over] -= size
             if self.ingress[came_over] <= self.full.pfc[1] and came_over in self.asserted:
                 self.asserted.remove(came_over)
-                heappush(self.calendar, (now_ps + self.pause_delay_ps(came_over), PAUSE, 2 * came_over))
+                heappush(self.calendar, (now_ps + self.pause_delay_ps(came_over), PAUSE, 2 * came_over + 1))
 
     def pause_delay_ps(self, link: int) -> int:
         """From a switch's decision to the port that feeds it by this link."""

@@ -105,14 +105,22 @@ class Story:
         middle = [*links_of(t, up + path), *links_of(t, down + path)] if up >= 0 else []
         return [*links_of(t, out + plane), *middle, *links_of(t, into + plane)]
 
-    def compare(self) -> None:
+    def expected(self, run=simulate, **more):
+        """What the reference makes of the same pieces."""
         ports = self.fabric._state.ports
         wires = [Wire(int(p["rate"]), int(p["latency"])) for p in ports]
         reverse = [None if p["reverse"] < 0 else int(p["reverse"]) for p in ports]
-        expected = simulate(
+        return run(
             wires, reverse, self.pieces(), self.route, mtu=self.options.mtu_bytes, header=self.options.header_bytes,
-            counters=self.counters,
+            counters=self.counters, **more,
         )  # fmt: skip
+
+    def compare(self) -> None:
+        expected = self.expected()
+        self.compare_with(expected)
+
+    def compare_with(self, expected) -> None:
+        ports = self.fabric._state.ports
         results = self.transfer.results
         flows = self.fabric._state.flows[self.first_row :]
         by_message: dict[int, list[int]] = {}

@@ -123,6 +123,8 @@ def _advance(state, choose, until_s, max_events):
     """Run every instant up to and including `until_s`; returns why it stopped (IDLE, FIRED, BUDGET, GROW)."""
     c = state.c[0]
     budget = c.num_events + max_events
+    if c.num_fired > 0:  # by a cancellation since the last call
+        return FIRED
     while True:
         now = wheel.next_time(state, _other_time(state), until_s)
         if now == wheel.NEVER or seconds(now) > until_s:

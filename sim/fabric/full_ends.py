@@ -176,7 +176,7 @@ def _next_packet(state, r, now):
         piece.retransmitted += 1
     piece.most_sent = max(piece.most_sent, seq + 1)
     piece.in_flight += 1
-    packet.wants_ack = is_again or transports.packets_allowed(state, piece) < piece.ack_every
+    packet.wants_ack = is_again or transports.waits_for_ack(state, piece)
     state.flows[piece.message].under_way += 1
     piece.last_sent = now
     transports.sent(state, r, packet.size, now)

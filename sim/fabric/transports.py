@@ -17,7 +17,7 @@ from math import sqrt
 
 from numba import int64, njit
 
-from sim.fabric.full_state import DCQCN, DCTCP, NDP, NSCC, SWIFT
+from sim.fabric.full_state import DCQCN, DCTCP, NDP, NSCC, SWIFT, WINDOW
 from sim.fabric.packet_state import REORDER_WINDOW
 
 US = 10**6
@@ -83,6 +83,19 @@ def packets_allowed(state, piece):
 
 
 @njit(cache=True)
+def waits_for_ack(state, piece):
+    """Whether the packet that goes out now asks for an answer at once: it fills a window that moves, or `ack_every`
+    packets take longer than a round trip. A window that shrinks could otherwise wait for an answer that is never due.
+    """
+    c = state.c[0]
+    if c.transport == WINDOW:
+        return False
+    if c.transport == DCQCN and piece.rate * piece.base_rtt < piece.ack_every * c.mtu_bytes:
+        return True
+    return piece.in_flight >= packets_allowed(state, piece)
+
+
+@njit(cache=True)
 def sent(state, r, size, now):
     """A packet leaves: when the next one may, where the transport paces."""
     c = state.c[0]
@@ -127,8 +140,10 @@ def on_timeout(state, r, num_lost, now):
     """Nothing was acknowledged for the retransmission timeout."""
     c = state.c[0]
     piece = state.pieces[r]
-    if c.transport == DCTCP or c.transport == SWIFT or c.transport == NSCC:
+    if c.transport == DCTCP or c.transport == SWIFT:
         piece.cwnd = float(c.mtu_bytes)
+    elif c.transport == NSCC:
+        piece.cwnd = max(piece.cwnd - num_lost * c.mtu_bytes, float(c.mtu_bytes))
     elif c.transport == NDP:
         piece.credit += num_lost
     piece.last_decrease = now

@@ -612,7 +612,8 @@ class FullNetwork(Network):
         had_sent, was_armed = sender.most_sent, sender.is_armed
         packet = super().send(index, now_ps)
         assert isinstance(packet, FullDataPacket)
-        packet.wants_ack = packet.seq < had_sent or sender.allowed() < self.receivers[index].ack_every
+        fills_window = self.full.transport != "fixed" and sender.in_flight >= sender.allowed()
+        packet.wants_ack = packet.seq < had_sent or fills_window
         self.ports[self.first_link(index, packet.seq)].entered += 1
         if not was_armed:
             heappush(self.calendar, (sender.deadline_ps, RTO, index))

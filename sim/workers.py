@@ -7,6 +7,8 @@ import queue
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,19 @@ _reports: Any = None
 _stop: Any = None
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that start in here hold Ctrl-C back until `_initialise` ignores it: they import for seconds before."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _initialise(reports: Any, stop: Any) -> None:
     """A worker leaves Ctrl-C to the parent, which tells it to stop through `stop`."""
     global _reports, _stop
@@ -62,21 +77,29 @@ def _work(job: Job, out_dir: Path, run: RunResults) -> VariantResult | None:
 def in_workers(
     jobs: list[Job], progress: Progress, interruption: Interruption, workers: int, out_dir: Path, run: RunResults
 ) -> Iterator[VariantResult]:
-    """In processes, in the order in which they end; an interruption ends them all where they are."""
+    """In processes, in the order in which they end; an interruption ends them all where they are.
+
+    Raises BrokenProcessPool when a worker dies, unless an interruption was asked for: what ends a whole group of
+    processes (SIGTERM) ends workers too.
+    """
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, context, _initialise, (reports, stop)) as pool:
-        pending: set[Future[VariantResult | None]] = {pool.submit(_work, job, out_dir, run) for job in jobs}
         try:
+            with _interrupts_held():  # each worker starts when its first job is submitted
+                pending: set[Future[VariantResult | None]] = {pool.submit(_work, job, out_dir, run) for job in jobs}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 if interruption.is_requested:
                     stop.set()
                 _show(reports, progress)
-                for future in finished:
+                for future in sorted(finished, key=lambda future: future.exception() is not None):
                     result = future.result()
                     if result is not None:
                         yield result
+        except BrokenProcessPool:
+            if not interruption.is_requested:
+                raise
         except BaseException:
             stop.set()
             raise

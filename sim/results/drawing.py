@@ -6,13 +6,12 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.typing import NDArray
 
+from sim.results.main_metric import main_metric
 from sim.results.metrics import meaning_of, number, unit_for
 from sim.results.run_results import RunResults
+from sim.results.statistics import mean_interval
 
 STYLE = Path(__file__).with_name("spindle.mplstyle")
 WIDTH_IN = 8.6
@@ -30,12 +31,26 @@ PALETTE = ("#D55E00", "#0072B2", "#009E73", "#AA3377", "#B8860B", "#3C9DD0", "#5
 """Okabe and Ito's colours for colour-blind readers (https://jfly.uni-koeln.de/color/), those too pale for
 lines and text on white replaced by darker ones."""
 IDEAL_COLOUR = "#7a7a7a"
+BACKGROUND = "#b4b4b4"
 
 
 @dataclass(frozen=True, slots=True)
 class VariantStyle:
+    """How a variant is drawn; one in the background, among too many to tell apart, as a thin grey line."""
+
     colour: Any
     line: Any = "-"
+    is_background: bool = False
+
+    @property
+    def text_colour(self) -> Any:
+        return QUIET if self.is_background else self.colour
+
+    def line_of(self, width: float) -> dict[str, Any]:
+        """What `Axes.plot` takes, for a line of this width where it is in the foreground."""
+        if self.is_background:
+            return {"color": self.colour, "linestyle": self.line, "lw": 0.8, "zorder": 1.5}
+        return {"color": self.colour, "linestyle": self.line, "lw": width, "zorder": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +80,31 @@ def style() -> AbstractContextManager[None]:
 def variant_styles(run: RunResults) -> dict[str, VariantStyle]:
     """A colour per variant, the same in every figure; grey dashes for an ideal fabric.
 
-    Up to eight variants are told apart by hue; more are taken for a sweep and run along one scale.
+    Hue tells eight variants apart; of more, eight have one and the others are grey.
+    """
+    colours = iter(PALETTE)
+    shown = _told_apart(run)
+    styles = {name: VariantStyle(next(colours)) for name in run.variants if name in shown}
+    if run.ideal_variant is not None:
+        styles[run.ideal_variant] = VariantStyle(IDEAL_COLOUR, (0, (3, 2)))
+    return {name: styles.get(name, VariantStyle(BACKGROUND, is_background=True)) for name in run.variants}
+
+
+def _told_apart(run: RunResults) -> set[str]:
+    """As many variants as there are hues: the first, the best, the worst, and some of every rank between.
+
+    The rank is by the metric that answers the question. An ideal fabric has its own style.
     """
     real = [name for name in run.variants if name != run.ideal_variant]
     if len(real) <= len(PALETTE):
-        colours: list[Any] = list(PALETTE)
-    else:
-        scale = matplotlib.colormaps["viridis"]
-        colours = [scale(0.78 * i / (len(real) - 1)) for i in range(len(real))]
-    styles = {name: VariantStyle(colours[i]) for i, name in enumerate(real)}
-    if run.ideal_variant is not None:
-        styles[run.ideal_variant] = VariantStyle(IDEAL_COLOUR, (0, (3, 2)))
-    return {name: styles[name] for name in run.variants if name in styles}
+        return set(real)
+    whole = run.comparable()
+    key = main_metric(whole)
+    mean = {name: mean_interval(whole.values(name, key)).mean if key else None for name in real}
+    ranked = sorted((name for name in real if mean[name] is not None), key=lambda name: mean[name] or 0.0) or real
+    spread = np.linspace(0, len(ranked) - 1, len(PALETTE)).round().astype(int)
+    chosen = dict.fromkeys([real[0], ranked[0], ranked[-1], *(ranked[i] for i in spread)])
+    return set(list(chosen)[: len(PALETTE)])
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -138,10 +166,17 @@ def draw_key(
     heads: Sequence[str],
     note: str = "",
 ) -> None:
-    """A small table in place of a legend: per variant its line, its name and its numbers; a note below."""
+    """A small table in place of a legend: per variant its line, its name and its numbers; a note below.
+
+    Variants in the background are counted in the note.
+    """
+    num_grey = sum(styles[name].is_background for name in rows)
+    rows = {name: values for name, values in rows.items() if not styles[name].is_background}
+    grey = f"thin grey lines: {num_grey} more variant{'s' * (num_grey > 1)}" if num_grey else ""
+    notes = [line for line in (note, grey) if line]
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    step = min(0.115, 0.95 / (len(rows) + (2 if note else 1)))
+    step = min(0.115, 0.95 / (len(rows) + 1 + len(notes)))
     columns = [1.0 - 0.245 * (len(heads) - 1 - i) for i in range(len(heads))]
     size = 8.5 if len(rows) <= 7 else 7.5
     inside: dict[str, Any] = {"va": "center", "in_layout": False}  # the layout need not measure what fits
@@ -150,13 +185,13 @@ def draw_key(
     room = 18 if len(rows) <= 7 else 20
     for i, (name, values) in enumerate(rows.items()):
         y = 0.97 - step * (i + 1)
-        axes.plot([0, 0.07], [y, y], color=styles[name].colour, linestyle=styles[name].line, lw=2.6)
+        axes.plot([0, 0.07], [y, y], **styles[name].line_of(2.6))
         axes.text(0.1, y, shortened(name, room), fontsize=size, color=INK, **inside)
         for x, value in zip(columns, values, strict=True):
             axes.text(x, y, value, ha="right", fontsize=size, color=INK, **inside)
-    if note:
-        y = 0.97 - step * (len(rows) + 1)
-        axes.text(1.0, y, note, ha="right", fontsize=size - 0.5, color=QUIET, **inside)
+    for i, line in enumerate(notes):
+        y = 0.97 - step * (len(rows) + 1 + i)
+        axes.text(1.0, y, line, ha="right", fontsize=size - 0.5, color=QUIET, **inside)
 
 
 def line_widths(lines: Sequence[NDArray[np.float64]]) -> list[float]:
@@ -231,6 +266,14 @@ def few(run: RunResults, values: Mapping[str, float]) -> list[str]:
         return known
     extremes = ranked_by(values)[:2]
     return [name for name in known if name in extremes]
+
+
+def of_one_seed(run: RunResults, seeds: Iterable[int]) -> str:
+    """` (seed 1)`, for a figure that shows one seed of several; they differ where first ones are missing."""
+    shown = set(seeds)
+    if len(run.seeds) == 1:
+        return ""
+    return f" (seed {shown.pop()})" if len(shown) == 1 else " (one seed of each variant)"
 
 
 def under(variant: str) -> str:

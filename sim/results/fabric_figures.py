@@ -15,6 +15,7 @@ from sim.results.drawing import (
     VariantStyle,
     few,
     new_figure,
+    of_one_seed,
     panel_title,
     put_title,
     ranked_by,
@@ -52,23 +53,21 @@ def first_results(run: RunResults) -> dict[str, VariantResult]:
     return {name: results[0] for name, results in found.items() if results}
 
 
-def _of_seed(run: RunResults) -> str:
-    return f" (seed {run.seeds[0]})" if len(run.seeds) > 1 else ""
-
-
 def draw_load_maps(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
     """One heat map figure per tier of switch pairs."""
-    found = {name: load_maps(result) for name, result in first_results(run).items()}
+    results = first_results(run)
+    found = {name: load_maps(result) for name, result in results.items()}
+    of_seed = of_one_seed(run, (result.seed for result in results.values()))
     tiers = dict.fromkeys(tier for maps in found.values() for tier in maps)
     drawn = [
-        _draw_load_map(run, styles, tier, {name: maps[tier] for name, maps in found.items() if tier in maps})
+        _draw_load_map(run, styles, tier, {name: maps[tier] for name, maps in found.items() if tier in maps}, of_seed)
         for tier in tiers
     ]
     return [figure for figure in drawn if figure is not None]
 
 
 def _draw_load_map(
-    run: RunResults, styles: dict[str, VariantStyle], tier: str, maps: dict[str, LoadMap]
+    run: RunResults, styles: dict[str, VariantStyle], tier: str, maps: dict[str, LoadMap], of_seed: str
 ) -> DrawnFigure | None:
     """Leaf × spine heat map of payload over the fair share, up and down, one column per variant.
 
@@ -102,7 +101,7 @@ def _draw_load_map(
             )
             most = f"{float(np.nanmax(matrix)):.2f}×" if np.isfinite(matrix).any() else "no link"
             if row == 0:
-                axes.set_title(panel_title(variant), color=styles[variant].colour)
+                axes.set_title(panel_title(variant), color=styles[variant].text_colour)
             axes.set_xlabel(f"{upper}  (hottest {most})", fontsize=8, color=QUIET)
             if row < len(directions) - 1:
                 axes.set_xticks([])
@@ -117,6 +116,7 @@ def _draw_load_map(
         bar.set_label(f"payload over the fair share (1 = even){of_cell}", color=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
     title, caption = _load_words(run, tier, maps)
+    title += of_seed
     put_title(figure, title, WIDTH_IN)
     alt = (
         f"Heat map of the load of every {tier} link over its fair share, per variant, up and down. {caption}"
@@ -162,7 +162,7 @@ def _load_words(run: RunResults, tier: str, maps: dict[str, LoadMap]) -> tuple[s
         title = f"The hottest {tier} link carries {known[worst]:.1f} times its fair share under {worst}"
         title += f", {known[best]:.1f} under {best}"
     parts = [f"{known[name]:.2f}{under(name)}" for name in few(run, known)]
-    caption = f"The hottest {tier} link over its fair share{_of_seed(run)}: {sentence_of(parts)}."
+    caption = f"The hottest {tier} link over its fair share: {sentence_of(parts)}."
     if known[worst] >= NEARLY_EVEN:
         caption += f" The hottest of all is {maps[worst].hottest}{under(worst)}."
     most_links = max(found.links_per_pair for found in maps.values())
@@ -212,7 +212,7 @@ def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[
     tier, direction = max(shown, key=lambda k: max(float(f[k].max()) for f in loads.values() if k in f))
     hottest = {n: float(loads[n][tier, direction].max()) for n in names if (tier, direction) in loads[n]}
     parts = [f"{hottest[name]:.2f}{under(name)}" for name in few(run, hottest)]
-    title = f"Balance within each tier{_of_seed(run)}"
+    title = f"Balance within each tier{of_one_seed(run, (result.seed for result in results.values()))}"
     put_title(figure, title, WIDTH_IN)
     caption = f"The hottest {tier} link ({direction}) over its fair share: {sentence_of(parts)}."
     alt = f"Least, median and largest load over the fair share per tier and variant. {caption}"
@@ -221,7 +221,8 @@ def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[
 
 def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
     """Median, 90th percentile and largest utilisation over the links of each tier against time."""
-    found = {name: utilisation_over_time(result) for name, result in first_results(run).items()}
+    results = first_results(run)
+    found = {name: utilisation_over_time(result) for name, result in results.items()}
     found = {name: tiers for name, tiers in found.items() if tiers}
     if not found:
         return []
@@ -247,7 +248,7 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
             axes.set_axis_on()
             _draw_bands(axes, series[tier], unit_s, styles[variant])
             if row == 0:
-                axes.set_title(panel_title(variant), color=styles[variant].colour)
+                axes.set_title(panel_title(variant), color=styles[variant].text_colour)
             if i % columns == 0:
                 axes.set_ylabel(f"{tier}\nlinks")
             if row == len(tiers) - 1:
@@ -256,6 +257,7 @@ def draw_utilisation(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     grid[0, 0].set(ylim=(0, 1.03), xlim=(0, 1.02 * end_s / unit_s))
     grid[0, 0].set_yticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
     title, caption = _utilisation_words(run, found, tiers)
+    title += of_one_seed(run, (results[name].seed for name in found))
     if absent:
         caption += f" Not shown: {sentence_of(absent)}, without traffic on links between switches."
     put_title(figure, title, WIDTH_IN)
@@ -293,7 +295,7 @@ def _utilisation_words(
     typical = {name: found[name][tier].p50_mean for name in busiest}
     parts = [f"{_percent(busiest[n])} (the median one {_percent(typical[n])}){under(n)}" for n in few(run, busiest)]
     caption = (
-        f"Mean utilisation of the busiest {tier} link over a variant's own run{_of_seed(run)}: "
+        f"Mean utilisation of the busiest {tier} link over a variant's own run: "
         f"{sentence_of(parts)}. The busiest of all is {found[high][tier].busiest}{under(high)}."
     )
     title = f"The busiest {tier} link is {_percent(busiest[high])} busy on average"

@@ -25,7 +25,7 @@ from sim.results.fabric_figures import draw_load_maps, draw_tier_balance, draw_u
 from sim.results.headline import Headline, headline_of
 from sim.results.latency_figures import draw_flow_times, draw_latencies
 from sim.results.main_metric import network_tax_key
-from sim.results.metrics import MetricMeaning, common_unit, format_percent, format_value, meaning_of
+from sim.results.metrics import MetricMeaning, common_unit, cut_at_zero, format_percent, format_value, meaning_of
 from sim.results.run_results import RunResults
 from sim.results.slowdown_figures import draw_slowdowns
 from sim.results.statistics import Estimate, mean_interval, paired_difference, present
@@ -70,7 +70,7 @@ def draw_headline(
     run = run.comparable()
     meaning = meaning_of(headline.key)
     values = {name: run.values(name, headline.key) for name in run.variants}
-    means = {name: mean_interval(v) for name, v in values.items()}
+    means = {name: cut_at_zero(mean_interval(v), meaning) for name, v in values.items()}
     shown = [name for name in run.variants if means[name].mean is not None]
     if not shown:
         return []
@@ -102,8 +102,7 @@ def draw_headline(
                 fontsize=9, color=ink,
             )  # fmt: skip
     lowest = min(0.0, *(float(present(values[n]).min()) / factor for n in shown))
-    if meaning.is_share:  # a tax may be negative, a time or a slowdown not: their intervals end at 0
-        lowest = min(lowest, *((means[n].low or 0.0) / factor for n in shown))
+    lowest = min(lowest, *((means[n].low or 0.0) / factor for n in shown))
     axes.set(xlim=(lowest, 1.02 * reach / factor), ylim=(len(shown) - 0.62, -0.78))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sim.results.main_metric import main_metric, unserved
 from sim.results.metrics import (
     MetricMeaning,
+    cut_at_zero,
     format_interval,
     format_percent,
     format_value,
@@ -23,6 +24,8 @@ from sim.results.statistics import (
 )
 
 NAMED_AT_MOST = 3
+LIKE_IDEAL = 1e-4
+"""A variant better than the ideal one by less than this share shows the same digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ def headline_of(run: RunResults) -> Headline:
 
     The variant with the best mean leads; others tie with it when the paired difference lies within ±1 %
     (network tax: ±1 percentage point). It is compared with the first variant of the scenario, or the worst
-    one if the first ties. An ideal fabric is a bound, not a contender. Of a run that was interrupted, only
+    one if the first ties. An ideal fabric is no contender; where one workload has it to itself and nothing is
+    better under another variant, it is a bound. Of a run that was interrupted, only
     results that reached their end are compared. It never says yes or no: what the question wants is not
     computed.
     """
@@ -130,7 +134,8 @@ class _Answer:
     def value(self, name: str, with_interval: bool = False) -> str:
         estimate = self.mean[name]
         if self.meaning.is_share:
-            return format_percent(estimate if with_interval else _point(estimate), signed=False)
+            shown = cut_at_zero(estimate, self.meaning) if with_interval else _point(estimate)
+            return format_percent(shown, signed=False)
         text = format_value(estimate.mean, self.meaning)
         if with_interval and estimate.low != estimate.high:
             text += f" {format_interval(estimate, self.meaning)}"
@@ -239,7 +244,9 @@ class _Answer:
             is_time = self.meaning.quantity in ("seconds", "milliseconds")
             text += f"; the {'slowest' if is_time else 'worst'} is {worst} with {self.value(worst)}"
         if unclear:
-            text += f"; {_listed(unclear)} cannot be told apart from {best}"
+            n = min(self.mean[name].num_values for name in (best, *unclear))
+            means = [f"{name} ({self.value(name)} on average)" for name in unclear]
+            text += f"; {_listed(means)} cannot be told apart from {best} with {n} seeds"
         return text
 
     def bound(self) -> str:
@@ -247,7 +254,22 @@ class _Answer:
         ideal = self.run.ideal_variant
         if ideal is None or ideal in self.contenders or ideal not in self.known or self.meaning.is_share:
             return ""
+        why_not = self.why_no_bound(ideal)
+        if why_not:
+            return f"; {ideal} gives {self.value(ideal)} (no bound here: {why_not})"
         return f"; an ideal fabric gives {self.value(ideal)}"
+
+    def why_no_bound(self, ideal: str) -> str:
+        """Why the ideal variant bounds nothing; empty where it does.
+
+        Several workloads compete for the hosts' links on an ideal fabric too: what delays one may speed another up.
+        """
+        best, bound = self.mean[self.ranked[0]].mean or 0.0, self.mean[ideal].mean or 0.0
+        gain = best - bound if self.meaning.better == "higher" else bound - best
+        if self.meaning.better is not None and gain > LIKE_IDEAL * abs(bound):
+            return f"{self.ranked[0]} is better"
+        workloads = {meaning_of(key).workload for key in self.run.metric_keys()} - {None}
+        return "several workloads share the hosts' links" if len(workloads) > 1 else ""
 
     def missing(self) -> str:
         lost = [name for name in self.run.variants if name not in self.known]

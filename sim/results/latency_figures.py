@@ -26,14 +26,7 @@ from sim.results.drawing import (
 )
 from sim.results.metrics import format_interval, format_value
 from sim.results.run_results import RunResults
-from sim.results.samples import (
-    LATENCIES,
-    SampleSet,
-    flow_times,
-    latencies,
-    workloads_in,
-)
-from sim.results.statistics import cumulative
+from sim.results.samples import LATENCIES, SampleSet, flow_times, latencies, workloads_in
 
 WORKLOADS_AT_MOST = 4
 PERCENTS = (50, 90, 99)
@@ -53,7 +46,8 @@ def draw_flow_times(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dr
         axes.set(xlabel=f"flow completion time ({unit[1]})", ylabel="share of flows finished")
         title = _gap_title(run, found, f"Flow completion times of {workload}", "the p99")
         put_title(figure, title, WIDTH_IN)
-        caption = _percentile_sentence(run, found, f"99 % of the flows of {workload} finish within")
+        which = "finished flows" if any(samples.num_missing for samples in found.values()) else "flows"
+        caption = _percentile_sentence(run, found, f"99 % of the {which} of {workload} take at most")
         out.append(
             DrawnFigure(
                 f"flow-times-{len(out) + 1}", "Flow completion times", title, caption,
@@ -99,20 +93,13 @@ def draw_latencies(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
 
 
 def _draw_cdfs(axes: Axes, found: dict[str, SampleSet], styles: dict[str, VariantStyle]) -> tuple[float, str]:
-    pooled = {variant: samples.pooled for variant, samples in found.items()}
-    everything = np.concatenate(list(pooled.values()))
-    smallest, largest = float(np.percentile(everything, 0.5)), float(everything.max())
+    curves = {variant: samples.distribution() for variant, samples in found.items()}
+    values = [value for value, _ in curves.values()]
+    smallest, largest = min(float(value[1]) for value in values), max(float(value[-1]) for value in values)
     is_log = spans_decades(smallest, largest)
-    unit = seconds_unit(float(np.median(everything)) if is_log else largest)
-    quantiles = [np.percentile(samples, np.arange(1, 100)) for samples in pooled.values()]
-    for (variant, samples), width in zip(pooled.items(), line_widths(quantiles), strict=True):
-        look = styles[variant]
-        x, share = cumulative(samples, found[variant].num_total)
-        x, share = np.concatenate([x[:1], x]), np.concatenate([[0.0], share])
-        axes.plot(
-            x / unit[0], share, color=look.colour, linestyle=look.line, lw=width,
-            drawstyle="steps-post",
-        )  # fmt: skip
+    unit = seconds_unit(float(np.median(values)) if is_log else largest)
+    for (variant, (value, share)), width in zip(curves.items(), line_widths(values), strict=True):
+        axes.plot(value / unit[0], share, **styles[variant].line_of(width))
     if is_log:
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis, largest / smallest)
@@ -164,8 +151,7 @@ def _gap_title(run: RunResults, found: dict[str, SampleSet], title: str, what: s
 def _percentile_sentence(run: RunResults, found: dict[str, SampleSet], start: str) -> str:
     p99 = {name: samples.percentile(99).mean or 0.0 for name, samples in found.items()}
     parts = [f"{format_value(p99[name], SECONDS)}{under(name)}" for name in few(run, p99)]
-    lost = {name: samples.num_total - sum(map(len, samples.by_seed)) for name, samples in found.items()}
-    unfinished = [f"{count}{under(name)}" for name, count in lost.items() if count]
+    unfinished = [f"{samples.num_missing}{under(name)}" for name, samples in found.items() if samples.num_missing]
     tail = f"; not finished: {sentence_of(unfinished)}" if unfinished else ""
     return f"{start} {sentence_of(parts)}{tail}."
 
@@ -175,4 +161,4 @@ def _heads(unit: str) -> list[str]:
 
 
 def _over_seeds(run: RunResults) -> str:
-    return f"mean of {len(run.seeds)} seeds" if len(run.seeds) > 1 else ""
+    return f"curves and numbers: mean of {len(run.seeds)} seeds" if len(run.seeds) > 1 else ""

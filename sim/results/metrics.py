@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.results.statistics import Better, Estimate
@@ -29,6 +29,11 @@ class MetricMeaning:
     @property
     def is_share(self) -> bool:
         return self.quantity == "share"
+
+    @property
+    def is_never_negative(self) -> bool:
+        """Times, bytes, rates, counts, ratios and shares of a whole; a tax may be a gain."""
+        return self.name != "network_tax"
 
     @property
     def full_label(self) -> str:
@@ -210,10 +215,22 @@ def format_value(
     return with_unit(number(scaled, _decimals(meaning, scaled)), unit)
 
 
+def cut_at_zero(estimate: Estimate, meaning: MetricMeaning) -> Estimate:
+    """The interval as it is shown: from 0 on for what cannot be negative.
+
+    Student's t knows nothing of signs, and of few seeds that differ widely it reaches below 0. summary.json and all
+    comparisons keep it as computed.
+    """
+    if estimate.low is None or not meaning.is_never_negative:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low))
+
+
 def format_interval(
     estimate: Estimate, meaning: MetricMeaning, scale: tuple[float, str] | None = None
 ) -> str:
-    """The interval in the mean's unit and digits: "[325.0, 329.2]"; empty where there is none."""
+    """The interval in the mean's unit and digits, cut at 0: "[325.0, 329.2]"; empty where there is none."""
+    estimate = cut_at_zero(estimate, meaning)
     if estimate.mean is None or estimate.low is None or estimate.high is None:
         return ""
     factor, _ = scale or unit_for(meaning, estimate.mean)

@@ -26,6 +26,10 @@ LATENCIES = {
 }
 
 
+PERCENTS_OF_CURVE = np.concatenate([np.linspace(0, 98, 197), np.linspace(98.05, 100, 40)])
+"""Where a distribution is drawn: finer in its tail."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleSet:
     """One variant's samples of one quantity, per seed, in seconds. num_total counts those that never came."""
@@ -34,8 +38,8 @@ class SampleSet:
     num_total: int
 
     @property
-    def pooled(self) -> Float64:
-        return np.concatenate(self.by_seed) if self.by_seed else np.zeros(0)
+    def num_missing(self) -> int:
+        return self.num_total - sum(map(len, self.by_seed))
 
     def percentile(self, percent: float) -> Estimate:
         """A percentile with its interval: over seeds where there are several, else from order statistics."""
@@ -45,6 +49,18 @@ class SampleSet:
                 low = high = None
             return Estimate(value, low, high, 1)
         return mean_interval([percentile_interval(samples, percent)[0] for samples in self.by_seed])
+
+    def distribution(self) -> tuple[Float64, Float64]:
+        """The curve that goes through every `percentile`: (value, share of all samples up to it).
+
+            value(q) = mean over seeds of each seed's q-th percentile
+
+        Seeds pooled would give another curve where they differ, and the one with the most samples the most weight.
+        Samples that never came (a flow that failed) end it below 1.
+        """
+        came = [samples for samples in self.by_seed if len(samples)]
+        value = np.mean([np.percentile(samples, PERCENTS_OF_CURVE) for samples in came], axis=0)
+        return value, PERCENTS_OF_CURVE / 100 * (1 - self.num_missing / self.num_total)
 
 
 def table(result: VariantResult, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

@@ -75,10 +75,8 @@ def _draw_lines(
     widths = line_widths([bins[percentile].to_numpy() for bins in found.values()])
     for (name, bins), width in zip(found.items(), widths, strict=True):
         middle = np.sqrt(bins["from_bytes"].to_numpy(float) * bins["below_bytes"].to_numpy(float))
-        look = styles[name]
-        axes.plot(
-            middle, bins[percentile], color=look.colour, linestyle=look.line, lw=width, marker="o", ms=3 + width / 2
-        )
+        look = styles[name].line_of(width)
+        axes.plot(middle, bins[percentile], **look, marker="o", ms=3 + look["lw"] / 2)
     edges = np.unique(pd.concat(found.values())[["from_bytes", "below_bytes"]])
     axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])

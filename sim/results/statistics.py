@@ -214,22 +214,3 @@ def _binomial_quantile(q: float, n: int, p: float) -> int:
         return 0
     k = math.ceil(place)
     return k - 1 if k > 0 and special.bdtr(k - 1, n, p) >= q else k
-
-
-def cumulative(
-    samples: NDArray[np.float64], num_total: int | None = None, max_points: int = 250
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The empirical distribution function as a step line: (value, share of samples <= value).
-
-    num_total counts samples that never came (a flow that failed): the line then ends below 1. Thinned to
-    max_points evenly spaced ranks; the smallest and the largest sample are always there.
-    """
-    a = np.sort(samples[np.isfinite(samples)])
-    n = len(a)
-    if n == 0:
-        return np.zeros(0), np.zeros(0)
-    rank = np.unique(np.linspace(0, n - 1, min(n, max_points)).round().astype(np.int64))
-    # A thinned rank inside a run of equal samples moves to its end, where the function has its value.
-    last = np.searchsorted(a, a[rank], side="right") - 1
-    keep = np.unique(last)
-    return a[keep], (keep + 1) / (num_total or n)

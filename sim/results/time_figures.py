@@ -17,6 +17,7 @@ from sim.results.drawing import (
     few,
     line_widths,
     new_figure,
+    of_one_seed,
     panel_title,
     put_title,
     ranked_by,
@@ -60,7 +61,7 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
                 axes.set_ylim(0, 1.05 * largest / unit_s)
                 axes.tick_params(labelleft=i % columns == 0, labelbottom=row == 1)
                 if row == 0:
-                    axes.set_title(panel_title(variant), color=styles[variant].colour)
+                    axes.set_title(panel_title(variant), color=styles[variant].text_colour)
                 if i % columns == 0:
                     axes.set_ylabel(f"{quantity.upper()} ({unit})")
                 if row == 1:
@@ -69,9 +70,8 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
             for row in (0, 1):
                 grid[2 * (i // columns) + row, i % columns].set_axis_off()
         title, caption = _drift_words(run, workload, {name: frame for name, (_, frame) in frames.items()})
+        title += of_one_seed(run, (seed for seed, _ in frames.values()))
         put_title(figure, title, WIDTH_IN)
-        if len(run.seeds) > 1:
-            caption += f" Seed {next(iter(frames.values()))[0]}."
         out.append(
             DrawnFigure(
                 f"latency-over-time-{len(out) + 1}", "Latency over time", title, caption,
@@ -86,7 +86,7 @@ def draw_repetitions(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
     """Duration of each repetition of a repeated collective, one line per variant (first seed)."""
     out: list[DrawnFigure] = []
     for workload in workloads_in(run, "collectives")[:WORKLOADS_AT_MOST]:
-        lines = {}
+        lines, seeds = {}, []
         for variant in run.variants:
             for result in run.of_variant(variant)[:1]:
                 columns = ["workload", "repetition", "started_s", "finished_s"]
@@ -97,6 +97,7 @@ def draw_repetitions(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
                 duration = (own["finished_s"] - own["started_s"]).to_numpy(dtype=np.float64)
                 if np.isfinite(duration).sum() >= 2:
                     lines[variant] = (own["repetition"].to_numpy(), duration)
+                    seeds.append(result.seed)
         if not lines:
             continue
         figure = new_figure(WIDTH_IN, 3.2)
@@ -106,14 +107,10 @@ def draw_repetitions(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
         rows = {}
         widths = line_widths([duration for _, duration in lines.values()])
         for (variant, (repetition, duration)), width in zip(lines.items(), widths, strict=True):
-            look = styles[variant]
             marker = "o" if len(repetition) <= 40 else ""
-            axes.plot(
-                repetition, duration / unit_s, color=look.colour, linestyle=look.line, marker=marker,
-                ms=3.5, lw=width,
-            )  # fmt: skip
+            axes.plot(repetition, duration / unit_s, **styles[variant].line_of(width), marker=marker, ms=3.5)
             rows[variant] = [scaled(float(f(duration)), unit_s) for f in (np.nanmedian, np.nanmax)]
-        draw_key(key, styles, rows, ["median", "longest"], f"{unit}, seed {run.seeds[0]}")
+        draw_key(key, styles, rows, ["median", "longest"], unit)
         axes.set(xlabel="repetition", ylabel=f"duration ({unit})", ylim=(0, 1.08 * largest / unit_s))
         title = f"Repetitions of {workload}"
         medians = {name: float(np.nanmedian(duration)) for name, (_, duration) in lines.items()}
@@ -121,6 +118,7 @@ def draw_repetitions(run: RunResults, styles: dict[str, VariantStyle]) -> list[D
         if len(lines) > 1:
             by = f"{ratio:.2f} times as long under {worst} as under {best}"
             title = f"{title} take {by}" if ratio > 1.01 else f"{title} take the same under every variant"
+        title += of_one_seed(run, seeds)
         put_title(figure, title, WIDTH_IN)
         parts = [f"{format_value(medians[name], SECONDS)}{under(name)}" for name in few(run, medians)]
         caption = f"A repetition of {workload} takes a median of {sentence_of(parts)}."

@@ -81,6 +81,7 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             servers.append(server)
             yield (*at, "model"), server.memory_plan
             yield (*at, "experts"), server.check_experts
+            yield (*at, *server.longer_length()), server.check_lengths
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
         elif isinstance(w, schema.Poisson):

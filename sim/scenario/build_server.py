@@ -42,6 +42,16 @@ def _length_law(law: Any) -> Any:
     raise TypeError(f"no length law {law.law!r}")
 
 
+def _fewest_tokens(law: Any) -> tuple[int, str]:
+    """The shortest length that a law draws, and the key that says so."""
+    match law.law:
+        case "fixed":
+            return law.tokens, "tokens"
+        case "uniform":
+            return law.low, "low"
+    return 1, "mean"
+
+
 MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
 
@@ -105,6 +115,25 @@ class Server:
         """Raises ValueError for experts of a model that has none."""
         if self.architecture.experts is None and "experts" in self.w.model_fields_set:
             raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
+
+    def check_lengths(self) -> None:
+        """Raises ValueError where even the shortest request is longer than the model's context."""
+        most, lengths = self.architecture.max_positions, self.w.lengths
+        if lengths is None or most is None:
+            return
+        (prompt, _), (output, _) = _fewest_tokens(lengths.input), _fewest_tokens(lengths.output)
+        if prompt + output > most:
+            raise ValueError(
+                f"prompts of {prompt} tokens or more and outputs of {output} or more are longer than the context of "
+                f"{self.architecture.name}, {most} tokens, so that every request would be refused; make them shorter"
+            )
+
+    def longer_length(self) -> tuple[str, ...]:
+        """Where the longer one of its shortest lengths stands, such as ("lengths", "input", "tokens")."""
+        if self.w.lengths is None:
+            return ("trace",)
+        (prompt, of_prompt), (output, of_output) = map(_fewest_tokens, (self.w.lengths.input, self.w.lengths.output))
+        return ("lengths", "input", of_prompt) if prompt >= output else ("lengths", "output", of_output)
 
     def requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(arrival times, prompt tokens, output tokens) of all requests.

@@ -286,6 +286,12 @@ def _line(place: Place) -> str:
 
 def _whole_number(text: str, place: Place) -> int | str:
     digits = text.replace("_", "")
+    if re.fullmatch(r"[+-]?0[0-9]+", digits):
+        raise ScenarioError.at(
+            place,
+            f"{quoted(text)} begins with 0: some read it as octal, some as decimal; write {int(digits)}, or put it in "
+            "quotes if it is text",
+        )
     if len(digits) > 40:
         raise ScenarioError.at(place, f"{quoted(text)} has too many digits")
     prefix = re.match(r"[+-]?0[xob]", digits)

@@ -106,4 +106,4 @@ def _wrong_host_link(cluster: Cluster, link: _Link) -> str | None:
 
 
 def _numbered(word: str, count: int) -> str:
-    return f"only {word}0" if count == 1 else f"{word}s are 0 … {count - 1}"
+    return f"only {word}0" if count == 1 else f"{'leave' if word == 'leaf' else word}s are 0 … {count - 1}"

@@ -61,7 +61,8 @@ def load_scenario(
 
     The order: the file, its `small:` block (with small), each `--set` of overrides, `seed` and `seeds`, and
     then each entry of `compare` over the result. So `--set` reaches what `small` has set, and a variant has
-    the last word; a setting that no variant keeps is refused.
+    the last word; a setting that no variant keeps is refused. With small the file as written must be valid too:
+    a bad value is no better for being replaced.
 
     Files that the scenario names are looked for beside it, then in the working directory.
     Raises ScenarioError with everything that is wrong.
@@ -72,7 +73,9 @@ def load_scenario(
     changes = root.child("small")
     if changes is not None and changes.value is not None:
         _mapping(changes, "small")
-        root = merged(root, changes) if small else root
+        if small:
+            _validated(_variants(root), path.parent)
+            root = merged(root, changes)
     elif small:
         raise ScenarioError.at(Place(str(path)), "has no `small:` block; add one, or leave --small out")
     for setting in overrides:
@@ -83,17 +86,7 @@ def load_scenario(
             root = merged(root, mapping_node({key: Node(number, option)}, option, {key: option}))
     variants = _variants(root)
     _check_settings(overrides, [node for _, node in variants])
-    valid: list[tuple[str, Scenario]] = []
-    problems: list[tuple[str, list[Problem]]] = []
-    for label, node in variants:
-        try:
-            valid.append((label, Scenario.model_validate(node.plain(), context={"folder": path.parent})))
-            problems.append((label, []))
-        except ValidationError as error:
-            problems.append((label, problems_of(error, node, ScenarioFile)))
-    found = merged_problems(problems)
-    if found:
-        raise ScenarioError(found)
+    valid = _validated(variants, path.parent)
     first = valid[0][1]
     return LoadedScenario(
         name=first.name,
@@ -107,6 +100,22 @@ def load_scenario(
         is_small=small,
         trees=dict(variants),
     )
+
+
+def _validated(variants: Sequence[tuple[str, Node]], folder: Path) -> list[tuple[str, Scenario]]:
+    """Every variant as the schema reads it. Raises ScenarioError with everything that is wrong."""
+    valid: list[tuple[str, Scenario]] = []
+    problems: list[tuple[str, list[Problem]]] = []
+    for label, node in variants:
+        try:
+            valid.append((label, Scenario.model_validate(node.plain(), context={"folder": folder})))
+            problems.append((label, []))
+        except ValidationError as error:
+            problems.append((label, problems_of(error, node, ScenarioFile)))
+    found = merged_problems(problems)
+    if found:
+        raise ScenarioError(found)
+    return valid
 
 
 def _check_settings(overrides: Sequence[str], variants: Sequence[Node]) -> None:
@@ -137,13 +146,14 @@ def _variants(root: Node) -> list[tuple[str, Node]]:
     """Each entry of `compare` merged over the rest; the place of every part survives."""
     base = _without(root, "compare", "small")
     compare = root.child("compare")
-    if compare is None or compare.value is None:
+    if compare is None:
         return [(ONLY_VARIANT, base)]
     place = root.key_places["compare"]
     if not compare.sequence:
         raise ScenarioError.at(
             place,
-            "compare is a list of variants; write for example `- {name: spray, paths: {policy: spray}}`",
+            "compare is a list of variants; write for example `- {name: spray, paths: {policy: spray}}`, or leave it "
+            "out to run the scenario alone",
             "compare",
         )
     if len(compare.sequence) > MOST_VARIANTS:

@@ -5,6 +5,7 @@ Each type reads what people write into SI numbers, and describes itself in the J
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -226,22 +227,49 @@ def found_file(value: str, folder: Path | None) -> Path | None:
     return None
 
 
+def no_file(value: str, folder: Path | None) -> str:
+    """Why `found_file` found none."""
+    for path in ([folder / value] if folder is not None else []) + [Path(value)]:
+        try:
+            if path.is_dir():
+                return f"{quoted(value)} is a folder, no regular file"
+            if path.exists():
+                return f"{quoted(value)} is no regular file"
+        except (OSError, ValueError):
+            break
+    where = f"neither in {folder} nor in the working directory" if folder is not None else "in the working directory"
+    return f"there is no file {quoted(value)} {where}"
+
+
 def _read_file(value: Any, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise refused(f"{quoted(value)} is no file name; write for example 'sizes.txt'")
     folder: Path | None = (info.context or {}).get("folder")
     path = found_file(str(value), folder)
     if path is None:
-        where = (
-            f"in {folder} nor in the working directory" if folder is not None else "in the working directory"
-        )
-        neither = "neither " if folder is not None else ""
-        raise refused(f"there is no file {quoted(value)} {neither}{where}")
+        raise refused(f"{no_file(str(value), folder)}; give the path of a text file")
     try:
-        with path.open("rb"):
-            return path
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
     except OSError as error:
         raise refused(f"{quoted(value)} cannot be read: {error.strerror}") from error
+    if not _is_text(start):
+        raise refused(
+            f"{quoted(value)} is a binary file; unpack it if it is packed, or save it as text in UTF-8, a table as CSV"
+        )
+    return path
+
+
+_START_BYTES = 1 << 16
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether a file that starts so may be UTF-8; the last character may be cut. The rest is for its reader."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 InputFile = Annotated[

@@ -18,6 +18,7 @@ from sim.scenario.quantities import (
     Ranks,
     Seconds,
     found_file,
+    no_file,
     refused,
 )
 from sim.scenario.traffic import Workload
@@ -32,10 +33,11 @@ def _read_model(value: Any, info: ValidationInfo) -> str:
     if value in ARCHITECTURES:
         return value
     if value.endswith(".json") or "/" in value:
-        path = found_file(value, (info.context or {}).get("folder"))
+        folder = (info.context or {}).get("folder")
+        path = found_file(value, folder)
         if path is None:
             raise refused(
-                f"there is no file {quoted(value)}; give the path of a Hugging Face config.json, or one of "
+                f"{no_file(value, folder)}; give the path of a Hugging Face config.json, or one of "
                 f"{', '.join(ARCHITECTURES)}"
             )
         return str(path)

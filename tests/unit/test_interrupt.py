@@ -1,6 +1,7 @@
 """Stopped from outside, a run writes what there is, says so, and leaves no process behind."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -65,3 +66,28 @@ def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, workload, how, 
         assert result["metrics"]["links.payload_bytes"] > 0
     left = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
     assert left.stdout == ""
+
+
+def num_children(pid):
+    shown = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return len(shown.stdout.split())
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_stopped_while_its_workers_start_says_so_without_a_traceback(tmp_path, how):
+    """Ctrl-C in a terminal reaches every process at once, here two workers that are still importing."""
+    (tmp_path / "long.yaml").write_text(SCENARIO)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    resource_tracker_and_workers = 3
+    while process.poll() is None and num_children(process.pid) < resource_tracker_and_workers:
+        time.sleep(0.05)
+    os.killpg(process.pid, how)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "interrupted" in said
+    assert not (out / "error.txt").exists()
+    assert json.loads((out / "summary.json").read_text())["partial"] is True

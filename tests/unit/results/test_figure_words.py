@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 from synthetic_results import make_run
 
-from sim.results.drawing import variant_styles
+from sim.results.drawing import PALETTE, variant_styles
 from sim.results.fabric_figures import draw_load_maps, draw_utilisation
-from sim.results.latency_figures import draw_latencies
+from sim.results.figures import draw_all
+from sim.results.latency_figures import draw_flow_times, draw_latencies
 from sim.results.main_metric import network_tax_key
 from sim.results.report import side_by_side
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
+from sim.results.samples import SampleSet
 from sim.results.slowdown_figures import FLOWS_AT_LEAST, draw_slowdowns
 from sim.results.time_figures import draw_latency_over_time
 
@@ -151,3 +153,71 @@ def test_the_network_tax_stands_once_in_the_table():
     table = side_by_side(run, variant_styles(run), [key, "serving.chat.network_tax"])
     itl, tax = table["rows"][1]["cells"]
     assert itl["difference"] == "" and tax["value"].endswith("%")
+
+
+def flows(times_s: list[float]) -> dict[str, pd.DataFrame]:
+    return {"flows": pd.DataFrame({"workload": "shift", "ready_s": 0.0, "received_s": times_s})}
+
+
+def test_the_curve_goes_through_the_numbers_beside_it():
+    """Seeds of p99 1 and 3 and of unequal size: 2, where pooled samples have 1 for 99 of a hundred."""
+    run = RunResults("s", "?", (1, 2), ("a",), "0.1.0", None)
+    for seed, times in ((1, [1.0] * 996), (2, [3.0] * 4)):
+        run.results["a", seed] = VariantResult("a", seed, {}, flows(times))
+    (drawn,) = draw_flow_times(run, variant_styles(run))
+    curve = drawn.figure.axes[0].lines[0]
+    at_p99 = np.interp(0.99, curve.get_ydata(), curve.get_xdata())
+    shown = [text.get_text() for text in drawn.figure.axes[1].texts]
+    assert at_p99 == pytest.approx(2.0) and shown.count("2.00") == 2
+    assert "mean of 2 seeds" in shown[-1]
+    assert drawn.percentiles[0]["p99"].startswith("2.000\u00a0s")
+
+
+def test_the_curve_ends_below_one_where_samples_never_came():
+    samples = SampleSet((np.array([1.0, 2.0, 3.0]), np.zeros(0)), 6)
+    value, share = samples.distribution()
+    assert (value[0], value[-1], share[-1]) == (1.0, 3.0, 0.5) and samples.num_missing == 3
+    run = run_of({"a": flows([1.0, 2.0, np.nan])})
+    assert "99 % of the finished flows of shift take at most" in draw_flow_times(run, variant_styles(run))[0].caption
+
+
+def test_figures_of_one_seed_of_several_say_so_in_the_figure():
+    run = make_run(num_seeds=2, **SMALL)
+    del run.results["spray", 1]
+    alone = {"link-load-leaf-spine", "utilisation", "latency-over-time-1", "repetitions-1"}
+    for seed, words in ((2, " (one seed of each variant)"), (1, " (seed 1)")):
+        run.results.setdefault(("spray", seed), run.results["spray", 2])
+        drawn = {figure.key: figure for figure in draw_all(run) if figure.key in alone}
+        assert set(drawn) == alone
+        for figure in drawn.values():
+            assert figure.title.endswith(words)
+            assert " ".join(figure.figure.get_suptitle().split()).endswith(words)
+        run.results["spray", 1] = make_run(num_seeds=2, **SMALL).results["spray", 1]
+
+
+SWEEP = tuple(f"load {i}" for i in range(20))
+
+
+def test_of_many_variants_eight_have_a_colour_and_the_others_are_grey():
+    """Variant i takes (i - 10)² s or so: the best is 10, the worst 0, which is the first too."""
+    times = {name: (i - 10.1) ** 2 for i, name in enumerate(SWEEP)}
+    run = RunResults("sweep", None, (1,), (*SWEEP, "ideal"), "0", None, ideal_variant="ideal")
+    for name in run.variants:
+        time_s = times.get(name, 0.001)
+        tables = flows([time_s, time_s])
+        run.results[name, 1] = VariantResult(name, 1, {"traffic.shift.completion_time_s": time_s}, tables)
+    styles = variant_styles(run)
+    shown = [name for name in SWEEP if not styles[name].is_background]
+    assert len(shown) == len({styles[name].colour for name in shown}) == len(PALETTE) == 8
+    assert {"load 0", "load 10"} <= set(shown) and not styles["ideal"].is_background
+    (drawn,) = draw_flow_times(run, styles)
+    curves, key = drawn.figure.axes
+    assert sum(line.get_linewidth() < 1 for line in curves.lines) == 12 + 1  # and the line at 99 %
+    said = [text.get_text() for text in key.texts]
+    assert {"load 0", "load 10", "ideal", "thin grey lines: 12 more variants"} <= set(said)
+    assert len(key.lines) == 9
+
+
+def test_up_to_eight_variants_all_have_a_colour():
+    run = RunResults("s", None, (1,), (*SWEEP[:8], "ideal"), "0", None, ideal_variant="ideal")
+    assert len({style.colour for style in variant_styles(run).values()}) == 9

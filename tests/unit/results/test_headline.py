@@ -3,8 +3,9 @@ from synthetic_results import make_run
 
 from sim.results.headline import headline_of
 from sim.results.main_metric import main_metric
-from sim.results.metrics import common_unit, format_value, meaning_of
+from sim.results.metrics import common_unit, cut_at_zero, format_interval, format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
+from sim.results.statistics import mean_interval
 
 KEY = "traffic.shift.completion_time_s"
 
@@ -58,6 +59,35 @@ def test_the_ideal_fabric_is_a_bound_not_a_contender():
     run = run_of({"ecmp": [4.0], "spray": [1.02], "ideal": [1.0]}, ideal_variant="ideal")
     assert headline_of(run).best == "spray"
     assert said(run).endswith("; an ideal fabric gives 1.000 s.")
+
+
+def test_an_ideal_fabric_is_called_no_bound_where_it_is_none():
+    faster = run_of({"ecmp": [4.0], "spray": [0.9], "ideal": [1.0]}, ideal_variant="ideal")
+    assert said(faster).endswith("; ideal gives 1.000 s (no bound here: spray is better).")
+    equal = run_of({"ecmp": [4.0], "spray": [1.0 - 1e-9], "ideal": [1.0]}, ideal_variant="ideal")
+    assert said(equal).endswith("; an ideal fabric gives 1.000 s.")
+    shared = run_of({"ecmp": [4.0], "spray": [1.5], "ideal": [1.0]}, ideal_variant="ideal")
+    for result in shared.results.values():
+        result.metrics["training.neighbour.step_s.mean"] = 1.0
+    assert said(shared).endswith("; ideal gives 1.000 s (no bound here: several workloads share the hosts' links).")
+
+
+def test_a_variant_that_two_seeds_do_not_tell_apart_is_named_with_its_mean():
+    """The last one's mean is four times the best one's too; its difference, 7.5 ± 12.7 · 1.5 ms, includes 0."""
+    text = said(run_of({"exact": [2.5e-3, 2.5e-3], "ethereal": [10.2e-3, 10.3e-3], "single path": [8.5e-3, 11.5e-3]}))
+    assert text.startswith("Exact finishes shift in 2.500 ms, 4.1 ")
+    assert text.endswith("; single path (10.00 ms on average) cannot be told apart from exact with 2 seeds.")
+
+
+def test_intervals_of_what_cannot_be_negative_are_shown_from_zero_on():
+    """1 and 3: 2 ± 12.7, from −10.7 on; a tax may be a gain, so its interval stays."""
+    estimate = mean_interval([1.0, 3.0])
+    assert estimate.low < -10
+    assert format_interval(estimate, meaning_of("serving.chat.p90_itl_ms")).startswith("[0.000, 14.7")
+    tax = "serving.chat.network_tax"
+    assert cut_at_zero(estimate, meaning_of(tax)) == estimate
+    assert "[−10.7, 14.7]" in said(run_of({"run": [0.01, 0.03]}, key=tax))
+    assert "[0.0, 14.7]" in said(run_of({"run": [0.01, 0.03]}, key="training.t.communication_share"))
 
 
 def test_higher_is_better_turns_the_ranking_round():

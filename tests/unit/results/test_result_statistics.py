@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 
 from sim.results.statistics import (
-    cumulative,
     mean_interval,
     paired_difference,
     percentile_interval,
@@ -103,14 +102,3 @@ def test_a_p99_of_few_samples_has_no_upper_bound():
     assert value == pytest.approx(np.percentile(np.arange(1.0, 51.0), 99))
     assert low is not None and high is None
     assert percentile_interval(np.zeros(0), 50) == (None, None, None)
-
-
-def test_cumulative_counts_those_that_never_came_and_keeps_the_ends_when_thinned():
-    x, share = cumulative(np.array([3.0, 1.0, 2.0, np.nan]), num_total=6)
-    assert x.tolist() == [1.0, 2.0, 3.0]
-    assert share.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6])
-    samples = np.repeat([1.0, 2.0], [3, 7])
-    x, share = cumulative(samples, max_points=2)
-    assert x.tolist() == [1.0, 2.0] and share.tolist() == pytest.approx([0.3, 1.0])
-    x, _ = cumulative(np.arange(10_000.0), max_points=50)
-    assert len(x) == 50 and x[0] == 0.0 and x[-1] == 9999.0

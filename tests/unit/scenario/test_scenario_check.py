@@ -91,9 +91,25 @@ def test_serving_that_cannot_be_held(tmp_path):
     assert "about 9e+12 requests in 9e+06 s are more than 16777216" in serving(
         tmp_path, "num_requests=", "duration=9e6 s", "arrivals.rate=1000000 /s"
     )
-    assert "workloads.chat.num_requests: 1048576000 output tokens are more than the 134217728" in serving(
-        tmp_path, "num_requests=1000", "lengths.output={law: fixed, tokens: 1048576}"
+    assert "workloads.chat.num_requests: 140000000 output tokens are more than the 134217728" in serving(
+        tmp_path, "num_requests=1400", "lengths.output={law: fixed, tokens: 100000}"
     )
+
+
+def test_requests_that_no_context_holds_are_refused_before_they_are_drawn(tmp_path):
+    """llama-3.1-8b holds 131072 tokens."""
+    found = serving(tmp_path, "lengths.input.tokens=200000")
+    assert found == (
+        "--set workloads.chat.lengths.input.tokens: prompts of 200000 tokens or more and outputs of 1 or more are "
+        "longer than the context of llama-3.1-8b, 131072 tokens, so that every request would be "
+        "refused; make them shorter"
+    )
+    text = changed(CLUSTER + SERVING, "tokens: 512", "tokens: 131000")
+    build.check(loaded(tmp_path, text, "workloads.chat.lengths.output={law: fixed, tokens: 72}"))
+    found = serving(tmp_path, "lengths.output={law: uniform, low: 73, high: 400}", text=text)
+    assert found.startswith("scenario.yaml:11: workloads.chat.lengths.input.tokens: prompts of 131000 tokens or more")
+    found = serving(tmp_path, "lengths.output={law: uniform, low: 140000, high: 150000}")
+    assert "workloads.chat.lengths.output.low: prompts of 512 tokens or more and outputs of 140000 or more" in found
 
 
 def test_experts_of_a_dense_model_are_refused(tmp_path):

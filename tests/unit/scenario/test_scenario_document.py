@@ -38,6 +38,9 @@ def test_places_of_keys_and_values():
         ("-3", -3),
         ("1_000", 1000),
         ("0o17", 15),
+        ("0", 0),
+        ("'010'", "010"),
+        ("010.5", 10.5),
         ("12:30", "12:30"),
         ("=", "="),
     ],
@@ -69,6 +72,8 @@ def test_scalars(text, value):
         ("a: -.INF", "'-.INF' is not a finite number"),
         ("a: 1e999", "'1e999' is not a finite number"),
         ("a: " + "9" * 5000, "has too many digits"),
+        ("a: 010", "x.yaml:1: '010' begins with 0: some read it as octal, some as decimal; write 10, or put it in"),
+        ("a: [1, -0_9]", "'-0_9' begins with 0"),
         (
             "a:\n\tb: 1",
             "x.yaml:2: is not YAML: found character '\\t' that cannot start any token; indent with spaces",

@@ -50,6 +50,17 @@ def test_small_comes_before_set(tmp_path):
     assert "scenario.yaml:21: small is not a mapping" in refusal(tmp_path, without + "small: 3\n")
 
 
+def test_small_hides_no_bad_value(tmp_path):
+    """What `small` replaces must be valid too, in the scenario and in each variant."""
+    text = changed(SHIFT, "leaves: 8", "leaves: eight")
+    assert refusal(tmp_path, text, small=True) == refusal(tmp_path, text)
+    text = changed(SHIFT, "paths: {policy: spray}", "cluster: {fabric: {leaves: 0}}")
+    text = text.replace("fabric: {leaves: 2}}\n", "fabric: {leaves: 2}}\n  compare: [{name: spray, cluster: {fabric: "
+                        "{leaves: 4}}}]\n")  # fmt: skip
+    found = refusal(tmp_path, text, small=True)
+    assert found == "scenario.yaml:20: variant 'spray': cluster.fabric.leaves: '0' must be at least 1"
+
+
 def test_set_comes_before_compare(tmp_path):
     """A variant has the last word, so a setting that every variant overrides is refused, not ignored."""
     found = loaded(tmp_path, SHIFT, "paths.fairness=message")
@@ -137,6 +148,8 @@ def test_errors_of_settings_stand_in_for_the_line(tmp_path):
     [
         ("compare: {spray: {}}", "scenario.yaml:7: compare: compare is a list of variants"),
         ("compare: []", "compare is a list of variants"),
+        ("compare:", "scenario.yaml:7: compare: compare is a list of variants; write for example"),
+        ("compare: ~", "or leave it out to run the scenario alone"),
         ("compare: [spray]", "compare[0]: 'spray' is not a mapping"),
         ("compare: [{paths: {policy: spray}}]", "compare[0]: has no name"),
         ("compare: [{name: 3}]", "compare[0].name: '3' is not text; put it in quotes"),
@@ -173,6 +186,30 @@ def test_files_are_found_beside_the_scenario_then_in_the_working_directory(tmp_p
     (beside / "m.csv").write_text("0,1\n")
     assert loaded(beside, text).variants[0][1].workloads[0].file == beside / "m.csv"
     assert "is neither .csv nor .cm" in refusal(beside, text.replace("m.csv", "scenario.yaml"))
+
+
+def test_what_is_no_regular_file_is_said_to_be_none(tmp_path):
+    text = CLUSTER + "workloads: [{kind: traffic, name: m, pattern: matrix, file: m.csv}]\n"
+    assert "workloads.m.file: '.' is a folder, no regular file; give the path" in refusal(
+        tmp_path, text, "workloads.m.file=."
+    )
+    assert "'/dev/zero' is no regular file" in refusal(tmp_path, text, "workloads.m.file=/dev/zero")
+    assert "'/dev/zero' is no regular file; give the path of a Hugging Face config.json" in refusal(
+        tmp_path, CLUSTER + SERVING, "workloads.chat.model=/dev/zero"
+    )
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08" * 1000, "0,1\n".encode("utf-16")])
+def test_a_binary_file_is_refused_with_what_to_do(tmp_path, content):
+    (tmp_path / "r.csv").write_bytes(content)
+    found = refusal(tmp_path, CLUSTER + SERVING, "workloads.chat.trace={file: r.csv}")
+    assert found.startswith("--set workloads.chat.trace: workloads.chat.trace.file: 'r.csv' is a binary file; unpack")
+
+
+def test_a_text_file_may_be_long_and_hold_any_character(tmp_path):
+    """Two bytes each: the first 65536 bytes end within a character."""
+    (tmp_path / "r.csv").write_text("0" + "µ" * 70_000, encoding="utf-8")
+    loaded(tmp_path, CLUSTER + SERVING, "workloads.chat.trace={file: r.csv}")
 
 
 def test_many_problems_are_counted_not_printed(tmp_path):

@@ -188,7 +188,7 @@ def test_serving_defaults(tmp_path):
         (["model=llama-3.1-8"], "unknown model 'llama-3.1-8'; did you mean 'llama-3.1-8b'?"),
         (
             ["model=./config.json"],
-            "there is no file './config.json'; give the path of a Hugging Face config.json",
+            "there is no file './config.json' neither in",
         ),
         (["model=3"], "'3' is no model"),
         (["arrivals.rate=4"], "'4' has no unit; write for example '5 /s'"),
@@ -359,6 +359,7 @@ def test_link_names(name):
     ("name", "words"),
     [
         ("leaf0-spine2", "there is no spine2, spines are 0 … 1"),
+        ("leaf4-spine0", "there is no leaf4, leaves are 0 … 3"),
         ("leaf0-spine0.lane1", "there is no lane1, only lane0"),
         ("leaf0-spine0.lane0", "one lane only; leave .lane0 out"),
         ("plane0/leaf0-spine0", "one plane only; leave plane0/ out"),

@@ -144,6 +144,23 @@ class MessageFabric(ABC):
     def _pointer(self, state: Any) -> Any:
         """The compiled functions' view of the state."""
 
+    def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
+        """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
+        raise NotImplementedError("faults arrive at packet level later")
+
+    def set_routing(self, links: np.ndarray, is_withdrawn: np.ndarray) -> None:
+        """Routing learns now that these links are dead (withdrawn), or alive again."""
+        raise NotImplementedError("faults arrive at packet level later")
+
+    @property
+    def moved_bytes(self) -> np.ndarray:
+        """[links] payload that has moved to another path because the link was dead."""
+        return np.zeros(self.topology.num_links)
+
+    def _why_under_way(self, m: int) -> str:
+        """What a message waits for that is ready and has not ended."""
+        return "is under way"
+
     # --- the contract -------------------------------------------------------------------------------------------------
 
     def start(self, graph: MessageGraph) -> Transfer:
@@ -273,7 +290,7 @@ class MessageFabric(ABC):
                     gate = "" if graph.gate[i] == NO_GATE else f" and gate {graph.gate[i]}"
                     reason = f"waits for {message['waits_for']} of {graph.num_inputs[i]} inputs{gate}"
                 else:
-                    reason = "is under way"
+                    reason = self._why_under_way(span.first + i)
                 lines.append(
                     f"{graph.owner or 'transfer'}: message {i} "
                     f"({graph.source[i]} -> {graph.destination[i]}, {graph.size_bytes[i]} B) {reason}"

@@ -143,12 +143,9 @@ class FluidFabric(MessageFabric):
     def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
         """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
         self._set_now()
-        state = self._state
-        owner = np.repeat(np.arange(len(state.segments)), np.diff(state.network.segment_start))
-        crosses = np.zeros(len(state.segments) + 1, np.bool_)  # the last row stands for no segment
-        crosses[owner[np.isin(state.network.segment_link, links)]] = True
-        messages = state.pieces["message"]
-        hit = np.unique(messages[(messages >= 0) & crosses[state.route].any(axis=1)])
+        crosses = (self._some_link_of_segments(links)[self._state.route] >= 0).any(axis=1)
+        messages = self._state.pieces["message"]
+        hit = np.unique(messages[(messages >= 0) & crosses])
         faults.set_rates(self._core, links, rate_bytes_per_s, self._down_since_s, self.clock.now)
         if self.policy.timeout_s is not None and not self._is_watching and (rate_bytes_per_s == 0).any():
             self._is_watching = True
@@ -192,17 +189,24 @@ class FluidFabric(MessageFabric):
             yield wake
         self._is_watching = False
 
-    def _why_under_way(self, m: int) -> str:
-        if np.isnan(self._state.messages[m]["started_s"]):
-            return "is under way"
+    def _held_up(self) -> dict[int, str]:
+        """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
+        dead_link = self._some_link_of_segments(np.flatnonzero(self._state.network.capacity <= 0))[self._state.route]
+        messages = self._state.pieces["message"]
+        found = {}
+        for p in np.flatnonzero((messages >= 0) & (dead_link >= 0).any(axis=1)):
+            if not np.isnan(self._state.messages["started_s"][messages[p]]):
+                found[int(messages[p])] = self.topology.link_name[max(dead_link[p])]
+        return found
+
+    def _some_link_of_segments(self, links: np.ndarray) -> np.ndarray:
+        """[segments + 1] one of these links that a segment crosses, or NONE; the last row stands for no segment."""
         network = self._state.network
-        for route in self._state.route[self._state.pieces["message"] == m]:
-            for s in route[route >= 0]:
-                links = network.segment_link[network.segment_start[s] : network.segment_start[s + 1]]
-                dead = links[network.capacity[links] <= 0]
-                if len(dead):
-                    return f"cannot move, {self.topology.link_name[dead[0]]} is down"
-        return "is under way"
+        owner = np.repeat(np.arange(len(self._state.segments)), np.diff(network.segment_start))
+        found = np.full(len(self._state.segments) + 1, fs.NONE)
+        is_one = np.isin(network.segment_link, links)
+        found[owner[is_one]] = network.segment_link[is_one]
+        return found
 
     def _add_detours(self, source: np.ndarray, destination: np.ndarray) -> None:
         """Find the sprayed routes between these accelerators, and make room for the segments that they need."""

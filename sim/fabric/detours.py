@@ -82,6 +82,14 @@ def _is_in_use(state, m, path, heeds_marks):
 
 
 @njit(cache=True)
+def _num_in_use(state, m, num_paths, heeds_marks):
+    count = 0
+    for path in range(num_paths):
+        count += _is_in_use(state, m, path, heeds_marks)
+    return count
+
+
+@njit(cache=True)
 def another_path(state, m, index):
     """A path in use for piece `index` of message m, or NONE where routing has withdrawn all.
 
@@ -89,16 +97,15 @@ def another_path(state, m, index):
     where senders choose paths themselves, from those that they think bad only when there is no other.
     """
     num_paths = state.scopes[scope_of(state, m)].num_paths
-    count, heeds_marks = 0, True
-    for path in range(num_paths):
-        count += _is_in_use(state, m, path, True)
-    if count == 0:
-        heeds_marks = False
-        for path in range(num_paths):
-            count += _is_in_use(state, m, path, False)
+    draws = len(state.paths.bad_until_s) > 0
+    heeds_marks = draws
+    count = _num_in_use(state, m, num_paths, heeds_marks)
+    if count == 0 and draws:
+        heeds_marks = not draws  # a variable: a plain False would have its callees compiled once more
+        count = _num_in_use(state, m, num_paths, heeds_marks)
     if count == 0:
         return NONE
-    if len(state.paths.bad_until_s) > 0:
+    if draws:
         left = policies.random_below(state.paths.random, count)
     else:
         header = policies.header_of(state.messages[m].source, state.messages[m].destination, index)

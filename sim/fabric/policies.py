@@ -160,10 +160,8 @@ def is_withdrawn(network, s):
 
 @njit(cache=True)
 def is_good(network, source_leaf, destination_leaf, scope, path, heeds_marks):
-    """Whether a path is in use: not withdrawn by routing, nor (where marks are heeded) avoided by its senders now."""
-    bad_until_s = network.bad_until_s
-    is_heeded = heeds_marks and len(bad_until_s) > 0
-    if is_heeded and bad_until_s[source_leaf, destination_leaf, path] > network.parameters[NOW]:
+    """Whether a path is in use: not withdrawn by routing, nor, if there are marks to heed, avoided by senders."""
+    if heeds_marks and network.bad_until_s[source_leaf, destination_leaf, path] > network.parameters[NOW]:
         return False
     up, down = network.leaf_up[source_leaf, scope], network.leaf_down[destination_leaf, scope]
     return up < 0 or not (is_withdrawn(network, up + path) or is_withdrawn(network, down + path))
@@ -173,11 +171,12 @@ def is_good(network, source_leaf, destination_leaf, scope, path, heeds_marks):
 def _good_paths(network, entry):
     """The paths of a leaf pair that are in use, in order; all of them when none is."""
     paths = np.arange(entry.num_paths)
-    if len(network.bad_until_s) == 0:
+    has_marks = len(network.bad_until_s) > 0
+    if not has_marks:
         return paths
     count = 0
     for path in range(entry.num_paths):
-        if is_good(network, entry.source_leaf, entry.destination_leaf, entry.scope, path, True):
+        if is_good(network, entry.source_leaf, entry.destination_leaf, entry.scope, path, has_marks):
             paths[count] = path
             count += 1
     return paths[:count] if count > 0 else np.arange(entry.num_paths)

@@ -22,8 +22,8 @@ class _Fair(Part):
     convergence_s: Seconds = Field(
         default=10e-3,
         description="how long after a link dies, or comes back, routing knows it: until then the dead path stays in "
-        "use. Interface-down signals and BGP withdrawals inside a data centre take milliseconds (RFC 7938, section 7: "
-        "no timer has to run out)",
+        "use. A round figure: interface-down signals and withdrawals inside a data centre take milliseconds (for how "
+        "they spread see RFC 7938, section 7)",
     )
 
 

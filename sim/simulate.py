@@ -33,6 +33,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     sim = build.build(scenario, seed)
     if report is not None:
         sim.clock.on_pause = _reporter(sim, report)
+    sim.faults.start()
     foreground = [w for w in sim.workloads if not w.is_background]
     done = [w.start() for w in foreground]
     for workload in sim.workloads:
@@ -46,6 +47,8 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         sim.clock.run(until=finished if limit is None else finished | limit)
         if done and not finished.triggered:
             warnings.append(f"cut at max_time, {scenario.max_time_s:g} s, before every workload had ended")
+            if scenario.faults:
+                warnings += sim.fabric.waiting()
     except KeyboardInterrupt:
         is_partial = True
         warnings.append(f"interrupted at {sim.clock.now:.6g} s of simulated time")
@@ -57,6 +60,8 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     recorder = Recorder()
     links = link_metrics(sim.topology, sim.fabric, sim.clock.now)
     record_links(recorder, sim.topology, sim.fabric, sim.clock.now)
+    sim.faults.record(recorder)
+    warnings += sim.faults.notes()
     if not is_partial:
         sim.fabric.settle()
     metrics: dict[str, float | int | None] = {}
@@ -67,6 +72,8 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     sim.fabric.check_conservation()
     metrics |= links
     notes: dict[str, Any] = {"fidelity": scenario.fidelity, "warnings": warnings}
+    if scenario.faults:
+        notes["faults"] = sim.faults.rows()
     if any(w.kind == "serving" for w in sim.workloads):
         notes["cost_sources"] = {"roofline": 1.0}
     if is_partial:

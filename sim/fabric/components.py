@@ -234,9 +234,11 @@ def _join(state, k, found, now):
 def _when_to_solve(state, k, p, now):
     """A new piece may wait for as long as its own time would move by no more than the tolerance."""
     tolerance = state.c[0].tolerance
-    if tolerance > 0.0 and state.components[k].num_pieces > LARGE and not state.components[k].is_dirty:
-        link = state.network.segment_link[state.network.segment_start[state.route[p, 0]]]
-        solve_s = now + tolerance * state.pieces[p].wire_bytes / state.network.capacity[link]
+    link = state.network.segment_link[state.network.segment_start[state.route[p, 0]]]
+    capacity = state.network.capacity[link]
+    can_wait = tolerance > 0.0 and state.components[k].num_pieces > LARGE and capacity > 0.0
+    if can_wait and not state.components[k].is_dirty:
+        solve_s = now + tolerance * state.pieces[p].wire_bytes / capacity
         if state.place[k] == NONE or solve_s < state.finish_s[k]:
             _schedule(state, k, solve_s)
     else:
@@ -244,9 +246,8 @@ def _when_to_solve(state, k, p, now):
 
 
 @njit(cache=True)
-def add_piece(state, p, now):
-    """Put a piece into the component it belongs to, joining components where it touches several."""
-    k = NONE
+def _enter(state, p, k, now):
+    """Join component k (NONE: none so far) with those that piece p's segments touch; returns what they have become."""
     for role in range(maxmin.NUM_ROLES):
         s = state.route[p, role]
         if s == NONE:
@@ -260,12 +261,42 @@ def add_piece(state, p, now):
         if found == NONE:
             for e in range(state.network.segment_start[s], state.network.segment_start[s + 1]):
                 k = _join(state, k, component_of(state, state.link_label[state.network.segment_link[e]]), now)
+    return k
+
+
+@njit(cache=True)
+def add_piece(state, p, now):
+    """Put a piece into the component it belongs to, joining components where it touches several."""
+    k = _enter(state, p, NONE, now)
     if k == NONE:
         k = _new_component(state, now)
     state.rate[p] = 0.0
     _append(state, k, p)
     _stamp(state, p, _label(state, k))
     _when_to_solve(state, k, p, now)
+
+
+@njit(cache=True)
+def home(state, p):
+    """The component of a piece that is under way."""
+    for role in range(maxmin.NUM_ROLES):
+        if state.route[p, role] != NONE:
+            return component_of(state, state.segments[state.route[p, role]].label)
+    return NONE
+
+
+@njit(cache=True)
+def move_piece(state, p, route, now):
+    """Put a piece that is under way, and settled, on another route, with all that it has left."""
+    k = home(state, p)
+    leave(state, p, now)
+    for role in range(maxmin.NUM_ROLES):
+        state.route[p, role] = route[role]
+        if route[role] != NONE:
+            state.segments[route[role]].outstanding += state.remaining[p]
+    k = _enter(state, p, k, now)
+    _stamp(state, p, _label(state, k))
+    mark_dirty(state, k)
 
 
 @njit(cache=True)
@@ -404,6 +435,12 @@ def _count_parts(state, num_pieces):
 
 
 @njit(cache=True)
+def _end_s(state, p, now):
+    """When a piece ends at the rate it has; never on a dead link."""
+    return now + state.remaining[p] / state.rate[p] if state.rate[p] > 0.0 else np.inf
+
+
+@njit(cache=True)
 def _fall_apart(state, k, num_pieces, now):
     """Split a solved component into its connected parts and schedule each; False when it is still one."""
     work = state.work
@@ -421,7 +458,7 @@ def _fall_apart(state, k, num_pieces, now):
                 s = int64(state.route[p, role])
         root = _root(state, s)
         part = work.segment[root].fill
-        finish_s = now + state.remaining[p] / state.rate[p]
+        finish_s = _end_s(state, p, now)
         if part == NONE:
             part = _new_component(state, now)
             work.segment[root].fill = part
@@ -472,7 +509,7 @@ def solve_component(state, k, now):
                 account(state, s, now)
                 state.segments[s].rate = state.rate[p]
         state.components[k].checked = 1
-        _schedule(state, k, now + state.remaining[p] / state.rate[p])
+        _schedule(state, k, _end_s(state, p, now))
         return
     work = state.work
     maxmin.solve(state.network, work, n, state.solving, state.weight, state.route, state.segments, state.rate)
@@ -486,6 +523,6 @@ def solve_component(state, k, now):
     finish_s = np.inf
     for i in range(n):
         p = state.solving[i]
-        finish_s = min(finish_s, now + state.remaining[p] / state.rate[p])
+        finish_s = min(finish_s, _end_s(state, p, now))
     state.components[k].checked = max(state.components[k].checked, n)
     _schedule(state, k, finish_s)

@@ -6,15 +6,19 @@ per hop), the acknowledgements' own load. An acknowledgement takes the path's la
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from simpy import Event
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_core as core
+from sim.fabric import fluid_faults as faults
 from sim.fabric import fluid_state as fs
 from sim.fabric import maxmin
+from sim.fabric.detours import Detours, keys_of
 from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
 from sim.fabric.messages import DELIVERED
 from sim.fabric.policies import PATH_POLICIES, PathPolicy, compiled, path_network
@@ -59,6 +63,10 @@ class FluidFabric(MessageFabric):
         self._core = fs.reference(self._state)
         self._run = core.advance_for(self._core)
         self._grow_pieces(SMALLEST)
+        self._down_since_s = np.full(topology.num_links, np.inf)
+        self._moved_bytes = np.zeros(topology.num_links)
+        self._detours = Detours(topology, self._state.paths.withdrawn, self.policy.name == "ideal")
+        self._is_watching = False
         clock.attach(self)
 
     def _first_state(self, parameters: list[float], seed: int) -> fs.State:
@@ -69,6 +77,7 @@ class FluidFabric(MessageFabric):
         c["payload_per_packet"] = self.settings.mtu_bytes - self.settings.header_bytes
         c["is_fair_by_message"] = self.settings.fairness == "message"
         c["is_live"] = self.policy.is_live
+        c["is_spread"] = self.policy.spray is not None or self.policy.name == "ideal"
         c["next_s"] = np.inf
         c["tolerance"] = self.settings.tolerance
         c["window_s"] = parameters[2]
@@ -82,7 +91,9 @@ class FluidFabric(MessageFabric):
             watches=np.zeros(SMALLEST, fs.COUNT),
             nodes=np.zeros(SMALLEST, fs.NODE),
             fired=np.zeros(2 * SMALLEST, fs.FIRED),
-            network=maxmin.network(t.segment_start, t.segment_link, t.segment_share, t.link_rate),
+            detour_keys=np.zeros(0, np.int64),
+            detours=np.zeros(0, fs.DETOUR),
+            network=maxmin.network(t.segment_start, t.segment_link, t.segment_share, t.link_rate.copy()),
             work=maxmin.scratch(t.num_segments, t.num_links, 0),
             paths=path_network(t, parameters, seed),
             **fs.static(t),
@@ -114,13 +125,101 @@ class FluidFabric(MessageFabric):
     def advance(self, until_s: float) -> None:
         """Run the compiled loop until then, until something watched is complete, or for 2^18 units of work."""
         status = self._run(self._core, self._choose, until_s, EVENTS_PER_CALL)
-        if status == core.GROW:
+        if status == core.GROW and self._state.c["needed_detours"][0]:
+            batch = self._state.batch[: int(self._state.c["needed_detours"][0])]
+            self._state.c["needed_detours"] = 0
+            self._add_detours(batch["source"], batch["destination"])
+            core.refresh_next(self._core)
+        elif status == core.GROW:
             have = len(self._state.pieces)
             in_use = have - int(self._state.c["num_free_pieces"][0])
             self._grow_pieces(max(2 * have, in_use + int(self._state.c["needed_pieces"][0])))
             core.refresh_next(self._core)
         elif status == core.FIRED:
             self._deliver_fired()
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
+        """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
+        self._set_now()
+        crosses = (self._some_link_of_segments(links)[self._state.route] >= 0).any(axis=1)
+        messages = self._state.pieces["message"]
+        hit = np.unique(messages[(messages >= 0) & crosses])
+        faults.set_rates(self._core, links, rate_bytes_per_s, self._down_since_s, self.clock.now)
+        if self.policy.timeout_s is not None and not self._is_watching and (rate_bytes_per_s == 0).any():
+            self._is_watching = True
+            self._allow_marks()
+            self.clock.process(self._time_out(self.policy.timeout_s))
+        return len(hit)
+
+    def set_routing(self, links: np.ndarray, is_withdrawn: np.ndarray) -> None:
+        """Routing learns now that these links are dead (withdrawn), or alive again: what it can move, it moves."""
+        self._set_now()
+        self._state.paths.withdrawn[links] = is_withdrawn
+        self._state.c["num_withdrawn"] = self._state.paths.withdrawn.sum()
+        if self._state.c["is_spread"][0]:
+            live = self._state.pieces["message"]
+            messages = self._state.messages[np.unique(live[live >= 0])]
+            self._detours.forget()
+            self._add_detours(messages["source"], messages["destination"])
+        faults.reroute(self._core, self._moved_bytes, self.clock.now)
+
+    @property
+    def moved_bytes(self) -> np.ndarray:
+        """[links] payload that has moved to another path because the link was dead."""
+        return self._moved_bytes.copy()
+
+    def _allow_marks(self) -> None:
+        """Room for the senders' marks: none before the first dead link. Pages that hold no mark take no memory."""
+        if not len(self._state.paths.bad_until_s):
+            t = self.topology
+            marks = np.zeros((t.num_leaves, t.num_leaves, max(scope.num_paths for scope in t.scopes)))
+            self._replace(paths=self._state.paths._replace(bad_until_s=marks))
+
+    def _time_out(self, timeout_s: float) -> Generator[Event, Any, None]:
+        """Senders that watch their paths, for as long as a dead link is in use."""
+        while (np.isfinite(self._down_since_s) & ~self._state.paths.withdrawn).any():
+            self._set_now()
+            next_s = faults.time_out(
+                self._core, timeout_s, self.policy.bad_for_s, self._down_since_s, self._moved_bytes, self.clock.now
+            )
+            wake = self.clock.event()
+            self.clock.succeed_at(wake, min(next_s, self.clock.now + timeout_s))  # for pieces that start meanwhile
+            yield wake
+        self._is_watching = False
+
+    def _held_up(self) -> dict[int, str]:
+        """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
+        dead_link = self._some_link_of_segments(np.flatnonzero(self._state.network.capacity <= 0))[self._state.route]
+        messages = self._state.pieces["message"]
+        found = {}
+        for p in np.flatnonzero((messages >= 0) & (dead_link >= 0).any(axis=1)):
+            if not np.isnan(self._state.messages["started_s"][messages[p]]):
+                found[int(messages[p])] = self.topology.link_name[max(dead_link[p])]
+        return found
+
+    def _some_link_of_segments(self, links: np.ndarray) -> np.ndarray:
+        """[segments + 1] one of these links that a segment crosses, or NONE; the last row stands for no segment."""
+        network = self._state.network
+        owner = np.repeat(np.arange(len(self._state.segments)), np.diff(network.segment_start))
+        found = np.full(len(self._state.segments) + 1, fs.NONE)
+        is_one = np.isin(network.segment_link, links)
+        found[owner[is_one]] = network.segment_link[is_one]
+        return found
+
+    def _add_detours(self, source: np.ndarray, destination: np.ndarray) -> None:
+        """Find the sprayed routes between these accelerators, and make room for the segments that they need."""
+        self._detours.add(keys_of(self.topology, source, destination))
+        keys, rows = self._detours.table()
+        self._replace(detour_keys=keys, detours=rows)
+        made, have = self._detours.made, len(self._state.segments)
+        num_new = self.topology.num_segments + len(made.roles) - have
+        if num_new == 0:
+            return
+        new = slice(len(made.roles) - num_new, None)
+        parts = made.links[new], made.shares[new], made.latency_s[new], made.roles[new]
+        self._replace(**fs.with_segments(self._state, *parts, now=self.clock.now))
 
     # --- what happened ----------------------------------------------------------------------------------------------
 
@@ -140,7 +239,7 @@ class FluidFabric(MessageFabric):
         """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
         while self.clock.now >= float(self._state.c["bin_s"][0]) * max(self.settings.num_bins, 1):
             core.comp.fold_series(self._core)
-        for s in range(self.topology.num_segments):
+        for s in range(len(self._state.segments)):
             core.comp.account(self._core, s, self.clock.now)
         width = float(self._state.c["bin_s"][0])
         used = int(np.ceil(self.clock.now / width))
@@ -148,11 +247,11 @@ class FluidFabric(MessageFabric):
             used -= 1  # the division was rounded up
         series = self._state.series[:used].T
         links = np.zeros((self.topology.num_links, used))
-        t = self.topology
-        owner = np.repeat(np.arange(t.num_segments), np.diff(t.segment_start))
-        np.add.at(links, t.segment_link, series[owner] * t.segment_share[:, None])
+        network = self._state.network
+        owner = np.repeat(np.arange(len(series)), np.diff(network.segment_start))
+        np.add.at(links, network.segment_link, series[owner] * network.segment_share[:, None])
         edges = np.minimum(np.arange(used + 1) * width, self.clock.now)
-        return edges, links / (t.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300))
+        return edges, links / (self.topology.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300))
 
     def check_conservation(self) -> None:
         """Two ledgers, kept apart: of messages and of links.
@@ -181,9 +280,9 @@ class FluidFabric(MessageFabric):
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _to_links(self, per_segment: np.ndarray) -> np.ndarray:
-        t = self.topology
-        owner = np.repeat(np.arange(t.num_segments), np.diff(t.segment_start))
-        return np.bincount(t.segment_link, weights=per_segment[owner] * t.segment_share, minlength=t.num_links)
+        network = self._state.network
+        loads = np.repeat(per_segment, np.diff(network.segment_start)) * network.segment_share
+        return np.bincount(network.segment_link, weights=loads, minlength=self.topology.num_links)
 
     def _grow_pieces(self, room: int) -> None:
         have = len(self._state.pieces)

@@ -11,14 +11,17 @@ import numpy as np
 from numba import float64, int64, njit, typeof
 
 from sim.fabric import components as comp
-from sim.fabric import heap, placing, readiness
+from sim.fabric import detours, heap, placing, readiness
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import CANCELLED, PENDING
-from sim.fabric.policies import FUNCTION_TYPE
+from sim.fabric.policies import FUNCTION_TYPE, NOW
 from sim.fabric.state_reference import prefetch
 
 IDLE, FIRED, BUDGET, GROW = 0, 1, 2, 3
 """Why `advance` returned: nothing more until then, something watched is complete, budget spent, more room needed."""
+
+EXACT = 1e-12
+"""The tolerance below which floats cannot tell."""
 
 
 @njit(cache=True)
@@ -51,6 +54,7 @@ def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s)
     wire = placing.wire_bytes(payload_bytes, state.c[0].header_bytes, state.c[0].payload_per_packet)
     piece = state.pieces[p]
     piece.message = m
+    piece.index = message.num_pieces
     piece.payload_bytes = payload_bytes
     piece.wire_bytes = wire
     state.remaining[p] = wire
@@ -86,6 +90,10 @@ def _refresh_outstanding(state, now):
             continue
         for e in range(network.segment_start[s], network.segment_start[s + 1]):
             state.paths.outstanding[network.segment_link[e]] += network.segment_share[e] * left
+    if state.c[0].num_withdrawn > 0:
+        for link in range(len(network.capacity)):
+            if state.paths.withdrawn[link]:
+                state.paths.outstanding[link] = np.inf
 
 
 @njit(cache=True)
@@ -97,7 +105,7 @@ def _activate(state, m, now):
         prefetch(state.messages, state.successors[e])  # type: ignore[call-arg]
     p = message.first_piece
     while p != NONE:
-        following = state.pieces[p].next_of_message
+        following = int64(state.pieces[p].next_of_message)
         state.pieces[p].started_s = now
         comp.add_piece(state, p, now)
         p = following
@@ -120,13 +128,18 @@ def _start(state, m, now, delay_s):
 
 @njit(cache=True)
 def _place_batch(state, choose, now):
-    """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
+    """Let the policy place what is ready. False when there is no room (needed_pieces says for how many), or when not
+    all detours are there (needed_detours says of how many entries of the batch)."""
     c = state.c[0]
+    state.paths.parameters[NOW] = now
     if c.is_live:
         _refresh_outstanding(state, now)
     num_direct, num_routed, num_placed = placing.decide(state, choose)
     if num_placed < 0:
         c.needed_pieces = -num_placed
+        return False
+    if c.num_withdrawn > 0 and c.is_spread and not detours.has_all(state, num_routed):
+        c.needed_detours = num_routed  # such a policy keeps no state: it may well be asked again
         return False
     for i in range(num_direct):
         m = state.waiting[i]
@@ -136,6 +149,8 @@ def _place_batch(state, choose, now):
         s0, s1, s2, s3, extra_s = placing.placed_route(state, k)
         placed = state.placed[k]
         m = state.waiting[num_direct + placed.entry]
+        if c.num_withdrawn > 0:
+            s0, s1, s2, s3 = detours.around(state, m, state.messages[m].num_pieces, s0, s1, s2, s3)
         _new_piece(state, m, placed.payload_bytes, placed.weight, s0, s1, s2, s3, extra_s)
     for i in range(num_direct):
         _start(state, state.waiting[i], now, 0.0)
@@ -159,15 +174,19 @@ def _unlink(state, m, p):
 
 
 @njit(cache=True)
-def _count_bytes(state, p, share):
-    """Enter a share of a piece's bytes into the ledger of its segments and message."""
-    piece = state.pieces[p]
+def count_bytes(state, p, payload_bytes, wire_bytes):
+    """Enter bytes that a piece has sent into the ledger of its segments and message."""
     for role in range(4):
         s = state.route[p, role]
         if s != NONE:
-            state.segments[s].payload_bytes += share * piece.payload_bytes
-            state.segments[s].wire_bytes += share * piece.wire_bytes
-    state.messages[piece.message].delivered_bytes += share * piece.payload_bytes
+            state.segments[s].payload_bytes += payload_bytes
+            state.segments[s].wire_bytes += wire_bytes
+    state.messages[state.pieces[p].message].delivered_bytes += payload_bytes
+
+
+@njit(cache=True)
+def _share_sent(state, p):
+    return 1.0 - state.remaining[p] / state.pieces[p].wire_bytes
 
 
 @njit(cache=True)
@@ -175,7 +194,7 @@ def _deliver(state, p, finish_s, now):
     """A piece has sent its last byte at `finish_s` (within the tolerance of now)."""
     m = state.pieces[p].message
     message = state.messages[m]
-    _count_bytes(state, p, 1.0)
+    count_bytes(state, p, state.pieces[p].payload_bytes, state.pieces[p].wire_bytes)
     comp.leave(state, p, now)
     received_s = finish_s + state.pieces[p].latency_s
     message.arrived_s = max(message.arrived_s, received_s)
@@ -188,14 +207,13 @@ def _deliver(state, p, finish_s, now):
 
 
 @njit(cache=True)
-def _finish_due(state, k, now):
+def finish_due(state, k, now, tolerance):
     """Pieces of component k that end now, or so soon that waiting would move their time by less than the tolerance.
 
     Each keeps the finish time that its own rate gives; only the bandwidth is passed on early.
     """
     comp.unschedule(state, k)
     comp.settle(state, k, now)
-    tolerance = max(state.c[0].tolerance, 1e-12)
     p = state.components[k].first
     while p != NONE:
         following = state.next_piece[p]
@@ -222,7 +240,7 @@ def _run_agenda(state, now):
     c.num_ready = 0
     while True:
         if c.num_scheduled > 0 and state.finish_s[state.scheduled[0]] <= now:
-            _finish_due(state, state.scheduled[0], now)
+            finish_due(state, state.scheduled[0], now, max(c.tolerance, EXACT))
         elif c.num_agenda > 0 and state.agenda_s[0] <= now:
             code = state.agenda_code[0]
             c.num_agenda = heap.pop(state.agenda_s, state.agenda_code, c.num_agenda)
@@ -291,12 +309,8 @@ def add_sent(state, payload, wire, now):
         m = state.pieces[p].message
         if m == NONE or np.isnan(state.messages[m].started_s):
             continue
-        k = NONE
-        for role in range(4):
-            if k == NONE and state.route[p, role] != NONE:
-                k = comp.component_of(state, state.segments[state.route[p, role]].label)
-        comp.settle(state, k, now)
-        share = 1.0 - state.remaining[p] / state.pieces[p].wire_bytes
+        comp.settle(state, comp.home(state, p), now)
+        share = _share_sent(state, p)
         for role in range(4):
             s = state.route[p, role]
             if s != NONE:
@@ -314,14 +328,12 @@ def cancel(state, m, now):
     started = not np.isnan(message.started_s)
     p = message.first_piece
     while p != NONE:
-        following = state.pieces[p].next_of_message
+        following = int64(state.pieces[p].next_of_message)
         if started:
-            k = NONE
-            for role in range(4):
-                if state.route[p, role] != NONE:
-                    k = comp.component_of(state, state.segments[state.route[p, role]].label)
+            k = comp.home(state, p)
             comp.settle(state, k, now)
-            _count_bytes(state, p, 1.0 - state.remaining[p] / state.pieces[p].wire_bytes)
+            share = _share_sent(state, p)
+            count_bytes(state, p, share * state.pieces[p].payload_bytes, share * state.pieces[p].wire_bytes)
             comp.leave(state, p, now)
             state.pieces[p].message = NONE
             comp.mark_dirty(state, k)

@@ -6,12 +6,12 @@ the arrays it names. A record holds what is read together; what the solver strea
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from sim.fabric.maxmin import Network, Scratch
+from sim.fabric.maxmin import Network, Scratch, network, scratch
 from sim.fabric.policies import ENTRY, PLACED, PathNetwork
 from sim.fabric.state_reference import StatePointer, StateType, borrowed, define
 from sim.fabric.topology import Topology
@@ -57,7 +57,8 @@ PIECE = np.dtype(
         ("wire_bytes", "f8"),
         ("started_s", "f8"),
         ("latency_s", "f8"),
-        ("next_of_message", "i8"),
+        ("next_of_message", "i4"),
+        ("index", "i4"),  # among the pieces that the policy made of the message
     ],
     align=True,
 )
@@ -103,6 +104,11 @@ WINDOW = np.dtype([("first", "i8"), ("last", "i8")], align=True)
 ACCELERATOR = np.dtype(
     [("host", "i8"), ("nic", "i8"), ("leaf", "i8"), ("nvlink_up", "i8"), ("nvlink_down", "i8")], align=True
 )
+DETOUR = np.dtype([("route", "i4", (4,)), ("lost", "f8")], align=True)
+"""Segments of a sprayed route between two places while some of its paths are withdrawn.
+
+lost: share of the paths in use before that the latest change of routing took away.
+"""
 NIC = np.dtype([("up", "i8"), ("down", "i8"), ("overhead_s", "f8"), ("free_s", "f8")], align=True)
 SCOPE = np.dtype(
     [("num_paths", "i8"), ("leaf_choices", "i8"), ("next_choices", "i8"), ("down_lanes", "i8"), ("first_plane", "i8")],
@@ -122,6 +128,8 @@ COUNTERS = np.dtype(
         ("free_piece", "i8"),  # head of the list of free pieces
         ("num_free_pieces", "i8"),
         ("needed_pieces", "i8"),
+        ("needed_detours", "i8"),  # entries of the batch whose detours are not all there
+        ("num_withdrawn", "i8"),  # links that routing knows to be dead
         ("num_free_components", "i8"),
         ("num_scheduled", "i8"),  # components in the heap
         ("num_dirty", "i8"),
@@ -135,6 +143,7 @@ COUNTERS = np.dtype(
         ("is_resuming", "?"),  # a batch waits for room
         ("is_fair_by_message", "?"),
         ("is_live", "?"),  # the policy reads outstanding bytes
+        ("is_spread", "?"),  # the policy's pieces cross all paths at once
     ],
     align=True,
 )
@@ -180,6 +189,8 @@ class State(NamedTuple):
     plane: np.ndarray
     batch: np.ndarray
     placed: np.ndarray
+    detour_keys: np.ndarray  # sorted; see detours.key
+    detours: np.ndarray
     network: Network
     work: Scratch
     paths: PathNetwork
@@ -246,6 +257,30 @@ def static(t: Topology) -> dict[str, np.ndarray]:
         "windows": np.full(t.num_leaves, NONE, np.int64).view(np.int64).repeat(2).view(WINDOW),
         "link_label": np.full(t.num_links, NONE),
     }  # fmt: skip
+
+
+def with_segments(
+    state: State,
+    links: list[np.ndarray],
+    shares: list[np.ndarray],
+    latency_s: list[float],
+    roles: list[int],
+    now: float,
+) -> dict[str, Any]:
+    """The parts of a state that grow when these segments come after those it has."""
+    have, old = len(state.segments), state.network
+    segments = grown(state.segments, have + len(roles))
+    segments["label"][have:], segments["settled_s"][have:] = NONE, now
+    segments["role"][have:], segments["latency_s"][have:] = roles, latency_s
+    series = np.zeros((len(state.series), have + len(roles)))
+    series[:, :have] = state.series
+    ends = old.segment_start[-1] + np.cumsum([len(each) for each in links])
+    constraints = network(
+        np.append(old.segment_start, ends), np.concatenate([old.segment_link, *links]),
+        np.concatenate([old.segment_share, *shares]), old.capacity,
+    )  # fmt: skip
+    work = scratch(len(segments), len(old.capacity), len(state.pieces))
+    return {"segments": segments, "series": series, "network": constraints, "work": work}
 
 
 def for_messages(n: int, num_leaves: int) -> dict[str, np.ndarray]:

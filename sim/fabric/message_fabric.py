@@ -153,6 +153,23 @@ class MessageFabric(ABC):
     def _pointer(self, state: Any) -> Any:
         """The compiled functions' view of the state."""
 
+    def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
+        """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
+        raise NotImplementedError("faults arrive at packet level later")
+
+    def set_routing(self, links: np.ndarray, is_withdrawn: np.ndarray) -> None:
+        """Routing learns now that these links are dead (withdrawn), or alive again."""
+        raise NotImplementedError("faults arrive at packet level later")
+
+    @property
+    def moved_bytes(self) -> np.ndarray:
+        """[links] payload that has moved to another path because the link was dead."""
+        return np.zeros(self.topology.num_links)
+
+    def _held_up(self) -> dict[int, str]:
+        """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
+        return {}
+
     # --- the contract -------------------------------------------------------------------------------------------------
 
     def start(self, graph: MessageGraph) -> Transfer:
@@ -270,26 +287,32 @@ class MessageFabric(ABC):
         return transfer.graph.num_messages - left
 
     def waiting(self, limit: int = 5) -> list[str]:
-        """What has not ended and what it waits for: the diagnosis when nothing moves."""
-        lines = []
-        for span in self._spans.values():
-            graph = span.transfer.graph
-            for i in range(graph.num_messages):
-                message = self._state.messages[span.first + i]
-                if message["outcome"] != PENDING:
-                    continue
-                if message["waits_for"] > 0:
-                    gate = "" if graph.gate[i] == NO_GATE else f" and gate {graph.gate[i]}"
-                    reason = f"waits for {message['waits_for']} of {graph.num_inputs[i]} inputs{gate}"
-                else:
-                    reason = "is under way"
-                lines.append(
-                    f"{graph.owner or 'transfer'}: message {i} "
-                    f"({graph.source[i]} -> {graph.destination[i]}, {graph.size_bytes[i]} B) {reason}"
-                )
-                if len(lines) >= limit:
-                    return lines
-        return lines
+        """What has not ended and what it waits for: the diagnosis when nothing moves.
+
+        First what a dead link holds up, then what is under way, then what waits for inputs.
+        """
+        held_up = self._held_up()
+        rows = np.concatenate([
+            np.arange(span.first, span.first + span.transfer.graph.num_messages) for span in self._spans.values()
+        ] or [np.zeros(0, np.int64)])  # fmt: skip
+        rows = rows[self._state.messages["outcome"][rows] == PENDING]
+        waits_for = self._state.messages["waits_for"][rows]
+        urgency = np.where(np.isin(rows, list(held_up)), 0, np.where(waits_for == 0, 1, 2))
+        return [self._waits(int(m), held_up.get(int(m))) for m in rows[np.argsort(urgency, kind="stable")][:limit]]
+
+    def _waits(self, m: int, dead_link: str | None) -> str:
+        """What the pending message in row m waits for."""
+        message = self._state.messages[m]
+        span = self._spans[int(message["transfer"])]
+        graph, i = span.transfer.graph, m - span.first
+        reason = "is under way" if dead_link is None else f"cannot move, {dead_link} is down"
+        if message["waits_for"] > 0:
+            gate = "" if graph.gate[i] == NO_GATE else f" and gate {graph.gate[i]}"
+            reason = f"waits for {message['waits_for']} of {graph.num_inputs[i]} inputs{gate}"
+        return (
+            f"{graph.owner or 'transfer'}: message {i} "
+            f"({graph.source[i]} -> {graph.destination[i]}, {graph.size_bytes[i]} B) {reason}"
+        )
 
     def open_bytes(self) -> tuple[int, float]:
         """(payload bytes to move, those delivered) of the transfers that have not ended."""

@@ -25,7 +25,7 @@ def wire_bytes(payload_bytes, header_bytes, payload_per_packet):
 
 
 @njit(cache=True)
-def _scope(state, source_leaf, destination_leaf):
+def scope_of(state, source_leaf, destination_leaf):
     if source_leaf == destination_leaf:
         return SAME_LEAF
     if state.pod_of_leaf[source_leaf] == state.pod_of_leaf[destination_leaf]:
@@ -49,7 +49,7 @@ def _fill_batch(state, num_direct, count):
     for i in range(count):
         message = state.messages[state.waiting[num_direct + i]]
         a, b = state.accelerators[message.source], state.accelerators[message.destination]
-        scope = _scope(state, a.leaf, b.leaf)
+        scope = scope_of(state, a.leaf, b.leaf)
         entry = state.batch[i]
         entry.source = message.source
         entry.destination = message.destination

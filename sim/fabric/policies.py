@@ -57,7 +57,9 @@ class PathNetwork(NamedTuple):
     outstanding  [links] wire bytes assigned and not yet sent; brought up to date before each call if the policy asks;
                  a policy adds what it places, so that the next message of the batch sees it
     random       [1] state of the policy's random numbers
-    parameters   [4] subflows, jitter_s, window_s, seed
+    parameters   [5] subflows, jitter_s, window_s, seed, now_s
+    withdrawn    [links] dead as routing knows it
+    bad_until_s  [leaves, leaves, paths] until when senders avoid a path; without a row where they never do
     """
 
     leaf_up: np.ndarray  # [leaves, scopes] first segment of that scope
@@ -71,22 +73,26 @@ class PathNetwork(NamedTuple):
     outstanding: np.ndarray
     random: np.ndarray
     parameters: np.ndarray
+    withdrawn: np.ndarray
+    bad_until_s: np.ndarray
 
 
-SUBFLOWS, JITTER, WINDOW, SEED = 0, 1, 2, 3
+SUBFLOWS, JITTER, WINDOW, SEED, NOW = 0, 1, 2, 3, 4
 
 
 def path_network(topology, parameters, seed: int) -> PathNetwork:
     return PathNetwork(
         topology.leaf_up, topology.leaf_down, topology.nic_up, topology.nic_down, topology.pod_of_leaf,
-        topology.segment_start, topology.segment_link, topology.link_rate, np.zeros(topology.num_links),
-        np.array([seed], np.uint64), np.asarray(parameters, np.float64),
+        topology.segment_start, topology.segment_link, topology.link_rate.copy(), np.zeros(topology.num_links),
+        np.array([seed], np.uint64), np.array([*parameters, 0.0]), np.zeros(topology.num_links, np.bool_),
+        np.zeros((0, 0, 0)),
     )  # fmt: skip
 
 
 def _example_network() -> PathNetwork:
     i2, i1, f1 = np.zeros((1, 3), np.int64), np.zeros(1, np.int64), np.zeros(1)
-    return PathNetwork(i2, i2, i1, i1, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1)
+    flags, cube = np.zeros(1, np.bool_), np.zeros((0, 0, 0))
+    return PathNetwork(i2, i2, i1, i1, i1, i1, i1, f1, f1, np.zeros(1, np.uint64), f1, flags, cube)
 
 
 SIGNATURE = int64(typeof(np.zeros(1, ENTRY)), int64, typeof(_example_network()), typeof(np.zeros(1, PLACED)))
@@ -137,6 +143,46 @@ def switch_hash(header, seed, place, switch):
 
 
 @njit(cache=True)
+def header_of(source, destination, queue_pair):
+    """What tells one queue pair's packets from another's, mixed."""
+    header = mix(uint64(source) * uint64(0x9E3779B97F4A7C15) + uint64(destination))
+    return mix(header + uint64(queue_pair))
+
+
+@njit(cache=True)
+def is_withdrawn(network, s):
+    """Whether routing knows a link of segment s to be dead."""
+    for e in range(network.segment_start[s], network.segment_start[s + 1]):
+        if network.withdrawn[network.segment_link[e]]:
+            return True
+    return False
+
+
+@njit(cache=True)
+def is_good(network, source_leaf, destination_leaf, scope, path, heeds_marks):
+    """Whether a path is in use: not withdrawn by routing, nor, if there are marks to heed, avoided by senders."""
+    if heeds_marks and network.bad_until_s[source_leaf, destination_leaf, path] > network.parameters[NOW]:
+        return False
+    up, down = network.leaf_up[source_leaf, scope], network.leaf_down[destination_leaf, scope]
+    return up < 0 or not (is_withdrawn(network, up + path) or is_withdrawn(network, down + path))
+
+
+@njit(cache=True)
+def _good_paths(network, entry):
+    """The paths of a leaf pair that are in use, in order; all of them when none is."""
+    paths = np.arange(entry.num_paths)
+    has_marks = len(network.bad_until_s) > 0
+    if not has_marks:
+        return paths
+    count = 0
+    for path in range(entry.num_paths):
+        if is_good(network, entry.source_leaf, entry.destination_leaf, entry.scope, path, has_marks):
+            paths[count] = path
+            count += 1
+    return paths[:count] if count > 0 else np.arange(entry.num_paths)
+
+
+@njit(cache=True)
 def hashed_path(batch, network, i, queue_pair):
     """ECMP's path of a queue pair: every switch hashes the same header with a seed of its own.
 
@@ -144,8 +190,7 @@ def hashed_path(batch, network, i, queue_pair):
     parallel links down. With one seed for all tiers the choices would polarise. Returns (path up, path down).
     """
     seed = uint64(network.parameters[SEED])
-    header = mix(uint64(batch[i].source) * uint64(0x9E3779B97F4A7C15) + uint64(batch[i].destination))
-    header = mix(header + uint64(queue_pair))
+    header = header_of(batch[i].source, batch[i].destination, queue_pair)
     leaf = batch[i].source_leaf
     r0, r1, lanes = batch[i].leaf_choices, batch[i].next_choices, batch[i].down_lanes
     d0 = int64(switch_hash(header, seed, LEAF, leaf) % uint64(r0))
@@ -291,13 +336,14 @@ def choose_ethereal(batch, count, network, placed):
 
     A group is the n flows of one size from this leaf to another; s paths, r = n mod s, g = gcd(r, s). The first
     n - r flows go whole; each of the last r is cut into s / g equal pieces (the last takes the byte remainder),
-    all continuing one round robin over shuffled paths. The maximum load equals ideal spraying's.
+    all continuing one round robin over shuffled paths. The maximum load equals ideal spraying's. Paths known to be
+    bad are left out of s.
     """
     order, starts = _grouped(batch, count, network.random, True)
     needed = 0
     for g in range(len(starts) - 1):
         n = starts[g + 1] - starts[g]
-        s = batch[order[starts[g]]].num_paths
+        s = len(_good_paths(network, batch[order[starts[g]]]))
         r = n % s
         needed += n - r + (r * (s // _gcd(r, s)) if r else 0)
     if needed > len(placed):
@@ -306,8 +352,8 @@ def choose_ethereal(batch, count, network, placed):
     num_pieces = 0
     for g in range(len(starts) - 1):
         n = starts[g + 1] - starts[g]
-        s = batch[order[starts[g]]].num_paths
-        paths = np.arange(s)
+        paths = _good_paths(network, batch[order[starts[g]]])
+        s = len(paths)
         shuffle(network.random, paths, 0, s)
         r = n % s
         cuts = s // _gcd(r, s) if r else 1
@@ -344,8 +390,8 @@ def choose_wrap_around(batch, count, network, placed):
     _draw_jitter(batch, count, network)
     num_pieces = 0
     for g in range(len(starts) - 1):
-        s = batch[order[starts[g]]].num_paths
-        paths = np.arange(s)
+        paths = _good_paths(network, batch[order[starts[g]]])
+        s = len(paths)
         shuffle(network.random, paths, 0, s)
         total = 0
         for k in range(starts[g], starts[g + 1]):
@@ -410,6 +456,8 @@ class PathPolicy:
     decides    what one decision covers: "flow", "packet" (no fluid meaning) or "switch"
     window_s   messages that become ready within it are decided together, per source leaf
     is_live    it reads the outstanding bytes of links
+    timeout_s  a queue pair that hears nothing for so long marks its path bad for bad_for_s and moves to a random good
+               one; None: only routing moves what is under way
     spray      how packets of a spread piece choose among the paths, see packet_state.SPRAYS; None: none are
     """
 
@@ -422,6 +470,8 @@ class PathPolicy:
     jitter_s: float = 0.0
     is_live: bool = False
     spray: str | None = None
+    timeout_s: float | None = None
+    bad_for_s: float = 0.0
 
 
 PATH_POLICIES: dict[str, PathPolicy] = {
@@ -444,9 +494,9 @@ PATH_POLICIES: dict[str, PathPolicy] = {
         PathPolicy("reps", choose_spray, "packet", "paths whose acknowledgements came back unmarked are used again",
                    "arXiv 2407.21625", spray="reps"),
         PathPolicy("ethereal", choose_ethereal, "flow", "assigned paths, the remainder in equal pieces",
-                   "arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
+                   "arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9, timeout_s=1e-3, bad_for_s=100e-3),
         PathPolicy("wrap_around", choose_wrap_around, "flow", "assigned paths, cut at the path boundaries",
-                   "own, after arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9),
+                   "own, after arXiv 2407.00550", window_s=100e-9, jitter_s=50e-9, timeout_s=1e-3, bad_for_s=100e-3),
         PathPolicy("least_loaded", choose_least_loaded, "flow", "the path with the fewest outstanding bytes per rate",
                    "definition", is_live=True),
         PathPolicy("multipath", choose_multipath, "flow", "k static sub-flows per queue pair, each hashed",

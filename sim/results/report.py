@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
 from sim.results.drawing import DrawnFigure, VariantStyle, image_bytes, style, variant_styles
+from sim.results.fault_lines import fault_lines
 from sim.results.figures import NARROW_IN, draw_all, draw_headline
 from sim.results.headline import Headline, headline_of
 from sim.results.main_metric import is_arrival_window, keys_with_values, main_metric, network_tax_key
@@ -173,6 +174,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         sections=_sections(figures, run),
         sources=combined.sources,
         fidelity=fidelities(run),
+        faults=fault_lines(run),
         cost_sources=cost_shares(run),
         warnings=combined.warnings + collected_warnings(run),
     )

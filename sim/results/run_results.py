@@ -21,7 +21,7 @@ class VariantResult:
     tables   name → data frame; read from disk on demand once the result is stored
     notes    plain JSON values that belong to the result and to no clock: `fidelity` (str), `cost_sources`
              (source of cost figures → share of the simulated time), `warnings` (list of sentences),
-             `partial` (True when this very run was interrupted)
+             `faults` (rows of the table of that name), `partial` (True when this very run was interrupted)
     """
 
     name: str

@@ -17,6 +17,7 @@ from models.units import format_bytes
 from sim.collectives.workload import CollectiveWorkload
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
+from sim.fabric.faults import Faults
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.packet import PacketFabric
@@ -24,6 +25,7 @@ from sim.fabric.topology import Topology, TopologyError
 from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.build_cluster import build_topology
+from sim.scenario.build_faults import build_fault
 from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
 from sim.scenario.errors import ScenarioError, suggestion
@@ -46,6 +48,7 @@ class Simulation:
     topology: Topology
     fabric: MessageFabric
     workloads: tuple[Any, ...]
+    faults: Faults
 
 
 def check(loaded: LoadedScenario) -> None:
@@ -90,6 +93,8 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         elif not isinstance(w, schema.Collective | schema.Training):
             field = "file" if isinstance(w, schema.Matrix) else "pattern"
             yield (*at, field), partial(_sources, scenario, w, topology, RandomStreams(seeds[0]))
+    for i, fault in enumerate(scenario.faults):
+        yield ("faults", i, "rate"), partial(build_fault, fault, topology)
     if scenario.cost.scale:
         yield ("cost", "scale"), partial(_check_scale, scenario, servers)
 
@@ -148,7 +153,10 @@ def build(scenario: Scenario, seed: int) -> Simulation:
     topology = build_topology(scenario.cluster)
     fabric = _fabric(scenario, topology, clock, streams.integer("paths"))
     workloads = tuple(_workload(scenario, w, topology, clock, fabric, streams) for w in scenario.workloads)
-    return Simulation(scenario, clock, topology, fabric, workloads)
+    faults = [build_fault(fault, topology) for fault in scenario.faults]
+    return Simulation(
+        scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s)
+    )
 
 
 def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> MessageFabric:

@@ -1,4 +1,4 @@
-"""Names of single links: whether a scenario's cluster has a link of that name, and if not, why."""
+"""Names of single links and switches: whether a scenario's cluster has one of that name, and if not, why."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _LINK = re.compile(
     r"(?P<low>[a-z]+)(?P<low_id>[0-9]{1,7})(?:\.nic(?P<nic>[0-9]{1,7}))?"
     r"-(?P<high>[a-z]+)(?P<high_id>[0-9]{1,7})(?:\.lane(?P<lane>[0-9]{1,7}))?"
 )
+_SWITCH = re.compile(r"(?:plane(?P<plane>[0-9]{1,7})/)?(?P<word>[a-z]+)(?P<id>[0-9]{1,7})")
 
 
 class _Link(NamedTuple):
@@ -66,6 +67,32 @@ def wrong_link(cluster: Cluster, name: str) -> str | None:
     if link.lane is not None and lanes == 1:
         return f"'{name}': there is one lane only; leave .lane{link.lane} out"
     return _wrong_switch_link(cluster, link)
+
+
+def wrong_switch(cluster: Cluster, name: str) -> str | None:
+    """Why the cluster has no switch of this name; None where it has one."""
+    fabric = cluster.fabric
+    planes = 1
+    if fabric.kind == "leaf_spine":
+        planes = fabric.planes
+        counts = {"leaf": fabric.leaves, "spine": fabric.spines if fabric.leaves > 1 else 0}
+    else:
+        counts = {
+            "edge": fabric.num_leaves,
+            "aggregation": fabric.pods * fabric.aggregations_per_pod,
+            "core": fabric.cores if fabric.pods > 1 else 0,
+        }
+    match = _SWITCH.fullmatch(name)
+    there = " and ".join(f"{word}0" + (f" … {word}{n - 1}" if n > 1 else "") for word, n in counts.items() if n)
+    if match is None or match["word"] not in counts:
+        return f"no switch is named '{name}'; there are {there}"
+    if int(match["id"]) >= counts[match["word"]]:
+        return f"there is no {match['word']}{match['id']}; there are {there}"
+    if match["plane"] is not None and planes == 1:
+        return f"'{name}': there is one plane only; leave plane{match['plane']}/ out"
+    if match["plane"] is not None and int(match["plane"]) >= planes:
+        return f"'{name}': there is no plane{match['plane']}, {_numbered('plane', planes)}"
+    return None
 
 
 def _wrong_switch_link(cluster: Cluster, link: _Link) -> str | None:

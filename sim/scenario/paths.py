@@ -17,6 +17,12 @@ class _Fair(Part):
         description="what gets an equal share of a link: each queue pair (a split message has several), or "
         "each message",
     )
+    convergence_s: Seconds = Field(
+        default=10e-3,
+        description="how long after a link dies, or comes back, routing knows it: until then the dead path stays in "
+        "use. A round figure: interface-down signals and withdrawals inside a data centre take milliseconds (for how "
+        "they spread see RFC 7938, section 7)",
+    )
 
 
 class PlainPaths(_Fair):
@@ -87,14 +93,3 @@ class Fluid(Part):
         description="a flow finishes together with an earlier one when that moves its time by no more than "
         "this share; 0 is exact",
     )
-
-
-class Fault(Part):
-    """A link or host that changes during the run; arrives later."""
-
-    at_s: Seconds
-    until_s: Seconds | None = None
-    link: str | None = None
-    host: int | None = None
-    rate_bytes_per_s: Any = None
-    state: Literal["up", "down"] | None = None

@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
+from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
-from sim.scenario.paths import Fault, FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths
+from sim.scenario.paths import FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths
 from sim.scenario.quantities import (
     Count,
     Label,
@@ -69,7 +70,7 @@ class Scenario(Part):
     paths: Paths = PlainPaths(policy="ecmp")
     workloads: tuple[AnyWorkload, ...] = Field(min_length=1, description="jobs that share the cluster")
     cost: Cost = Cost()
-    faults: tuple[Fault, ...] = Field(default=(), description="links and hosts that change during the run")
+    faults: tuple[Fault, ...] = Field(default=(), description="links, switches and hosts that change during the run")
     max_time_s: PositiveSeconds | None = Field(
         default=None, description="simulated time at which the run is cut"
     )
@@ -98,8 +99,12 @@ class Scenario(Part):
         if self.fidelity == "packet" and self.paths.fairness == "message":
             sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
             yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
-        if self.faults:
-            yield ("faults",), "faults arrive later; leave them out until then"
+        if self.faults and self.fidelity == "packet":
+            sentence = "faults arrive at packet level later; write fidelity: fluid, or leave them out until then"
+            yield ("faults",), sentence
+        for i, fault in enumerate(self.faults):
+            for path, sentence in fault_problems(self.cluster, fault, self.fidelity):
+                yield ("faults", i, *path), sentence
         host_of, leaf_of = self.cluster.hosts_and_leaves()
         seen: set[str] = set()
         for i, workload in enumerate(self.workloads):

@@ -423,7 +423,6 @@ def test_fat_tree():
         ("packet: {transport: {window: 1.5 packets}}", "'1.5 packets' is no window"),
         ("packet: {transport: {window: 0 bdp}}", "'0 bdp' is no window"),
         ("fidelity: fluidd", "unknown fidelity 'fluidd'; did you mean 'fluid'?"),
-        ("faults: [{at: 0 s, link: leaf0-spine0, rate: 100 Gbit/s}]", "faults arrive later"),
         ("paths: {policy: sprey}", "unknown policy 'sprey'; did you mean 'spray'?"),
         ("paths: {policy: reps}", "'reps' has not arrived yet; the nearest policies are 'spray' and 'spray_random'"),
         ("paths: {policy: ecmp, subflows: 3}", "unknown key 'subflows'"),

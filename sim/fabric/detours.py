@@ -164,6 +164,12 @@ def around(state, m, index, s0, s1, s2, s3):
     if state.c[0].is_spread:
         s0, s1, s2, s3, _ = overlaid(state, m, s0, s1, s2, s3)
         return s0, s1, s2, s3
+    return around_withdrawn(state, m, index, s0, s1, s2, s3)
+
+
+@njit(cache=True)
+def around_withdrawn(state, m, index, s0, s1, s2, s3):
+    """The same of a piece with a path of its own."""
     if not _crosses_withdrawn(state, s0, s1, s2, s3):
         return s0, s1, s2, s3
     path = another_path(state, m, index)

@@ -22,13 +22,21 @@ from sim.fabric.message_fabric import MessageFabric
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Directed links that carry `rate_bytes_per_s` (None: they are down) from at_s to until_s (None: for good)."""
+    """Directed links that carry `rate_bytes_per_s` from at_s to until_s (None: for good).
+
+    Without a rate they are down, unless `loss` is given: then they lose each packet with that probability.
+    """
 
     what: str
     links: tuple[int, ...]
     rate_bytes_per_s: float | None
     at_s: float
     until_s: float | None
+    loss: float | None = None
+
+    @property
+    def is_down(self) -> bool:
+        return self.rate_bytes_per_s is None and self.loss is None
 
 
 @dataclass(slots=True)
@@ -41,7 +49,8 @@ class _Story:
 
 
 class Faults:
-    """The faults of one run. Where they overlap on a link, the lowest rate wins, and down wins over any rate."""
+    """The faults of one run. Where they overlap on a link, the lowest rate wins, and down wins over any rate; of
+    losses the highest."""
 
     def __init__(self, clock: Clock, fabric: MessageFabric, faults: Sequence[Fault], convergence_s: float) -> None:
         self.clock, self.fabric, self.faults, self.convergence_s = clock, fabric, tuple(faults), convergence_s
@@ -53,7 +62,7 @@ class Faults:
         """Before the workloads start: a fault at 0 s is there before their first message."""
         for fault, story in zip(self.faults, self._stories, strict=True):
             self.clock.process(self._happen(fault, story))
-            if fault.rate_bytes_per_s is None:
+            if fault.is_down:
                 self.clock.process(self._become_known(fault, story))
 
     def _at(self, time_s: float) -> Event:
@@ -65,14 +74,25 @@ class Faults:
         yield self._at(fault.at_s)
         self._active.append(fault)
         story.moved_before = self._moved(fault)
-        story.flows_affected = self.fabric.set_links(*self._rates(fault))
+        story.flows_affected = self._apply(fault)
         if fault.until_s is None:
             return
         yield self._at(fault.until_s)
         self._active.remove(fault)
-        self.fabric.set_links(*self._rates(fault))
-        if fault.rate_bytes_per_s is not None:
+        self._apply(fault)
+        if not fault.is_down:
             story.moved_after = self._moved(fault)
+
+    def _apply(self, fault: Fault) -> int:
+        """Give its links what they have now; returns the messages under way across them."""
+        links = np.array(fault.links, np.int64)
+        if fault.loss is None:
+            return self.fabric.set_links(links, self._rates()[links])
+        losses = np.zeros(len(self.fabric.topology.link_rate))
+        for other in self._active:
+            of_other = list(other.links)
+            losses[of_other] = np.maximum(losses[of_other], other.loss or 0.0)
+        return self.fabric.set_losses(links, losses[links])
 
     def _become_known(self, fault: Fault, story: _Story) -> Generator[Event, Any, None]:
         yield self._at(fault.at_s + self.convergence_s)
@@ -85,13 +105,14 @@ class Faults:
         self.fabric.set_routing(*self._withdrawn(fault))
         story.moved_after = self._moved(fault)
 
-    def _rates(self, fault: Fault) -> tuple[np.ndarray, np.ndarray]:
+    def _rates(self) -> np.ndarray:
+        """[links]"""
         rates = self.fabric.topology.link_rate.copy()
         for other in self._active:
-            links = list(other.links)
-            rates[links] = np.minimum(rates[links], other.rate_bytes_per_s or 0.0)
-        links = list(fault.links)
-        return np.array(links, np.int64), rates[links]
+            if other.loss is None:
+                links = list(other.links)
+                rates[links] = np.minimum(rates[links], other.rate_bytes_per_s or 0.0)
+        return rates
 
     def _withdrawn(self, fault: Fault) -> tuple[np.ndarray, np.ndarray]:
         known = [link for other in self._known for link in other.links]

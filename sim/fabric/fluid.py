@@ -19,6 +19,7 @@ from sim.fabric import fluid_faults as faults
 from sim.fabric import fluid_state as fs
 from sim.fabric import maxmin
 from sim.fabric.detours import Detours, keys_of
+from sim.fabric.link_sets import some_link_of_segments
 from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
 from sim.fabric.messages import DELIVERED
 from sim.fabric.policies import PATH_POLICIES, PathPolicy, compiled, path_network
@@ -143,7 +144,7 @@ class FluidFabric(MessageFabric):
     def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
         """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
         self._set_now()
-        crosses = (self._some_link_of_segments(links)[self._state.route] >= 0).any(axis=1)
+        crosses = (self._some_link_of(links)[self._state.route] >= 0).any(axis=1)
         messages = self._state.pieces["message"]
         hit = np.unique(messages[(messages >= 0) & crosses])
         faults.set_rates(self._core, links, rate_bytes_per_s, self._down_since_s, self.clock.now)
@@ -170,13 +171,6 @@ class FluidFabric(MessageFabric):
         """[links] payload that has moved to another path because the link was dead."""
         return self._moved_bytes.copy()
 
-    def _allow_marks(self) -> None:
-        """Room for the senders' marks: none before the first dead link. Pages that hold no mark take no memory."""
-        if not len(self._state.paths.bad_until_s):
-            t = self.topology
-            marks = np.zeros((t.num_leaves, t.num_leaves, max(scope.num_paths for scope in t.scopes)))
-            self._replace(paths=self._state.paths._replace(bad_until_s=marks))
-
     def _time_out(self, timeout_s: float) -> Generator[Event, Any, None]:
         """Senders that watch their paths, for as long as a dead link is in use."""
         while (np.isfinite(self._down_since_s) & ~self._state.paths.withdrawn).any():
@@ -191,7 +185,7 @@ class FluidFabric(MessageFabric):
 
     def _held_up(self) -> dict[int, str]:
         """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
-        dead_link = self._some_link_of_segments(np.flatnonzero(self._state.network.capacity <= 0))[self._state.route]
+        dead_link = self._some_link_of(np.flatnonzero(self._state.network.capacity <= 0))[self._state.route]
         messages = self._state.pieces["message"]
         found = {}
         for p in np.flatnonzero((messages >= 0) & (dead_link >= 0).any(axis=1)):
@@ -199,14 +193,9 @@ class FluidFabric(MessageFabric):
                 found[int(messages[p])] = self.topology.link_name[max(dead_link[p])]
         return found
 
-    def _some_link_of_segments(self, links: np.ndarray) -> np.ndarray:
-        """[segments + 1] one of these links that a segment crosses, or NONE; the last row stands for no segment."""
+    def _some_link_of(self, links: np.ndarray) -> np.ndarray:
         network = self._state.network
-        owner = np.repeat(np.arange(len(self._state.segments)), np.diff(network.segment_start))
-        found = np.full(len(self._state.segments) + 1, fs.NONE)
-        is_one = np.isin(network.segment_link, links)
-        found[owner[is_one]] = network.segment_link[is_one]
-        return found
+        return some_link_of_segments(network.segment_start, network.segment_link, links)
 
     def _add_detours(self, source: np.ndarray, destination: np.ndarray) -> None:
         """Find the sprayed routes between these accelerators, and make room for the segments that they need."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sim.fabric import alarms, full_routes, readiness, transports, wheel
+from sim.fabric import alarms, full_detours, full_routes, readiness, transports, wheel
 from sim.fabric import full_ports as ports
 from sim.fabric import packet_ends as lean_ends
 from sim.fabric import packet_placing as placing
@@ -66,6 +66,7 @@ def _reset(piece):
     piece.is_armed = False
     piece.retransmitted = 0
     piece.timeouts = 0
+    piece.heard = 0
     piece.next_send = 0
     piece.is_waiting = False
     piece.last_sent = 0
@@ -92,6 +93,7 @@ def begin(state, r, now):
     _reset(piece)
     piece.serial = c.num_pieces
     c.num_pieces += 1
+    piece.quiet_since = now
     _, round_trip_s = placing.idle_path(state, piece)
     piece.base_rtt = picoseconds(round_trip_s)
     transports.begin(state, r)
@@ -143,7 +145,7 @@ def _take_seq(piece):
 
 
 @njit(cache=True)
-def _arm(state, r, now):
+def arm(state, r, now):
     piece = state.pieces[r]
     piece.is_armed = True
     piece.deadline = now + state.c[0].rto
@@ -181,7 +183,7 @@ def _next_packet(state, r, now):
     piece.last_sent = now
     transports.sent(state, r, packet.size, now)
     if not piece.is_armed:
-        _arm(state, r, now)
+        arm(state, r, now)
     if piece.spray != FIXED:
         _draw_next(state, r)
     return k
@@ -193,6 +195,9 @@ def _draw_next(state, r):
     spray = state.pieces[r].spray
     if spray != FLOWLET and spray != REPS:
         routes.draw_path(state, r)
+        if state.c[0].num_withdrawn > 0:
+            full_detours.avoid(state, state.pieces[r])
+            routes.aim(state, r)
 
 
 @njit(cache=True)
@@ -242,6 +247,9 @@ def deliver(state, p, now):
     port.wire_first = packet.next
     if port.wire_first != NONE:
         wheel.schedule(state, 2 * p, state.packets[port.wire_first].time)
+    if port.is_faulty and ports.loses(state, port, packet, now):
+        _give(state, k)
+        return
     packet.hop += 1
     if packet.kind == DATA and not packet.is_trimmed:
         state.c[0].num_hops += 1
@@ -498,12 +506,17 @@ def time_out(state, r, now):
     """The retransmission timer of piece r: what was sent before it last started, and is not there, is lost."""
     c = state.c[0]
     piece = state.pieces[r]
-    if piece.is_settled or not piece.is_started or (piece.in_flight == 0 and piece.num_lost == 0):
+    is_out_of_credit = c.is_faulty and c.transport == NDP  # the pulls may be lost
+    has_lost = piece.in_flight > 0 or piece.num_lost > 0
+    if piece.is_settled or not piece.is_started or not (has_lost or is_out_of_credit):
         piece.is_armed = False
         return
     if now < piece.deadline:
         alarms.push(state, piece.deadline, alarms.piece_code(state, alarms.TIMEOUT, r))
         return
+    full_detours.give_up(state, r, now)
+    if is_out_of_credit and piece.credit <= 0:
+        piece.credit = 1
     before = piece.num_lost
     if c.goes_back:
         piece.next_seq = piece.known

@@ -31,6 +31,13 @@ def _is_refused(state, port, size):
 
 
 @njit(cache=True)
+def _draw(port):
+    """Evenly from [0, 1)."""
+    port.random += GOLDEN
+    return (mix(port.random) >> np.uint64(11)) * 2.0**-53
+
+
+@njit(cache=True)
 def _is_marked(state, port):
     """A queue of q bytes marks none up to `mark_from`, all from `mark_all` on, and between them with probability
     mark_most (q - mark_from) / (mark_all - mark_from)."""
@@ -39,9 +46,7 @@ def _is_marked(state, port):
         return False
     if port.queue >= c.mark_all:
         return True
-    port.random += GOLDEN
-    draw = (mix(port.random) >> np.uint64(11)) * 2.0**-53
-    return draw < c.mark_most * (port.queue - c.mark_from) / (c.mark_all - c.mark_from)
+    return _draw(port) < c.mark_most * (port.queue - c.mark_from) / (c.mark_all - c.mark_from)
 
 
 @njit(cache=True)
@@ -171,6 +176,20 @@ def enter(state, p, k, came_over, now):
             lean.wake(state, p)
     else:
         send(state, p, k, now)
+    return True
+
+
+@njit(cache=True)
+def loses(state, port, packet, now):
+    """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
+    into nothing, so that what was on its way when it died or was repaired is lost as well."""
+    if not (port.is_down or now <= port.lost_until or (port.loss > 0.0 and _draw(port) < port.loss)):
+        return False
+    if packet.kind != DATA or packet.is_trimmed:
+        port.control_losses += 1
+    else:
+        port.losses += 1
+        port.lost_bytes += packet.size - state.c[0].header_bytes
     return True
 
 

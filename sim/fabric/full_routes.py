@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sim.fabric import full_detours as detours
 from sim.fabric import packet_routes as routes
 from sim.fabric.full_state import GOLDEN, PATHS_REMEMBERED
 from sim.fabric.packet_state import ADAPTIVE, FLOWLET, REPS
@@ -38,6 +39,8 @@ def aim(state, r, now):
             _draw(state, piece)
     else:
         return
+    if state.c[0].num_withdrawn > 0:
+        detours.avoid(state, piece)
     routes.aim(state, r)
 
 
@@ -72,6 +75,9 @@ def decide_at_switch(state, packet):
     An adaptive leaf looks at its own queues; it also chooses for the next switch up, by that switch's queues.
     """
     piece = state.pieces[packet.piece]
+    if state.c[0].num_withdrawn > 0:
+        detours.decide_at_switch(state, packet)
+        return
     if piece.spray != ADAPTIVE:
         routes.decide_at_switch(state, packet)
         return

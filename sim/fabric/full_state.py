@@ -60,6 +60,14 @@ PORT = np.dtype(
         ("paused_since", "i8"),
         ("paused", "i8"),  # ps
         ("random", "u8"),
+        ("is_faulty", "?"),  # it may lose packets; the fields below say how
+        ("is_down", "?"),
+        ("lost_until", "i8"),  # what was on its wire when it was repaired is lost
+        ("loss", "f8"),  # probability
+        ("losses", "i8"),  # data packets with their payload, at the end of the link
+        ("lost_bytes", "i8"),  # payload
+        ("control_losses", "i8"),
+        ("moved", "i8"),  # payload that took another path because this link was dead
     ],
     align=True,
 )
@@ -83,6 +91,8 @@ PIECE = np.dtype(
         ("resent", "u8", (REORDER_WINDOW // 64,)),  # sent again since the timer last fired
         ("retransmitted", "i4"),
         ("timeouts", "i4"),
+        ("heard", "i4"),  # packets acknowledged at the latest timeout
+        ("quiet_since", "i8"),
         # window rules; each transport uses what it names
         ("alpha", "f8"),
         ("window_end", "i4"),
@@ -154,6 +164,9 @@ COUNTERS = np.dtype(
         ("rto", "i8"),
         ("gap", "i8"),  # 0: no gap rule
         ("flowlet_gap", "i8"),
+        ("path_timeout", "i8"),  # 0: senders do not watch their paths
+        ("bad_for_s", "f8"),
+        ("is_faulty", "?"),  # a link has failed: acknowledgements and credit may be lost
         ("num_alarms", "i8"),
         ("num_pieces", "i8"),  # so far
         ("paced_bytes_per_ps", "f8"),
@@ -189,6 +202,7 @@ def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]
     for name in lean.dtype.names or ():
         ports[name] = lean[name]
     ports["node"] = ports["far_node"] = ps.NONE
+    ports["lost_until"] = -1
     switches: dict[str, int] = {}
     for i, name in enumerate(t.link_name):
         for field, end in zip(("node", "far_node"), link_ends(name), strict=True):

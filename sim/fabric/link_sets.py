@@ -1,8 +1,10 @@
-"""Which links a name means: a link in both directions, all links of a switch, all links of a host."""
+"""Which links a name means (a link in both directions, all links of a switch or a host), and who crosses them."""
 
 from __future__ import annotations
 
 import re
+
+import numpy as np
 
 from sim.fabric.topology import Topology
 
@@ -59,3 +61,12 @@ def links_of_host(topology: Topology, host: int) -> tuple[int, ...]:
         if topology.link_tier[i] == "host" and end is not None and int(end[1]) == host:
             found.append(i)
     return tuple(found)
+
+
+def some_link_of_segments(segment_start: np.ndarray, segment_link: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """[segments + 1] one of these links that a segment crosses, or -1; the last row stands for no segment."""
+    owner = np.repeat(np.arange(len(segment_start) - 1), np.diff(segment_start))
+    found = np.full(len(segment_start), -1)
+    is_one = np.isin(segment_link, links)
+    found[owner[is_one]] = segment_link[is_one]
+    return found

@@ -155,11 +155,25 @@ class MessageFabric(ABC):
 
     def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
         """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
-        raise NotImplementedError("faults arrive at packet level later")
+        raise NotImplementedError
+
+    def set_losses(self, links: np.ndarray, probability: np.ndarray) -> int:
+        """From now on these links lose each packet with this probability. Returns the messages under way across them.
+
+        Only where there are packets.
+        """
+        raise NotImplementedError
 
     def set_routing(self, links: np.ndarray, is_withdrawn: np.ndarray) -> None:
         """Routing learns now that these links are dead (withdrawn), or alive again."""
-        raise NotImplementedError("faults arrive at packet level later")
+        raise NotImplementedError
+
+    def _allow_marks(self) -> None:
+        """Room for the senders' marks: none before the first dead link. Pages that hold no mark take no memory."""
+        if not len(self._state.paths.bad_until_s):
+            t = self.topology
+            marks = np.zeros((t.num_leaves, t.num_leaves, max(scope.num_paths for scope in t.scopes)))
+            self._replace(paths=self._state.paths._replace(bad_until_s=marks))
 
     @property
     def moved_bytes(self) -> np.ndarray:

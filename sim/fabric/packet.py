@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_state as fs
-from sim.fabric import full_core
+from sim.fabric import full_core, full_faults, packet_faults
 from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
@@ -49,6 +49,7 @@ class PacketSettings:
                     recovery: the timer; a receiver that takes packets in order only; packets that overtake a lost one
                     before it counts as lost (0: only the timer and trimming tell)
     flowlet_gap_s   a pause after which `flowlet` draws another path
+    has_faults      links may fail
     ports           "auto", or "lean" or "full" to insist
     """
 
@@ -71,6 +72,7 @@ class PacketSettings:
     goes_back: bool = False
     gap: int = 0
     flowlet_gap_s: float = 50e-6
+    has_faults: bool = False
     ports: str = "auto"
 
     def needs_full_ports(self, policy: PathPolicy) -> bool:
@@ -79,7 +81,8 @@ class PacketSettings:
             return self.ports == "full"
         limits = (self.port_buffer_bytes, self.switch_buffer_bytes, self.mark_from_bytes, self.pause_above_bytes)
         looks = policy.spray in ("adaptive", "flowlet", "reps")
-        return self.transport != "window" or self.goes_back or looks or any(limit is not None for limit in limits)
+        is_more = self.transport != "window" or self.goes_back or self.has_faults
+        return is_more or looks or any(limit is not None for limit in limits)
 
 
 class PacketFabric(MessageFabric):
@@ -100,6 +103,7 @@ class PacketFabric(MessageFabric):
         jitter_s: float | None = None,
     ) -> None:
         super().__init__(clock, topology)
+        self._patience = packet_faults.Patience()
         self.settings = settings or PacketSettings()
         self.policy = PATH_POLICIES[policy] if isinstance(policy, str) else policy
         window_s = self.policy.window_s if window_s is None else window_s
@@ -199,6 +203,8 @@ class PacketFabric(MessageFabric):
         c["goes_back"] = settings.goes_back
         c["gap"] = settings.gap
         c["flowlet_gap"] = round(settings.flowlet_gap_s * ps.PS_PER_S)
+        c["path_timeout"] = round((self.policy.timeout_s or 0.0) * ps.PS_PER_S)
+        c["bad_for_s"] = self.policy.bad_for_s
 
     # --- the core -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +241,12 @@ class PacketFabric(MessageFabric):
         return ps.pointer(state)
 
     def advance(self, until_s: float) -> None:
-        """Run the compiled loop until then, until something watched is complete, or for 2^18 events."""
+        """Run the compiled loop until then, until something watched is complete, or for 2^18 events.
+
+        When nothing is to come that could repair a dead link, and nothing moves any more but timers, the core is idle.
+        """
+        if until_s == np.inf:
+            until_s = self._patience.until_s(self._state, super().next_s)
         status = self._run(self._core, self._choose, until_s, EVENTS_PER_CALL)
         if status == core.GROW:
             c = self._state.c[0]
@@ -250,8 +261,59 @@ class PacketFabric(MessageFabric):
 
     def settle(self) -> None:
         """Let the acknowledgements of transfers that are done arrive, once the run is over; others go on meanwhile."""
-        while any(self._state.transfers[key]["left"] == 0 for key in self._spans):
+        while not self._patience.is_over and any(self._state.transfers[key]["left"] == 0 for key in self._spans):
             self.advance(np.inf)
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    @property
+    def next_s(self) -> float:
+        return np.inf if self._patience.is_over else super().next_s
+
+    def _set_now(self) -> None:
+        super()._set_now()
+        self._patience = packet_faults.Patience()
+
+    def set_links(self, links: np.ndarray, rate_bytes_per_s: np.ndarray) -> int:
+        """From now on these links carry so much, 0: they are down. Returns the messages under way across them."""
+        self._prepare_for_faults()
+        if self.policy.timeout_s is not None and (rate_bytes_per_s == 0).any():
+            self._allow_marks()
+        bits_per_s = np.rint(rate_bytes_per_s * 8).astype(np.int64)
+        bits_per_s[rate_bytes_per_s > 0] = np.maximum(bits_per_s[rate_bytes_per_s > 0], 1)
+        full_faults.set_rates(self._core, links, bits_per_s, self.clock.now)
+        self._refresh()
+        return packet_faults.num_messages_across(self._state, self.topology, links)
+
+    def set_losses(self, links: np.ndarray, probability: np.ndarray) -> int:
+        """From now on these links lose each packet with this probability. Returns the messages across them."""
+        self._prepare_for_faults()
+        full_faults.set_losses(self._core, links, probability, self.clock.now)
+        self._refresh()
+        return packet_faults.num_messages_across(self._state, self.topology, links)
+
+    def set_routing(self, links: np.ndarray, is_withdrawn: np.ndarray) -> None:
+        """Routing learns now that these links are dead (withdrawn), or alive again: what it can move, it moves."""
+        self._prepare_for_faults()
+        self._state.paths.withdrawn[links] = is_withdrawn
+        self._state.c["num_withdrawn"] = self._state.paths.withdrawn.sum()
+        if self.policy.name != "ideal":
+            full_faults.reroute(self._core, self.clock.now)
+        self._refresh()
+
+    def _prepare_for_faults(self) -> None:
+        if not self.is_full:
+            raise RuntimeError("lean ports lose nothing; give PacketSettings has_faults")
+        self._set_now()
+
+    @property
+    def moved_bytes(self) -> np.ndarray:
+        """[links] payload that has moved to another path because the link was dead."""
+        return self._state.ports["moved"][: self.topology.num_links].astype(np.float64)
+
+    def _held_up(self) -> dict[int, str]:
+        """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
+        return packet_faults.held_up(self._state, self.topology) if self.is_full else {}
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
@@ -300,7 +362,7 @@ class PacketFabric(MessageFabric):
             "longest_wait_s": ports["longest_wait"] / ps.PS_PER_S,
         }
         if self.is_full:
-            columns |= {name: ports[name].copy() for name in ("drops", "trims", "marks", "pauses")}
+            columns |= {name: ports[name].copy() for name in ("drops", "losses", "trims", "marks", "pauses")}
             columns |= {"longest_queue_bytes": ports["longest_queue"].copy(), "paused_s": self._paused_s(now_s)}
         return columns
 
@@ -320,8 +382,8 @@ class PacketFabric(MessageFabric):
     def check_conservation(self) -> None:
         """Application bytes: injected = delivered + cancelled + failed + under way. Links: nothing vanishes.
 
-        Packets put on the first links of their routes = those put on the last ones + those on their way, and with
-        nothing on its way the same for bytes.
+        Packets put on the first links of their routes = those that the last ones delivered + those that were dropped,
+        trimmed or lost + those on their way, and with nothing on its way the same for bytes.
 
         Raises ConservationError naming the law and the numbers.
         """
@@ -338,11 +400,14 @@ class PacketFabric(MessageFabric):
              self.injected_bytes, self.closed_bytes.sum() + open_bytes),
         ]  # fmt: skip
         lost = {"payload_bytes": 0, "data_packets": 0}
+        at_the_end = dict(lost)
         if self.is_full:
             drops = int(ports["drops"].sum())
-            lost["data_packets"] = drops + int(ports["trims"].sum())
+            lost["data_packets"] = drops + int(ports["trims"].sum()) + int(ports["losses"].sum())
             lost["payload_bytes"] = int(ports["dropped_bytes"].sum()) - drops * self.settings.header_bytes
-            lost["payload_bytes"] += int(ports["trimmed_bytes"].sum())
+            lost["payload_bytes"] += int(ports["trimmed_bytes"].sum()) + int(ports["lost_bytes"].sum())
+            at_the_end = {"payload_bytes": int(ports["lost_bytes"][last].sum()),
+                          "data_packets": int(ports["losses"][last].sum())}
             at_switches = ports[ports["node"] >= 0]
             left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
             if is_idle or (left > at_switches["entered"]).any():
@@ -350,7 +415,7 @@ class PacketFabric(MessageFabric):
                 laws.append((law, int(at_switches["entered"].sum()), int(left.sum())))
         for what in ("payload_bytes", "data_packets"):
             sent = int(ports[what][ports["is_source"]].sum()) - lost[what]
-            arrived = int(ports[what][last].sum())
+            arrived = int(ports[what][last].sum()) - at_the_end[what]
             if is_idle or arrived > sent:
                 laws.append((f"{what} on links: sent = arrived + lost", sent, arrived))
         for law, expected, found in laws:

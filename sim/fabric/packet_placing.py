@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit
 
-from sim.fabric import heap, placing, readiness, wheel
+from sim.fabric import detours, heap, placing, readiness, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import FIXED, MOST_HOPS, PS_PER_S, RANDOM, REORDER_WINDOW, picoseconds
-from sim.fabric.policies import NO_FABRIC, mix
+from sim.fabric.policies import NO_FABRIC, NOW, mix
 from sim.fabric.topology import SAME_LEAF
 
 
@@ -132,6 +132,9 @@ def _place_routed(state, num_direct, k):
             into - plane, NONE,
         )  # fmt: skip
     else:
+        if state.c[0].num_withdrawn > 0:
+            index = state.messages[m].num_pieces
+            out, up, down, into = detours.around_withdrawn(state, m, index, out, up, down, into)
         _new_piece(state, m, placed.payload_bytes, FIXED, entry.scope, out, up, down, into, NONE)
 
 
@@ -149,6 +152,10 @@ def _refresh_outstanding(state):
             if segment != NONE:
                 for e in range(state.segment_start[segment], state.segment_start[segment + 1]):
                     state.paths.outstanding[state.segment_link[e]] += left
+    if state.c[0].num_withdrawn > 0:
+        for link in range(len(state.paths.outstanding)):
+            if state.paths.withdrawn[link]:
+                state.paths.outstanding[link] = np.inf
 
 
 @njit(cache=True)
@@ -176,6 +183,7 @@ def _activate(state, m, now_s):
 def place_batch(state, choose, now_s):
     """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
     c = state.c[0]
+    state.paths.parameters[NOW] = now_s
     if c.is_live:
         _refresh_outstanding(state)
     num_direct, num_routed, num_placed = placing.decide(state, choose)

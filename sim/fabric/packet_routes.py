@@ -70,15 +70,12 @@ def complete(state, piece, packet, path, plane):
 
 
 @njit(cache=True)
-def decide_at_switch(state, packet):
+def path_in_turn(state, piece, leaf, plane):
     """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
 
     The choice of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
     """
-    piece = state.pieces[packet.piece]
     scope = state.scopes[piece.scope]
-    leaf = state.accelerators[state.messages[piece.message].source].leaf
-    plane = plane_of(state, piece, packet)
     choices = scope.leaf_choices // state.c[0].num_planes
     turn = state.turns[leaf, plane] % choices
     state.turns[leaf, plane] += 1
@@ -87,7 +84,16 @@ def decide_at_switch(state, packet):
         pod = state.pod_of_leaf[leaf]
         path = turn * scope.next_choices + state.higher_turns[pod, turn] % scope.next_choices
         state.higher_turns[pod, turn] += 1
-    complete(state, piece, packet, path, plane)
+    return path
+
+
+@njit(cache=True)
+def decide_at_switch(state, packet):
+    """The switch that the packet has reached sends it on the path whose turn it is."""
+    piece = state.pieces[packet.piece]
+    leaf = state.accelerators[state.messages[piece.message].source].leaf
+    plane = plane_of(state, piece, packet)
+    complete(state, piece, packet, path_in_turn(state, piece, leaf, plane), plane)
 
 
 @njit(cache=True)

@@ -147,6 +147,7 @@ COUNTER_FIELDS = [
     ("num_free_packets", "i8"),
     ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
     ("num_planes", "i8"),
+    ("num_withdrawn", "i8"),  # links that routing knows to be dead
     ("header_bytes", "i8"),
     ("payload_per_packet", "i8"),
     ("mtu_bytes", "i8"),

@@ -20,6 +20,9 @@ def build_fault(fault: Fault, topology: Topology) -> faults.Fault:
     else:
         assert fault.host is not None
         name, links = f"host{fault.host}", links_of_host(topology, fault.host)
+    if fault.loss is not None:
+        what = f"{name} loses {100 * fault.loss:g} %"
+        return faults.Fault(what, links, None, fault.at_s, fault.until_s, fault.loss)
     rate = fault.rate_bytes_per_s
     if rate is None:
         return faults.Fault(f"{name} down", links, None, fault.at_s, fault.until_s)

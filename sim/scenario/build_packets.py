@@ -48,6 +48,7 @@ def packet_settings(scenario: Scenario, topology: Topology) -> PacketSettings:
         goes_back=transport.receiver == "go_back_n",
         gap=transport.gap,
         flowlet_gap_s=scenario.paths.gap_s if isinstance(scenario.paths, FlowletPaths) else 0.0,
+        has_faults=bool(scenario.faults),
         ports=packet.ports,
     )
 

@@ -99,9 +99,8 @@ class Scenario(Part):
         if self.fidelity == "packet" and self.paths.fairness == "message":
             sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
             yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
-        if self.faults and self.fidelity == "packet":
-            sentence = "faults arrive at packet level later; write fidelity: fluid, or leave them out until then"
-            yield ("faults",), sentence
+        if self.faults and self.fidelity == "packet" and self.packet.ports == "lean":
+            yield ("packet", "ports"), "lean ports lose nothing, but links fail in this run; write ports: auto"
         for i, fault in enumerate(self.faults):
             for path, sentence in fault_problems(self.cluster, fault, self.fidelity):
                 yield ("faults", i, *path), sentence

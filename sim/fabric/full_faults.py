@@ -1,0 +1,92 @@
+"""Faults in the full packet core: links change their rate, die, or lose packets; routing learns of the dead ones.
+
+The port of a dead link goes on sending at the rate that it had, into nothing (as a sender does that does not know),
+so that its queue drains; what it sends is lost, acknowledgements too, and comes back by its sender's recovery.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from sim.fabric import full_detours as detours
+from sim.fabric import full_ends as ends
+from sim.fabric import packet_ports as lean
+from sim.fabric import packet_routes as routes
+from sim.fabric.fluid_state import NONE
+from sim.fabric.full_state import NDP
+from sim.fabric.packet_state import FIXED, PS_PER_S, picoseconds
+
+
+@njit(cache=True)
+def _now(state, now_s):
+    return max(picoseconds(now_s), state.c[0].now)
+
+
+@njit(cache=True)
+def _watch(state, now):
+    """Answers may be lost from now on: a sender that waits for credit keeps its timer running."""
+    c = state.c[0]
+    if c.is_faulty or c.transport != NDP:
+        c.is_faulty = True
+        return
+    c.is_faulty = True
+    for r in range(len(state.pieces)):
+        piece = state.pieces[r]
+        if piece.message != NONE and piece.is_started and not piece.is_settled and not piece.is_armed:
+            ends.arm(state, r, now)
+
+
+@njit(cache=True)
+def set_rates(state, links, bits_per_s, now_s):
+    """Packets whose serialisation begins from now on take so long; 0: the link is down."""
+    now = _now(state, now_s)
+    _watch(state, now)
+    for i in range(len(links)):
+        port, rate = state.ports[links[i]], bits_per_s[i]
+        if rate == 0:
+            port.is_faulty = True
+            port.is_down = True
+            continue
+        if port.is_down:
+            port.is_down = False
+            port.lost_until = now - 1 if port.wire_first == NONE else state.packets[port.wire_last].time
+        state.paths.rate[links[i]] = rate / 8
+        if rate != port.rate:
+            bits_ps = state.c[0].mtu_bytes * 8 * PS_PER_S
+            port.rate = rate
+            port.full_time = bits_ps // rate
+            port.full_remainder = bits_ps - port.full_time * rate
+            port.remainder = 0
+
+
+@njit(cache=True)
+def set_losses(state, links, probability, now_s):
+    """From now on these links lose each packet with this probability."""
+    _watch(state, _now(state, now_s))
+    for i in range(len(links)):
+        port = state.ports[links[i]]
+        port.loss = probability[i]
+        port.is_faulty = True
+
+
+@njit(cache=True)
+def reroute(state, now_s):
+    """Routing has changed: pieces on a withdrawn path move, and sprayed ones that wait for their turn choose again."""
+    now = _now(state, now_s)
+    for r in range(len(state.pieces)):
+        piece = state.pieces[r]
+        if piece.message == NONE or piece.is_settled:
+            continue
+        if piece.spray != FIXED:
+            if piece.is_in_ring:
+                lean.leave_ring(state, r)
+            detours.avoid(state, piece)
+            routes.aim(state, r)
+        elif detours.has_choice(state, r):
+            link = detours.withdrawn_link(state, piece)
+            if link == NONE:
+                continue
+            detours.move(state, r, link, now)
+        else:
+            continue
+        ends.offer(state, r, now)

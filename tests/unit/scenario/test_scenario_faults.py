@@ -54,10 +54,19 @@ def test_what_is_refused(tmp_path, fault, words):
     assert words in refusal(tmp_path, with_faults(fault))
 
 
-def test_packets_have_no_faults_yet(tmp_path):
+def test_lean_ports_have_no_faults(tmp_path):
     fault = "at: 0 s, link: leaf0-spine0, loss: 0.001"
-    found = refusal(tmp_path, with_faults(fault, extra="fidelity: packet\n"))
-    assert "faults: faults arrive at packet level later; write fidelity: fluid" in found and "fluid has" not in found
+    found = refusal(tmp_path, with_faults(fault, extra="fidelity: packet\npacket: {ports: lean}\n"))
+    assert "packet.ports: lean ports lose nothing, but links fail in this run; write ports: auto" in found
+
+
+def test_packets_have_faults_on_full_ports(tmp_path):
+    fault = "at: 0 s, link: leaf0-spine0, loss: 0.001"
+    found = loaded(tmp_path, with_faults(fault, extra="fidelity: packet\n"))
+    simulation = build.build(found.variants[0][1], 1)
+    assert simulation.fabric.is_full
+    (lossy,) = simulation.faults.faults
+    assert lossy.loss == 0.001 and not lossy.is_down and lossy.what == "leaf0-spine0 loses 0.1 %"
 
 
 def test_a_rate_that_is_no_lower_is_refused(tmp_path):

@@ -19,7 +19,7 @@ class Patience:
     def __init__(self) -> None:
         self.is_over = False
         self._until_s = -np.inf
-        self._seen: tuple[float, int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
 
     def until_s(self, state: PacketState, next_s: float) -> float:
         """How long the core may run on, given that SimPy has no event left."""
@@ -39,10 +39,10 @@ def _is_dead(state: PacketState) -> np.ndarray:
     return state.ports["is_down"] | (state.ports["loss"] >= 1.0)
 
 
-def _news(state: PacketState) -> tuple[float, int, int]:
-    """Changes whenever a receiver, a sender or a message gets on."""
-    acknowledged = state.pieces["acknowledged"].sum()
-    return float(state.messages["delivered_bytes"].sum()), int(acknowledged), int(state.c["num_pieces"][0])
+def _news(state: PacketState) -> tuple[int, int, int]:
+    """Changes whenever a receiver or a sender gets on, or a piece starts."""
+    pieces = state.pieces
+    return int(pieces["received"].sum()), int(pieces["acknowledged"].sum()), int(state.c["num_pieces"][0])
 
 
 def _stretch_s(state: PacketState) -> float:

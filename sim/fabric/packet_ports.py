@@ -39,29 +39,28 @@ def serialise(state, p, size, now):
 @njit(cache=True)
 def fold_series(state):
     """The time series has run out of bins: make them twice as wide."""
-    num_bins = state.series.shape[1]
-    for p in range(state.series.shape[0]):
-        for i in range(num_bins // 2):
-            state.series[p, i] = state.series[p, 2 * i] + state.series[p, 2 * i + 1]
-        for i in range(num_bins // 2, num_bins):
-            state.series[p, i] = 0
+    num_bins = state.series.shape[0]
+    for i in range(num_bins // 2):
+        for p in range(state.series.shape[1]):
+            state.series[i, p] = state.series[2 * i, p] + state.series[2 * i + 1, p]
+    state.series[num_bins // 2 :] = 0
     state.c[0].bin_shift += 1
 
 
 @njit(cache=True)
 def _enter_in_series(state, p, size, begin, end):
     """Spread the bytes over the bins in which they leave."""
-    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[1]:
+    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[0]:
         fold_series(state)
     shift = state.c[0].bin_shift
     first, last = begin >> shift, (end - 1) >> shift
     left = size
     while first < last:
         share = size * (((first + 1) << shift) - max(begin, first << shift)) // (end - begin)
-        state.series[p, first] += share
+        state.series[first, p] += share
         left -= share
         first += 1
-    state.series[p, last] += left
+    state.series[last, p] += left
 
 
 @njit(cache=True)

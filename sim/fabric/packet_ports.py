@@ -13,6 +13,7 @@ from sim.fabric import heap, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW, wait_bin
+from sim.fabric.state_reference import prefetch
 
 
 @njit(cache=True)
@@ -84,6 +85,28 @@ def _send(state, p, k, now):
     _count(state, p, state.packets[k], now)
     state.ports[p].wire_first = k
     wheel.schedule(state, 2 * p, state.ports[p].end + state.ports[p].latency)
+
+
+@njit(cache=True)
+def look_ahead(state):
+    """Have what the next events of this bucket need brought into the cache: their ports, those ports' packets, and the
+    ports that these come to. A large fabric does not fit into it, and events come in no order of memory."""
+    c = state.c[0]
+    mask = (1 << 31) - 1
+    if c.key + 6 < c.num_keys:
+        prefetch(state.ports, state.keys[c.key + 6] & mask)  # type: ignore[call-arg]
+    if c.key + 3 < c.num_keys:
+        k = state.ports[state.keys[c.key + 3] & mask].wire_first
+        if k != NONE:
+            prefetch(state.packets, k)  # type: ignore[call-arg]
+    if c.key + 1 < c.num_keys:
+        k = state.ports[state.keys[c.key + 1] & mask].wire_first
+        if k != NONE:
+            packet = state.packets[k]
+            if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
+                prefetch(state.ports, packet.route[packet.hop + 1])  # type: ignore[call-arg]
+            else:
+                prefetch(state.pieces, packet.piece)  # type: ignore[call-arg]
 
 
 @njit(cache=True)

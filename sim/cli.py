@@ -179,9 +179,18 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Check the simulator against closed forms, published figures and measured runs."""
-    rows = rows_of(_imported("sim.validate.main").run_checks())
-    print_rows(rows, "Checks", as_json)
-    if any(row.get("passed") is False for row in rows):
+    validation = _imported("sim.validate.main")
+    rows = rows_of(validation.run_checks())
+    compared = validation.run_comparisons()
+    compared_rows = rows_of(compared)
+    if as_json:
+        print_rows(rows + compared_rows, "Checks", as_json)
+    else:
+        print_rows(rows, "Checks", as_json)
+        shown = [{key: value for key, value in row.items() if key != "because"} for row in compared_rows]
+        print_rows(shown, "Fluid against packet", as_json)
+        print_text("\n".join(validation.remarks(compared)))
+    if any(row.get("passed") is False and row.get("because") is None for row in rows + compared_rows):
         raise typer.Exit(1)
 
 

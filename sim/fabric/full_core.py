@@ -15,6 +15,7 @@ from sim.fabric import full_ends as ends
 from sim.fabric import full_ports as ports
 from sim.fabric import packet_core as lean
 from sim.fabric import packet_placing as pieces
+from sim.fabric import packet_ports as lean_ports
 from sim.fabric.fluid_core import BUDGET, FIRED, GROW, IDLE
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import CANCELLED, PENDING
@@ -45,6 +46,7 @@ def _deliveries(state, now):
         key = state.keys[c.key]
         if key & wheel.PHASE:
             return
+        lean_ports.look_ahead(state)
         c.key += 1
         c.num_events += 1
         ends.deliver(state, key & (wheel.PHASE - 1), now)

@@ -163,8 +163,8 @@ def avoid(state, piece):
         return
     num_choices = np.int64(routes.num_choices(state, piece))
     num_left = 0
-    for choice in range(num_choices):
-        num_left += _blocked(state, piece, choice) == NONE
+    for other in range(num_choices):
+        num_left += _blocked(state, piece, other) == NONE
     if num_left == 0:
         return
     _count_moved(state, link)

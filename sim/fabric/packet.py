@@ -163,7 +163,7 @@ class PacketFabric(MessageFabric):
             turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
             higher_turns=rng.integers(0, 1 << 20, (num_pods, max(radix, 1))),
             waits=np.zeros(ps.WAIT_BINS, np.int64),
-            series=np.zeros((len(ports), NUM_BINS), np.int64),
+            series=np.zeros((NUM_BINS, len(ports)), np.int64),
             woken=np.zeros(len(ports), np.int64),
             buckets=np.full(ps.NUM_BUCKETS, fs.NONE),
             bucket_group=np.zeros(ps.NUM_BUCKETS >> 6, np.int64),
@@ -377,7 +377,7 @@ class PacketFabric(MessageFabric):
         used = min(max(int(np.ceil(self.clock.now / width)), 1), NUM_BINS) if self.clock.now > 0 else 0
         edges = np.minimum(np.arange(used + 1) * width, self.clock.now)
         capacity = self.topology.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300)
-        return edges, self._state.series[: self.topology.num_links, :used] / capacity
+        return edges, self._state.series[:used, : self.topology.num_links].T / capacity
 
     def check_conservation(self) -> None:
         """Application bytes: injected = delivered + cancelled + failed + under way. Links: nothing vanishes.

@@ -67,6 +67,7 @@ def _deliveries(state, now):
         key = state.keys[c.key]
         if key & wheel.PHASE:
             return
+        ports.look_ahead(state)
         c.key += 1
         c.num_events += 1
         ends.deliver(state, key & (wheel.PHASE - 1), now)

@@ -13,6 +13,7 @@ from sim.fabric import heap, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW, wait_bin
+from sim.fabric.state_reference import prefetch
 
 
 @njit(cache=True)
@@ -39,29 +40,28 @@ def serialise(state, p, size, now):
 @njit(cache=True)
 def fold_series(state):
     """The time series has run out of bins: make them twice as wide."""
-    num_bins = state.series.shape[1]
-    for p in range(state.series.shape[0]):
-        for i in range(num_bins // 2):
-            state.series[p, i] = state.series[p, 2 * i] + state.series[p, 2 * i + 1]
-        for i in range(num_bins // 2, num_bins):
-            state.series[p, i] = 0
+    num_bins = state.series.shape[0]
+    for i in range(num_bins // 2):
+        for p in range(state.series.shape[1]):
+            state.series[i, p] = state.series[2 * i, p] + state.series[2 * i + 1, p]
+    state.series[num_bins // 2 :] = 0
     state.c[0].bin_shift += 1
 
 
 @njit(cache=True)
 def _enter_in_series(state, p, size, begin, end):
     """Spread the bytes over the bins in which they leave."""
-    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[1]:
+    while (end - 1) >> state.c[0].bin_shift >= state.series.shape[0]:
         fold_series(state)
     shift = state.c[0].bin_shift
     first, last = begin >> shift, (end - 1) >> shift
     left = size
     while first < last:
         share = size * (((first + 1) << shift) - max(begin, first << shift)) // (end - begin)
-        state.series[p, first] += share
+        state.series[first, p] += share
         left -= share
         first += 1
-    state.series[p, last] += left
+    state.series[last, p] += left
 
 
 @njit(cache=True)
@@ -85,6 +85,28 @@ def _send(state, p, k, now):
     _count(state, p, state.packets[k], now)
     state.ports[p].wire_first = k
     wheel.schedule(state, 2 * p, state.ports[p].end + state.ports[p].latency)
+
+
+@njit(cache=True)
+def look_ahead(state):
+    """Have what the next events of this bucket need brought into the cache: their ports, those ports' packets, and the
+    ports that these come to. A large fabric does not fit into it, and events come in no order of memory."""
+    c = state.c[0]
+    mask = (1 << 31) - 1
+    if c.key + 6 < c.num_keys:
+        prefetch(state.ports, state.keys[c.key + 6] & mask)  # type: ignore[call-arg]
+    if c.key + 3 < c.num_keys:
+        k = state.ports[state.keys[c.key + 3] & mask].wire_first
+        if k != NONE:
+            prefetch(state.packets, k)  # type: ignore[call-arg]
+    if c.key + 1 < c.num_keys:
+        k = state.ports[state.keys[c.key + 1] & mask].wire_first
+        if k != NONE:
+            packet = state.packets[k]
+            if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
+                prefetch(state.ports, packet.route[packet.hop + 1])  # type: ignore[call-arg]
+            else:
+                prefetch(state.pieces, packet.piece)  # type: ignore[call-arg]
 
 
 @njit(cache=True)

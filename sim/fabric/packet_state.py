@@ -205,7 +205,7 @@ class PacketState(NamedTuple):
     turns: np.ndarray  # [leaves, planes] round robin of the leaf
     higher_turns: np.ndarray  # [pods, r0] round robin of the next switch up
     waits: np.ndarray  # [WAIT_BINS] data packets by the time they waited at a port
-    series: np.ndarray  # [ports, bins] wire bytes whose serialisation began in each stretch of time
+    series: np.ndarray  # [bins, ports] wire bytes whose serialisation began in each stretch of time
     woken: np.ndarray
     buckets: np.ndarray  # first slot of each bucket
     bucket_group: np.ndarray  # entries per 64 buckets

@@ -93,6 +93,8 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         elif not isinstance(w, schema.Collective | schema.Training):
             field = "file" if isinstance(w, schema.Matrix) else "pattern"
             yield (*at, field), partial(_sources, scenario, w, topology, RandomStreams(seeds[0]))
+    if scenario.fidelity == "packet":
+        yield ("packet", "buffer", "shared"), partial(packet_settings, scenario, topology)
     for i, fault in enumerate(scenario.faults):
         yield ("faults", i, "rate"), partial(build_fault, fault, topology)
     if scenario.cost.scale:

@@ -8,7 +8,6 @@ import numpy as np
 
 from sim.fabric.packet import PacketSettings
 from sim.fabric.topology import Topology, is_switch, link_ends
-from sim.scenario.errors import Refused
 from sim.scenario.packets import Buffer, Marking
 from sim.scenario.paths import FlowletPaths
 from sim.scenario.schema import Scenario
@@ -18,7 +17,7 @@ SHARED_BUFFER_BYTES = 64 * MB
 
 
 def packet_settings(scenario: Scenario, topology: Topology) -> PacketSettings:
-    """Raises Refused when the switches cannot hold what lossless links may send them."""
+    """Raises ValueError when the switches cannot hold what lossless links may send them."""
     packet = scenario.packet
     transport, mtu = packet.transport, packet.mtu_bytes
     size, unit = transport.window
@@ -105,7 +104,7 @@ def _pauses(scenario: Scenario, t: Topology, buffer: Buffer) -> tuple[int, int]:
         below = above - 2 * mtu
     needed = links[switch] * max(above, 0) + on_way[switch]
     if shared is not None and (needed > shared or below <= 0):
-        raise Refused(
+        raise ValueError(
             f"lossless links need room in {switch}: {links[switch]} links that are paused above "
             f"{above} B, and {on_way[switch]} B still on their way, make {needed} B, but it has {shared} B; "
             f"give packet.buffer.shared more, or pause earlier"

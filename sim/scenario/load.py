@@ -119,11 +119,11 @@ def _validated(variants: Sequence[tuple[str, Node]], folder: Path) -> list[tuple
 
 
 def _check_settings(overrides: Sequence[str], variants: Sequence[Node]) -> None:
-    """Refuses a setting of which nothing is left in any variant."""
+    """Refuses a setting of which nothing is left in any variant. Which variants there are is always left."""
     kept = {source for variant in variants for source in _sources(variant)}
     for setting in overrides:
         place = setting_place(setting)
-        if place.source not in kept:
+        if place.source not in kept and not setting.startswith("compare="):
             raise ScenarioError.at(place, "has no effect: every variant, or a later --set, sets it again")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from sim.scenario.errors import quoted
 from sim.scenario.quantities import (
@@ -124,6 +124,12 @@ class Pause(Part):
         return self
 
 
+PauseOrFlag = Annotated[
+    Annotated[Pause, Tag("thresholds")] | Annotated[Flag, Tag("flag")],
+    Discriminator(lambda value: "flag" if isinstance(value, bool) else "thresholds"),
+]
+
+
 class Packet(Part):
     """Packets on the wire. Both fidelities use mtu and header; the rest belongs to `fidelity: packet`.
 
@@ -138,7 +144,7 @@ class Packet(Part):
     transport: Transport = Transport()
     buffer: Buffer | None = Field(default=None, description="absent: the transport's own")
     ecn: Marking | None = Field(default=None, description="absent: the transport's own")
-    pfc: Pause | Flag | None = Field(
+    pfc: PauseOrFlag | None = Field(
         default=None, description="thresholds, or true for a share of the buffer; absent: the transport's own"
     )
     trim: Flag | None = Field(default=None, description="cut packets that find no room; absent: nscc and ndp do")

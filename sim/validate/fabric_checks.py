@@ -13,6 +13,7 @@ from models import bounds
 from sim.collectives.algorithms import ALGORITHMS
 from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.messages import MessageGraph, message_graph
 from sim.fabric.topology import HostKind, Link, Topology, leaf_spine
 from sim.validate.oracle import max_min_rates
@@ -37,7 +38,7 @@ def fabric(leaves: int, hosts: int, spines: int, policy: str, seed: int = 1, rat
     return FluidFabric(Clock(), leaf_spine_of(leaves, hosts, spines, rate), policy, settings=EXACT, seed=seed)
 
 
-def completion_s(network: FluidFabric, graph: MessageGraph) -> float:
+def completion_s(network: MessageFabric, graph: MessageGraph) -> float:
     transfer = network.start(graph)
     network.clock.run(until=transfer.done)
     network.check_conservation()

@@ -3,7 +3,8 @@
 import pytest
 
 from sim.validate import fabric_checks
-from sim.validate.main import CHECKS, as_page, run_checks
+from sim.validate.fidelities import PATTERNS, Comparison
+from sim.validate.main import CHECKS, as_page, run_checks, run_comparisons
 
 LONG = {"assigned_loads"}
 
@@ -54,5 +55,17 @@ def test_checks_are_chosen_by_name():
 
 def test_the_page_names_what_failed():
     (result, *_) = run_checks(["max_min"])
-    page = as_page([result, fabric_checks.CheckResult("broken", 1.0, 2.0, None, "0", "nowhere", False)])
+    known = Comparison("one packet", "ecmp", 2.0, 2.3, 1.15, "0.95 … 1.05", False, "it is stored")
+    page = as_page([result, fabric_checks.CheckResult("broken", 1.0, 2.0, None, "0", "nowhere", False)], [known])
     assert "| ok |" in page and "**FAILED**" in page and "| – |" in page
+    assert "| outside |" in page and "- one packet, ecmp: it is stored." in page
+
+
+def test_fidelities_agree_but_where_it_is_known_why_not():
+    """A reason that no longer holds is found as well."""
+    compared = run_comparisons()
+    assert {(c.messages, c.paths) for c in compared} >= {
+        (name, policy) for name in PATTERNS for policy in ("ecmp", "ethereal", "spray_switch")
+    }
+    for c in compared:
+        assert c.passed == (c.because is None), c

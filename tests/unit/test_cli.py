@@ -274,11 +274,24 @@ class Check:
     passed: bool
 
 
+@dataclass(frozen=True)
+class Comparison:
+    messages: str
+    ratio: float
+    passed: bool
+    because: str | None
+
+
 def test_validate_fails_with_a_failed_check(fakes, spindle):
     checks = [Check("ring", 1.0, True)]
-    fakes.module("sim.validate.main", run_checks=lambda: checks)
+    compared = [Comparison("shift", 1.2, False, "queues grow")]
+    fakes.module(
+        "sim.validate.main", run_checks=lambda: checks, run_comparisons=lambda: compared,
+        remarks=lambda found: [c.because for c in found],
+    )  # fmt: skip
     code, out, _ = spindle("validate")
     assert code == 0 and "ring" in out and "yes" in out
+    assert "Fluid against packet" in out and "queues grow" in out
     checks.append(Check("incast", 2.0, False))
     code, out, _ = spindle("validate", "--json")
     assert code == 1 and json.loads(out)[1] == {"name": "incast", "expected": 2.0, "passed": False}

@@ -25,6 +25,7 @@ def test_a_ring_of_four_takes_six_steps(clock, fixed_time_fabric):
         "acknowledged_s": 6.25,
         "bus_bytes_per_s": 100.0,
         "extra_pieces": 0,
+        "jain_index": 1.0,
         "repetition_s.mean": 6.0,
         "repetition_s.p99": 6.0,
     }

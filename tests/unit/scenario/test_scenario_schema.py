@@ -424,7 +424,6 @@ def test_fat_tree():
         ("packet: {transport: {window: 0 bdp}}", "'0 bdp' is no window"),
         ("fidelity: fluidd", "unknown fidelity 'fluidd'; did you mean 'fluid'?"),
         ("paths: {policy: sprey}", "unknown policy 'sprey'; did you mean 'spray'?"),
-        ("paths: {policy: reps}", "'reps' has not arrived yet; the nearest policies are 'spray' and 'spray_random'"),
         ("paths: {policy: ecmp, subflows: 3}", "unknown key 'subflows'"),
         ("paths: {policy: [ecmp]}", "a list is no policy"),
         ("paths: ecmp", "paths: 'ecmp' is not a mapping"),

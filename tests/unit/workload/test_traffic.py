@@ -33,6 +33,7 @@ def test_one_pass(clock, fixed_time_fabric):
         "acknowledged_s": 6.25,
         "delivered_bytes": 300.0,
         "extra_pieces": 0,
+        "jain_index": 1.0,
         "fct_s.mean": 1.0,
         "fct_s.p50": 1.0,
         "fct_s.p90": 1.0,

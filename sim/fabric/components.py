@@ -66,12 +66,6 @@ def account(state, s, now):
     if rate <= 0.0:
         return
     segment.outstanding -= rate * (now - since)
-    _enter_in_series(state, s, rate, since, now)
-
-
-@njit(cache=True)
-def _enter_in_series(state, s, rate, since, now):
-    """Spread the bytes that segment s sent at this rate over the bins of its time series."""
     bins = state.series.shape[0]
     if bins == 0:
         return
@@ -86,17 +80,6 @@ def _enter_in_series(state, s, rate, since, now):
         since = max(edge, since)
         b += 1
     state.series[b, s] += rate * max(now - since, 0.0)
-
-
-@njit(cache=True)
-def enter_rest(state, p, now):
-    """A piece that finishes with an earlier one sends its last bytes at its own rate still: into the time series."""
-    left = state.remaining[p]
-    if left > 0.0:
-        for role in range(maxmin.NUM_ROLES):
-            s = int64(state.route[p, role])
-            if s != NONE:
-                _enter_in_series(state, s, state.rate[p], now, now + left / state.rate[p])
 
 
 @njit(cache=True)
@@ -473,7 +456,10 @@ def _fall_apart(state, k, num_pieces, now):
 
 @njit(cache=True)
 def _catch_up(state, num_pieces, now):
-    """Pieces that waited for this solve get the bytes they would have sent since they joined; so do their links."""
+    """Pieces that waited for this solve get the bytes they would have sent since they joined.
+
+    Their links owe that much less; their time series leave it out, as they were full.
+    """
     for i in range(num_pieces):
         p = state.solving[i]
         since = state.pieces[p].started_s
@@ -484,7 +470,6 @@ def _catch_up(state, num_pieces, now):
                 s = int64(state.route[p, role])
                 if s != NONE:
                     state.segments[s].outstanding -= sent
-                    _enter_in_series(state, s, sent / (now - since), since, now)
 
 
 @njit(cache=True)

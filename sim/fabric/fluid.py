@@ -225,7 +225,11 @@ class FluidFabric(MessageFabric):
         return self._state.rate[live].copy(), self._state.route[live].copy()
 
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
-        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now.
+
+        Never above 1, and therefore short of the wire bytes by up to twice the tolerance: the last bytes of a flow that
+        finishes with another, and the first ones of a flow that waits to be solved with others, are not in it.
+        """
         while self.clock.now >= float(self._state.c["bin_s"][0]) * max(self.settings.num_bins, 1):
             core.comp.fold_series(self._core)
         for s in range(len(self._state.segments)):

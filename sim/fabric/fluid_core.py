@@ -221,7 +221,6 @@ def finish_due(state, k, now, tolerance):
             left_s = state.remaining[p] / state.rate[p]
             if left_s <= tolerance * (now + left_s - state.pieces[p].started_s) + 1e-15 * now:
                 state.c[0].num_events += 1
-                comp.enter_rest(state, p, now)
                 _deliver(state, p, now + left_s, now)
         p = following
     comp.mark_dirty(state, k)

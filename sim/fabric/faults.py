@@ -149,5 +149,3 @@ class Faults:
         """Table `faults`."""
         for row in self.rows():
             recorder.append("faults", **row)
-
-

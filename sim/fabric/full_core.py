@@ -46,7 +46,7 @@ def _deliveries(state, now):
         key = state.keys[c.key]
         if key & wheel.PHASE:
             return
-        lean_ports.look_ahead(state)
+        lean_ports.look_ahead(state, c.key)
         c.key += 1
         c.num_events += 1
         ends.deliver(state, key & (wheel.PHASE - 1), now)
@@ -181,6 +181,7 @@ def cancel(state, m, now_s):
     r = np.int64(message.first_piece)
     while r != NONE:
         following = np.int64(state.pieces[r].next_of_message)
+        message.delivered_bytes += state.pieces[r].arrived_bytes
         ends.stop(state, r, now)
         r = following
     ends.free_if_over(state, m)

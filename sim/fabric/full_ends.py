@@ -18,7 +18,7 @@ from sim.fabric import packet_ports as lean
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.full_state import ACK, DATA, DCQCN, NACK, NAK, NDP, PULL, SACK_WORDS
-from sim.fabric.messages import CANCELLED, PENDING
+from sim.fabric.messages import CANCELLED
 from sim.fabric.packet_state import (
     AT_SWITCH,
     FIXED,
@@ -207,10 +207,8 @@ def pick(state, p, now):
     k = ports.next_queued(state, p)
     if k != NONE:
         ports.send(state, p, k, now)
-    elif port.is_source and port.ready_first != NONE and not port.is_paused:
-        r = np.int64(port.ready_first)
-        port.ready_first = state.pieces[r].next_ready
-        state.pieces[r].is_in_ring = False
+    elif port.is_source and state.rings[p].first != NONE and not port.is_paused:
+        r = lean.next_in_ring(state, p)
         if _may_send(state, state.pieces[r]):
             k = _next_packet(state, r, now)
             ports.send(state, p, k, now)
@@ -309,22 +307,16 @@ def _receive(state, k, came_over, now):
 def _accept(state, r, packet, now):
     """Enter a packet in the books; returns whether it was the last of its piece."""
     piece = state.pieces[r]
-    m = np.int64(piece.message)
-    message = state.messages[m]
     payload = packet.size - state.c[0].header_bytes
     piece.received += 1
     piece.unanswered += 1
+    piece.arrived_bytes += payload
     if packet.is_marked and state.c[0].transport != DCQCN:
         piece.marks += 1
     lean_ends.reorder(state, piece, packet, payload)
     is_complete = piece.received == piece.num_packets
-    if message.outcome == PENDING:
-        message.delivered_bytes += payload
-        if is_complete:
-            message.arrived_s = max(message.arrived_s, seconds(now))
-            message.pieces_left -= 1
-            if message.pieces_left == 0:
-                readiness.finish_message(state, m)
+    if is_complete:
+        lean_ends.complete(state, r, now)
     return is_complete
 
 

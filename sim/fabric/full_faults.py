@@ -37,6 +37,25 @@ def _watch(state, now):
 
 
 @njit(cache=True)
+def _pace(state, rate, latency):
+    """The row of this rate and latency, a new one if there is none; there must be room."""
+    c = state.c[0]
+    for i in range(c.num_paces):
+        if state.paces[i].rate == rate and state.paces[i].latency == latency:
+            return i
+    pace = state.paces[c.num_paces]
+    c.num_paces += 1
+    pace.rate = rate
+    pace.latency = latency
+    bits_ps = 8 * PS_PER_S
+    pace.full_time = c.mtu_bytes * bits_ps // rate
+    pace.full_remainder = c.mtu_bytes * bits_ps - pace.full_time * rate
+    pace.header_time = c.header_bytes * bits_ps // rate
+    pace.header_remainder = c.header_bytes * bits_ps - pace.header_time * rate
+    return c.num_paces - 1
+
+
+@njit(cache=True)
 def set_rates(state, links, bits_per_s, now_s):
     """Packets whose serialisation begins from now on take so long; 0: the link is down."""
     now = _now(state, now_s)
@@ -51,11 +70,8 @@ def set_rates(state, links, bits_per_s, now_s):
             port.is_down = False
             port.lost_until = now - 1 if port.wire_first == NONE else state.packets[port.wire_last].time
         state.paths.rate[links[i]] = rate / 8
-        if rate != port.rate:
-            bits_ps = state.c[0].mtu_bytes * 8 * PS_PER_S
-            port.rate = rate
-            port.full_time = bits_ps // rate
-            port.full_remainder = bits_ps - port.full_time * rate
+        if rate != lean.pace_of(state, links[i]).rate:
+            port.pace = _pace(state, rate, lean.pace_of(state, links[i]).latency)
             port.remainder = 0
 
 

@@ -53,7 +53,7 @@ def _is_marked(state, port):
 def _signal(state, link, is_pause, now):
     """Tell the port at the other end of `link` to stop or go on: a frame of 64 bytes, which no queue delays."""
     port = state.ports[link]
-    back = state.ports[port.reverse] if port.reverse != NONE else port
+    back = lean.pace_of(state, state.reverse[link] if state.reverse[link] != NONE else link)
     port.is_asserted = is_pause
     alarms.push(state, now + back.latency + PAUSE_FRAME_BITS * 10**12 // back.rate, alarms.pause_code(link, is_pause))
 
@@ -124,7 +124,6 @@ def _count(state, p, packet, now):
         port.ack_packets += 1
         return
     port.data_packets += 1
-    port.payload_bytes += packet.size - state.c[0].header_bytes
     if not port.is_source:
         wait = now - packet.time
         port.longest_wait = max(port.longest_wait, wait)
@@ -141,7 +140,7 @@ def send(state, p, k, now):
     port.serving_from = packet.came_over
     lean.serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
-    packet.time = port.end + port.latency
+    packet.time = port.end + lean.pace_of(state, p).latency
     packet.next = NONE
     if port.wire_first == NONE:
         port.wire_first = k

@@ -22,7 +22,7 @@ SACK_WORDS = 4
 PATHS_REMEMBERED = 8
 """Paths of unmarked acknowledgements that REPS keeps for use again (arXiv 2407.21625)."""
 
-PACKET = np.dtype(
+PACKET = ps.in_lines(
     [
         *ps.PACKET_FIELDS,
         ("sent", "i8"),  # by its sender; an acknowledgement returns it
@@ -35,12 +35,12 @@ PACKET = np.dtype(
         ("is_trimmed", "?"),
         ("wants_ack", "?"),
     ],
-    align=True,
 )
 
-PORT = np.dtype(
+PORT = ps.in_lines(
     [
         *ps.PORT_FIELDS,
+        ("is_busy", "?"),  # its serialisation has not ended
         ("node", "i4"),  # the switch that it belongs to; NONE: a host, without limits
         ("far_node", "i4"),  # the switch at the end of its link
         ("serving_size", "i4"),  # data bytes being serialised; 0: nothing, or control
@@ -69,10 +69,9 @@ PORT = np.dtype(
         ("control_losses", "i8"),
         ("moved", "i8"),  # payload that took another path because this link was dead
     ],
-    align=True,
 )
 
-PIECE = np.dtype(
+PIECE = ps.in_lines(
     [
         *ps.PIECE_FIELDS,
         ("serial", "i8"),  # counts pieces: an alarm of a row's earlier life is recognised by it
@@ -128,7 +127,6 @@ PIECE = np.dtype(
         ("num_back", "i2"),
         ("back", "i4", (ps.MOST_HOPS,)),  # links from the receiver to the sender
     ],
-    align=True,
 )
 
 FLOW = np.dtype(
@@ -179,12 +177,12 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def for_packets(n: int) -> dict[str, np.ndarray]:
-    return {"packets": np.zeros(n, PACKET)}
+    return {"packets": ps.aligned(n, PACKET)}
 
 
 def for_pieces(n: int, num_ports: int, num_nics: int, placed: np.dtype) -> dict[str, np.ndarray]:
     """Pieces, and alarms: of each piece its timer and its pace, of each port and NIC a few."""
-    pieces = np.zeros(n, PIECE)
+    pieces = ps.aligned(n, PIECE)
     pieces["message"] = ps.NONE
     alarms = 4 * (n + num_ports + num_nics)
     return {
@@ -198,7 +196,7 @@ def for_pieces(n: int, num_ports: int, num_nics: int, placed: np.dtype) -> dict[
 
 def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """(the lean ports with their switches, number of switches)."""
-    ports = np.zeros(len(lean), PORT)
+    ports = ps.aligned(len(lean), PORT)
     for name in lean.dtype.names or ():
         ports[name] = lean[name]
     ports["node"] = ports["far_node"] = ps.NONE
@@ -214,10 +212,10 @@ def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]
     return ports, len(switches)
 
 
-def pullers_of(t: Topology, ports: np.ndarray) -> np.ndarray:
+def pullers_of(t: Topology, ports: np.ndarray, paces: np.ndarray) -> np.ndarray:
     """[nics] a full packet's time on the slowest of the NIC's links in."""
     pullers = np.zeros(t.num_nics, PULLER)
     pullers["first"] = pullers["last"] = ps.NONE
     links = t.segment_link[t.segment_start[t.nic_down]]
-    pullers["interval"] = ports["full_time"][links] // t.num_planes
+    pullers["interval"] = paces["full_time"][ports["pace"][links]] // t.num_planes
     return pullers

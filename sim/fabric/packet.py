@@ -19,7 +19,7 @@ from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
 from sim.fabric.message_fabric import EVENTS_PER_CALL, SMALLEST, ConservationError, MessageFabric, copied
-from sim.fabric.messages import MessageResults
+from sim.fabric.messages import PENDING, MessageResults
 from sim.fabric.policies import PATH_POLICIES, PLACED, PathPolicy, compiled, path_network
 from sim.fabric.topology import Topology
 
@@ -120,10 +120,11 @@ class PacketFabric(MessageFabric):
 
     def _first_state(self, parameters: list[float], seed: int) -> ps.PacketState:
         t, settings = self.topology, self.settings
-        ports, crossing = ps.ports_of(t, settings.mtu_bytes, settings.header_bytes)
+        network = ps.ports_of(t, settings.mtu_bytes, settings.header_bytes)
         num_switches = 0
         if self.is_full:
-            ports, num_switches = fulls.ports_of(t, ports, seed)
+            network["ports"], num_switches = fulls.ports_of(t, network["ports"], seed)
+        ports, paces = network["ports"], network["paces"]
         c = np.zeros(1, fulls.COUNTERS if self.is_full else ps.COUNTERS)
         c["free_piece"] = c["free_packet"] = fs.NONE
         c["header_bytes"] = settings.header_bytes
@@ -139,7 +140,8 @@ class PacketFabric(MessageFabric):
         c["is_live"] = self.policy.is_live
         c["spray"] = ps.SPRAYS.get(self.policy.spray or "", ps.FIXED)
         c["bin_shift"] = 20
-        c["shift"] = ps.wheel_shift(ports, settings.header_bytes, settings.mtu_bytes)
+        c["num_paces"] = len(paces)
+        c["shift"] = ps.wheel_shift(ports, paces)
         if self.is_full:
             self._set_limits(c)
         num_pods = int(t.pod_of_leaf.max()) + 1
@@ -156,24 +158,22 @@ class PacketFabric(MessageFabric):
             nodes=np.zeros(SMALLEST, fs.NODE),
             fired=np.zeros(3 * SMALLEST, fs.FIRED),
             paths=path_network(t, parameters, seed),
-            ports=ports,
+            **network,
             segment_start=t.segment_start,
             segment_link=t.segment_link,
-            crossing=crossing,
             turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
             higher_turns=rng.integers(0, 1 << 20, (num_pods, max(radix, 1))),
             waits=np.zeros(ps.WAIT_BINS, np.int64),
             series=np.zeros((NUM_BINS, len(ports)), np.int64),
             woken=np.zeros(len(ports), np.int64),
-            buckets=np.full(ps.NUM_BUCKETS, fs.NONE),
+            buckets=np.full(ps.NUM_BUCKETS, fs.NONE, np.int32),
             bucket_group=np.zeros(ps.NUM_BUCKETS >> 6, np.int64),
-            slot_next=np.full(2 * len(ports), fs.NONE),
-            slot_time=np.zeros(2 * len(ports), np.int64),
+            slots=ps.aligned(2 * len(ports), ps.SLOT),
             far_time=np.zeros(2 * len(ports), np.int64),
             far_slot=np.zeros(2 * len(ports), np.int64),
             keys=np.zeros(2 * len(ports), np.int64),
             switches=np.zeros(num_switches, fulls.SWITCH),
-            pullers=fulls.pullers_of(t, ports) if self.is_full else np.zeros(0, fulls.PULLER),
+            pullers=fulls.pullers_of(t, ports, paces) if self.is_full else np.zeros(0, fulls.PULLER),
             **static,
             **self._for_messages(SMALLEST),
             **self._for_pieces(0),
@@ -220,7 +220,16 @@ class PacketFabric(MessageFabric):
     def _for_packets(self, n: int) -> dict[str, np.ndarray]:
         return fulls.for_packets(n) if self.is_full else ps.for_packets(n)
 
+    def _enter_arrivals(self) -> None:
+        """What has arrived of pieces under way, into the messages' books."""
+        pieces, messages = self._state.pieces, self._state.messages
+        live = np.flatnonzero(pieces["message"] >= 0)
+        live = live[messages["outcome"][pieces["message"][live]] == PENDING]
+        np.add.at(messages["delivered_bytes"], pieces["message"][live], pieces["arrived_bytes"][live])
+        pieces["arrived_bytes"][live] = 0
+
     def _copy_out(self, first: int, count: int) -> MessageResults:
+        self._enter_arrivals()
         flows = self._state.flows[first : first + count]
         return replace(
             super()._copy_out(first, count),
@@ -259,6 +268,10 @@ class PacketFabric(MessageFabric):
         elif status == core.FIRED:
             self._deliver_fired()
 
+    def open_bytes(self) -> tuple[int, float]:
+        self._enter_arrivals()
+        return super().open_bytes()
+
     def settle(self) -> None:
         """Let the acknowledgements of transfers that are done arrive, once the run is over; others go on meanwhile."""
         while not self._patience.is_over and any(self._state.transfers[key]["left"] == 0 for key in self._spans):
@@ -281,6 +294,8 @@ class PacketFabric(MessageFabric):
             self._allow_marks()
         bits_per_s = np.rint(rate_bytes_per_s * 8).astype(np.int64)
         bits_per_s[rate_bytes_per_s > 0] = np.maximum(bits_per_s[rate_bytes_per_s > 0], 1)
+        paces = self._state.paces[: int(self._state.c["num_paces"][0])]
+        self._replace(paces=copied(paces, np.zeros(len(paces) + len(links), ps.PACE)))
         full_faults.set_rates(self._core, links, bits_per_s, self.clock.now)
         self._refresh()
         return packet_faults.num_messages_across(self._state, self.topology, links)
@@ -324,8 +339,18 @@ class PacketFabric(MessageFabric):
 
     def link_bytes(self) -> tuple[np.ndarray, np.ndarray]:
         """(payload, wire) bytes of every link so far; a packet counts when its serialisation starts."""
-        ports = self._state.ports[: self.topology.num_links]
-        return ports["payload_bytes"].astype(np.float64), ports["wire_bytes"].astype(np.float64)
+        num_links = self.topology.num_links
+        return self._payload_bytes()[:num_links].astype(np.float64), self._wire_bytes()[:num_links].astype(np.float64)
+
+    def _wire_bytes(self) -> np.ndarray:
+        """[ports] bytes of all packets so far."""
+        return self._state.series.sum(axis=0)
+
+    def _payload_bytes(self) -> np.ndarray:
+        """[ports] wire bytes less a header for each packet."""
+        ports = self._state.ports
+        packets = ports["data_packets"].astype(np.int64) + ports["ack_packets"]
+        return self._wire_bytes() - self.settings.header_bytes * packets
 
     def queue_metrics(self, now_s: float) -> dict[str, float | None]:
         """How long data packets waited at ports other than the NICs', and what full ports did to them.
@@ -406,16 +431,19 @@ class PacketFabric(MessageFabric):
             lost["data_packets"] = drops + int(ports["trims"].sum()) + int(ports["losses"].sum())
             lost["payload_bytes"] = int(ports["dropped_bytes"].sum()) - drops * self.settings.header_bytes
             lost["payload_bytes"] += int(ports["trimmed_bytes"].sum()) + int(ports["lost_bytes"].sum())
-            at_the_end = {"payload_bytes": int(ports["lost_bytes"][last].sum()),
-                          "data_packets": int(ports["losses"][last].sum())}
+            at_the_end = {
+                "payload_bytes": int(ports["lost_bytes"][last].sum()),
+                "data_packets": int(ports["losses"][last].sum()),
+            }
             at_switches = ports[ports["node"] >= 0]
             left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
             if is_idle or (left > at_switches["entered"]).any():
                 law = "data packets at switches: entered = sent + dropped + trimmed"
                 laws.append((law, int(at_switches["entered"].sum()), int(left.sum())))
-        for what in ("payload_bytes", "data_packets"):
-            sent = int(ports[what][ports["is_source"]].sum()) - lost[what]
-            arrived = int(ports[what][last].sum()) - at_the_end[what]
+        carried = {"payload_bytes": self._payload_bytes(), "data_packets": ports["data_packets"].astype(np.int64)}
+        for what, amount in carried.items():
+            sent = int(amount[ports["is_source"]].sum()) - lost[what]
+            arrived = int(amount[last].sum()) - at_the_end[what]
             if is_idle or arrived > sent:
                 laws.append((f"{what} on links: sent = arrived + lost", sent, arrived))
         for law, expected, found in laws:

@@ -67,7 +67,6 @@ def _deliveries(state, now):
         key = state.keys[c.key]
         if key & wheel.PHASE:
             return
-        ports.look_ahead(state)
         c.key += 1
         c.num_events += 1
         ends.deliver(state, key & (wheel.PHASE - 1), now)
@@ -89,14 +88,46 @@ def _picks(state, now):
                 if state.ports[p].wire_first == NONE:
                     ports.pick(state, p)
                 continue
-            if state.ports[p].is_busy:
+            if state.ports[p].serving != NONE:
                 continue
         elif p == NONE:
             return
         else:
             c.key += 1
             c.num_events += 1
+            ports.finish_at_source(state, p, now)
         ports.pick_at_source(state, p, now)
+
+
+@njit(cache=True)
+def _plain_stretch(state, before):
+    """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
+    Returns whether the last one did: then that instant is to be finished."""
+    c = state.c[0]
+    num_agenda = c.num_agenda
+    start = c.bucket << c.shift
+    first = i = c.key
+    now = c.now
+    is_open = False
+    while i < c.num_keys and not is_open and c.num_free_packets > c.num_sources and c.num_agenda == num_agenda:
+        key = state.keys[i]
+        if start + (key >> 32) >= before:
+            break
+        now = start + (key >> 32)
+        ports.look_ahead(state, i)
+        i += 1
+        if key & wheel.PHASE:
+            ports.finish_at_source(state, key & (wheel.PHASE - 1), now)
+            ports.pick_at_source(state, key & (wheel.PHASE - 1), now)
+        else:
+            ends.deliver(state, key & (wheel.PHASE - 1), now)
+        is_open = (c.num_woken | c.num_ready | c.num_batch | c.num_starting | c.num_fired) != 0
+    if i > first:
+        c.key = i
+        c.num_events += i - first
+        c.now = now
+        c.now_s = seconds(now)
+    return is_open
 
 
 def _advance(state, choose, until_s, max_events):
@@ -105,14 +136,23 @@ def _advance(state, choose, until_s, max_events):
     budget = c.num_events + max_events
     if c.num_fired > 0:  # by a cancellation since the last call
         return FIRED
+    last = wheel.NEVER if until_s > 1e6 else picoseconds(until_s) - 1
     while True:
-        now = wheel.next_time(state, pieces.agenda_time(state), until_s)
+        other = pieces.agenda_time(state)
+        now = wheel.next_time(state, other, until_s)
         if now == wheel.NEVER or seconds(now) > until_s:
             refresh_next(state)
             return IDLE
         if c.num_free_packets <= c.num_sources:
             refresh_next(state)
             return GROW
+        if now < other and now < last:
+            if not _plain_stretch(state, min(other, last)):
+                if c.num_events >= budget:
+                    refresh_next(state)
+                    return BUDGET
+                continue
+            now = c.now
         if now > c.now:
             c.now = now
             c.now_s = seconds(now)
@@ -160,6 +200,7 @@ def cancel(state, m, now_s):
         following = np.int64(state.pieces[r].next_of_message)
         if state.pieces[r].is_in_ring:
             ports.leave_ring(state, r)
+        message.delivered_bytes += state.pieces[r].arrived_bytes
         state.pieces[r].is_started = False
         ends.drain(state, r, now)
         r = following

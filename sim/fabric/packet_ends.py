@@ -13,7 +13,7 @@ from sim.fabric.messages import CANCELLED, PENDING
 from sim.fabric.packet_state import AT_SWITCH, REORDER_WINDOW, TOLD_AT_ONCE, seconds
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def reorder(state, piece, packet, payload):
     """Enter a packet's arrival in the receiver's books: in-order point, displacement, bytes held out of order."""
     bit = packet.seq % REORDER_WINDOW
@@ -35,25 +35,35 @@ def reorder(state, piece, packet, payload):
 
 
 @njit(cache=True)
+def complete(state, r, now):
+    """All packets of a piece have arrived."""
+    piece = state.pieces[r]
+    m = np.int64(piece.message)
+    message = state.messages[m]
+    if message.outcome != PENDING:
+        return
+    message.delivered_bytes += piece.arrived_bytes
+    piece.arrived_bytes = 0
+    message.arrived_s = max(message.arrived_s, seconds(now))
+    message.pieces_left -= 1
+    if message.pieces_left == 0:
+        readiness.finish_message(state, m)
+
+
+@njit(cache=True, forceinline=True)
 def _receive(state, k, came_over, now):
     """Packet k has arrived; it turns into an acknowledgement when one is due."""
     packet = state.packets[k]
     r = np.int64(packet.piece)
     piece = state.pieces[r]
-    m = np.int64(piece.message)
-    message = state.messages[m]
     payload = packet.size - state.c[0].header_bytes
     piece.received += 1
     piece.unanswered += 1
+    piece.arrived_bytes += payload
     reorder(state, piece, packet, payload)
     is_complete = piece.received == piece.num_packets
-    if message.outcome == PENDING:
-        message.delivered_bytes += payload
-        if is_complete:
-            message.arrived_s = max(message.arrived_s, seconds(now))
-            message.pieces_left -= 1
-            if message.pieces_left == 0:
-                readiness.finish_message(state, m)
+    if is_complete:
+        complete(state, r, now)
     if piece.unanswered < piece.ack_every and not is_complete and piece.in_order - piece.told < TOLD_AT_ONCE:
         ports.give_packet(state, k)
         drain(state, r, now)
@@ -67,7 +77,7 @@ def _receive(state, k, came_over, now):
     ports.enter(state, packet.route[0], k, came_over, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _acknowledge(state, k, now):
     """An acknowledgement is back at its sender."""
     packet = state.packets[k]
@@ -84,12 +94,13 @@ def _acknowledge(state, k, now):
         ports.offer(state, r)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def drain(state, r, now):
     """A cancelled piece ends when nothing of it is under way any more; what was received last was never answered."""
     piece = state.pieces[r]
-    is_over = state.messages[piece.message].outcome == CANCELLED
-    if is_over and not piece.is_settled and piece.in_flight == piece.unanswered:
+    if piece.is_started or piece.is_settled or piece.in_flight != piece.unanswered:
+        return
+    if state.messages[piece.message].outcome == CANCELLED:
         _settle(state, r, now)
 
 
@@ -130,7 +141,7 @@ def give_piece(state, r):
     c.num_free_pieces += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def deliver(state, p, now):
     """The packet at the end of port p's link: it enters its next port, or is there. Then p's next one."""
     port = state.ports[p]
@@ -152,7 +163,7 @@ def deliver(state, p, now):
     else:
         _receive(state, k, p, now)
     if not port.is_source:
-        if port.latency == 0:
+        if ports.pace_of(state, p).latency == 0:
             port.wire_first = NONE
             ports.wake(state, p)
         else:

@@ -48,7 +48,7 @@ def _news(state: PacketState) -> tuple[int, int, int]:
 def _stretch_s(state: PacketState) -> float:
     """TIMEOUTS of them, three of the senders that watch their paths, and some packets over the slowest link."""
     c = state.c[0]
-    slowest = state.ports["full_time"] + state.ports["latency"]
+    slowest = state.paces["full_time"] + state.paces["latency"]
     return max(TIMEOUTS * int(c["rto"]), 3 * int(c["path_timeout"]), 4 * int(slowest.max())) / PS_PER_S
 
 

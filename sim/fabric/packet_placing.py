@@ -9,6 +9,7 @@ import numpy as np
 from numba import int64, njit
 
 from sim.fabric import detours, heap, placing, readiness, wheel
+from sim.fabric import packet_ports as ports
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import FIXED, MOST_HOPS, PS_PER_S, RANDOM, REORDER_WINDOW, picoseconds
@@ -23,7 +24,7 @@ def idle_path(state, piece):
     c = state.c[0]
     sample = np.zeros(MOST_HOPS, np.int64)
     n = routes.append(state, sample, 0, piece.out)
-    slowest = min(state.ports[sample[0]].rate, state.ports[sample[n - 1]].rate)
+    slowest = min(ports.pace_of(state, sample[0]).rate, ports.pace_of(state, sample[n - 1]).rate)
     if piece.extra != NONE:
         sample[n] = piece.extra
         n += 1
@@ -31,13 +32,13 @@ def idle_path(state, piece):
         n = routes.append(state, sample, n, piece.up)
         n = routes.append(state, sample, n, piece.down)
     n = routes.append(state, sample, n, piece.into)
-    slowest = min(slowest, state.ports[sample[n - 1]].rate)
+    slowest = min(slowest, ports.pace_of(state, sample[n - 1]).rate)
     round_trip = 0.0
     for i in range(n):
-        port = state.ports[sample[i]]
-        round_trip += port.full_time + port.latency
-        if port.reverse != NONE:
-            back = state.ports[port.reverse]
+        pace = ports.pace_of(state, sample[i])
+        round_trip += pace.full_time + pace.latency
+        if state.reverse[sample[i]] != NONE:
+            back = ports.pace_of(state, state.reverse[sample[i]])
             round_trip += c.header_bytes * 8e12 / back.rate + back.latency
     return slowest, round_trip / PS_PER_S
 
@@ -92,6 +93,7 @@ def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra
     piece.highest = -1
     piece.displacement = 0
     piece.held_bytes = 0
+    piece.arrived_bytes = 0
     piece.most_held_bytes = 0
     for i in range(REORDER_WINDOW // 64):
         piece.bitmap[i] = 0

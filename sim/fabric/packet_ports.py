@@ -12,28 +12,35 @@ from numba import njit
 from sim.fabric import heap, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
-from sim.fabric.packet_state import PS_PER_S, REORDER_WINDOW, wait_bin
+from sim.fabric.packet_state import AT_SWITCH, BUSY, PS_PER_S, REORDER_WINDOW, wait_bin
 from sim.fabric.state_reference import prefetch
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
+def pace_of(state, p):
+    return state.paces[state.ports[p].pace]
+
+
+@njit(cache=True, forceinline=True)
 def serialise(state, p, size, now):
     """Start on `size` bytes and say when the last bit leaves; what a division leaves is carried while packets are
     back to back:  duration, remainder = divmod(bits 10^12 + remainder, rate)."""
     port = state.ports[p]
+    pace = state.paces[port.pace]
     carried = port.remainder if port.end == now else 0
     if size == state.c[0].mtu_bytes:
-        duration, left = port.full_time, port.full_remainder + carried
-        if left >= port.rate:
-            duration += 1
-            left -= port.rate
+        duration, left = pace.full_time, pace.full_remainder + carried
+    elif size == state.c[0].header_bytes:
+        duration, left = pace.header_time, pace.header_remainder + carried
     else:
-        total = size * 8 * PS_PER_S + carried
-        duration = total // port.rate
-        left = total - duration * port.rate
+        bits_ps = size * 8 * PS_PER_S
+        duration = bits_ps // pace.rate
+        left = bits_ps - duration * pace.rate + carried
+    if left >= pace.rate:
+        duration += 1
+        left -= pace.rate
     port.remainder = left
     port.end = now + duration
-    port.wire_bytes += size
     _enter_in_series(state, p, size, now, port.end)
 
 
@@ -48,9 +55,20 @@ def fold_series(state):
     state.c[0].bin_shift += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _enter_in_series(state, p, size, begin, end):
     """Spread the bytes over the bins in which they leave."""
+    shift = state.c[0].bin_shift
+    first, last = begin >> shift, (end - 1) >> shift
+    if first < last or last >= state.series.shape[0]:
+        size = _spread(state, p, size, begin, end)
+        last = (end - 1) >> state.c[0].bin_shift
+    state.series[last, p] += size
+
+
+@njit(cache=True)
+def _spread(state, p, size, begin, end):
+    """Enter all but what leaves in the last bin, and return that."""
     while (end - 1) >> state.c[0].bin_shift >= state.series.shape[0]:
         fold_series(state)
     shift = state.c[0].bin_shift
@@ -61,55 +79,52 @@ def _enter_in_series(state, p, size, begin, end):
         state.series[first, p] += share
         left -= share
         first += 1
-    state.series[last, p] += left
+    return left
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _count(state, p, packet, now):
     port = state.ports[p]
     if packet.covers > 0:
         port.ack_packets += 1
-    else:
-        port.data_packets += 1
-        port.payload_bytes += packet.size - state.c[0].header_bytes
-        if not port.is_source:
-            wait = now - packet.time
-            port.longest_wait = max(port.longest_wait, wait)
-            state.waits[wait_bin(wait)] += 1
+        return
+    port.data_packets += 1
+    if not port.is_source:
+        wait = now - packet.time
+        port.longest_wait = max(port.longest_wait, wait)
+        state.waits[wait_bin(wait)] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _send(state, p, k, now):
     """Ordinary port p starts on packet k."""
     serialise(state, p, state.packets[k].size, now)
     _count(state, p, state.packets[k], now)
     state.ports[p].wire_first = k
-    wheel.schedule(state, 2 * p, state.ports[p].end + state.ports[p].latency)
+    wheel.schedule(state, 2 * p, state.ports[p].end + pace_of(state, p).latency)
 
 
-@njit(cache=True)
-def look_ahead(state):
-    """Have what the next events of this bucket need brought into the cache: their ports, those ports' packets, and the
-    ports that these come to. A large fabric does not fit into it, and events come in no order of memory."""
+@njit(cache=True, forceinline=True)
+def _fetch_next_port(state, packet):
+    if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
+        prefetch(state.ports, packet.route[packet.hop + 1])  # type: ignore[call-arg]
+    else:
+        prefetch(state.pieces, packet.piece)  # type: ignore[call-arg]
+
+
+@njit(cache=True, forceinline=True)
+def look_ahead(state, i):
+    """Have what an event soon after the i-th of this bucket needs brought into the cache: the port that its packet
+    comes to, or its piece. (Its own port and packet are on their way since its bucket came next: see wheel.empty.)"""
     c = state.c[0]
     mask = (1 << 31) - 1
-    if c.key + 6 < c.num_keys:
-        prefetch(state.ports, state.keys[c.key + 6] & mask)  # type: ignore[call-arg]
-    if c.key + 3 < c.num_keys:
-        k = state.ports[state.keys[c.key + 3] & mask].wire_first
+    if i + 2 < c.num_keys:
+        k = state.ports[state.keys[i + 2] & mask].wire_first
         if k != NONE:
-            prefetch(state.packets, k)  # type: ignore[call-arg]
-    if c.key + 1 < c.num_keys:
-        k = state.ports[state.keys[c.key + 1] & mask].wire_first
-        if k != NONE:
-            packet = state.packets[k]
-            if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
-                prefetch(state.ports, packet.route[packet.hop + 1])  # type: ignore[call-arg]
-            else:
-                prefetch(state.pieces, packet.piece)  # type: ignore[call-arg]
+            _fetch_next_port(state, state.packets[k])
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def wake(state, p):
     """Port p picks in this instant's last phase."""
     if not state.ports[p].is_woken:
@@ -117,7 +132,7 @@ def wake(state, p):
         state.c[0].num_woken = heap.push(state.woken, state.woken, state.c[0].num_woken, p, p)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def queue(state, p, k, is_control):
     """Packet k waits at port p, behind others of its class."""
     port = state.ports[p]
@@ -136,7 +151,7 @@ def queue(state, p, k, is_control):
         port.data_last = k
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def enter(state, p, k, came_over, now):
     """Packet k reaches port p over a link."""
     port = state.ports[p]
@@ -145,7 +160,7 @@ def enter(state, p, k, came_over, now):
     packet.came_over = came_over
     if port.is_source:
         queue(state, p, k, packet.covers > 0)
-        if not port.is_busy:
+        if port.serving == NONE:
             wake(state, p)
     elif port.wire_first != NONE or port.ack_first != NONE or port.data_first != NONE:
         queue(state, p, k, packet.covers > 0)
@@ -156,7 +171,7 @@ def enter(state, p, k, came_over, now):
         _send(state, p, k, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def pick(state, p):
     """Ordinary port p, whose packet has gone: start on the next one as of when it could, or be idle."""
     port = state.ports[p]
@@ -176,38 +191,48 @@ def pick(state, p):
     _send(state, p, k, max(port.end, state.packets[k].time))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def into_ring(state, r):
     """Piece r waits for its turn at its source port."""
     piece = state.pieces[r]
     piece.is_in_ring = True
     piece.next_ready = NONE
-    port = state.ports[piece.source_port]
-    if port.ready_first == NONE:
-        port.ready_first = r
+    ring = state.rings[piece.source_port]
+    if ring.first == NONE:
+        ring.first = r
     else:
-        state.pieces[port.ready_last].next_ready = r
-    port.ready_last = r
+        state.pieces[ring.last].next_ready = r
+    ring.last = r
+
+
+@njit(cache=True, forceinline=True)
+def next_in_ring(state, p):
+    """The piece whose turn it is leaves the ring of source port p."""
+    ring = state.rings[p]
+    r = np.int64(ring.first)
+    ring.first = state.pieces[r].next_ready
+    state.pieces[r].is_in_ring = False
+    return r
 
 
 @njit(cache=True)
 def leave_ring(state, r):
     """A cancelled piece gives up its turn."""
-    port = state.ports[state.pieces[r].source_port]
-    before, other = NONE, np.int64(port.ready_first)
+    ring = state.rings[state.pieces[r].source_port]
+    before, other = NONE, np.int64(ring.first)
     while other != r:
         before, other = other, np.int64(state.pieces[other].next_ready)
     following = state.pieces[r].next_ready
     if before == NONE:
-        port.ready_first = following
+        ring.first = following
     else:
         state.pieces[before].next_ready = following
     if following == NONE:
-        port.ready_last = before
+        ring.last = before
     state.pieces[r].is_in_ring = False
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _may_send(piece):
     return (
         piece.is_started
@@ -217,17 +242,17 @@ def _may_send(piece):
     )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def offer(state, r):
     """A piece may have become ready."""
     piece = state.pieces[r]
     if not piece.is_in_ring and _may_send(piece):
         into_ring(state, r)
-        if not state.ports[piece.source_port].is_busy:
+        if state.ports[piece.source_port].serving == NONE:
             wake(state, piece.source_port)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def take_packet(state):
     c = state.c[0]
     k = c.free_packet
@@ -236,7 +261,7 @@ def take_packet(state):
     return k
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def give_packet(state, k):
     c = state.c[0]
     state.packets[k].next = c.free_packet
@@ -244,7 +269,7 @@ def give_packet(state, k):
     c.num_free_packets += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]
@@ -262,27 +287,38 @@ def _next_packet(state, r):
     return k
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
+def _goes_early(state, p, packet):
+    """Whether a packet that source port p sends enters its next port as soon as it is sent."""
+    if packet.num_hops < 2:
+        return False
+    following = packet.route[1]
+    return state.is_early[p if following == AT_SWITCH else following]
+
+
+@njit(cache=True, forceinline=True)
 def pick_at_source(state, p, now):
     """A source port is free: acknowledgements first, then the piece whose turn it is, which goes to the end."""
     port = state.ports[p]
-    port.is_busy = True
     if port.ack_first != NONE:
         k = np.int64(port.ack_first)
         port.ack_first = state.packets[k].next
-    elif port.ready_first != NONE:
-        r = np.int64(port.ready_first)
-        port.ready_first = state.pieces[r].next_ready
-        state.pieces[r].is_in_ring = False
+    elif state.rings[p].first != NONE:
+        r = next_in_ring(state, p)
         k = _next_packet(state, r)
+        port.serving = BUSY
         offer(state, r)
     else:
-        port.is_busy = False
         return
     packet = state.packets[k]
     serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
-    packet.time = port.end + port.latency
+    wheel.schedule(state, 2 * p + 1, port.end)
+    if _goes_early(state, p, packet):
+        port.serving = k
+        return
+    port.serving = BUSY
+    packet.time = port.end + pace_of(state, p).latency
     packet.next = NONE
     if port.wire_first == NONE:
         port.wire_first = k
@@ -290,4 +326,21 @@ def pick_at_source(state, p, now):
     else:
         state.packets[port.wire_last].next = k
     port.wire_last = k
-    wheel.schedule(state, 2 * p + 1, port.end)
+
+
+@njit(cache=True, forceinline=True)
+def finish_at_source(state, p, now):
+    """A source port has sent a packet's last bit. Where all packets come over equally long links from such ports,
+    they come in the order in which they were sent: they enter the next port now, with the time of their arrival."""
+    port = state.ports[p]
+    k = np.int64(port.serving)
+    port.serving = NONE
+    if k == BUSY:
+        return
+    packet = state.packets[k]
+    packet.hop = 1
+    if packet.covers == 0:
+        state.c[0].num_hops += 1
+    if packet.route[1] == AT_SWITCH:
+        routes.decide_at_switch(state, packet)
+    enter(state, packet.route[1], k, p, now + pace_of(state, p).latency)

@@ -11,7 +11,7 @@ from sim.fabric.policies import mix
 from sim.fabric.topology import SAME_LEAF
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def append(state, route, n, segment):
     """The links of a segment at route[n:]; returns the new n."""
     for e in range(state.segment_start[segment], state.segment_start[segment + 1]):
@@ -20,7 +20,7 @@ def append(state, route, n, segment):
     return n
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def put_route(state, piece, packet):
     """The links that the piece's next packet takes, as far as its sender decides them."""
     route = packet.route
@@ -96,7 +96,7 @@ def decide_at_switch(state, packet):
     complete(state, piece, packet, path_in_turn(state, piece, leaf, plane), plane)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def first_link(state, segment):
     return state.segment_link[state.segment_start[segment]]
 
@@ -106,13 +106,13 @@ def _last_link(state, segment):
     return state.segment_link[state.segment_start[segment + 1] - 1]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def num_choices(state, piece):
     """What a sprayed piece's sender chooses from: paths, or planes where a switch chooses the path."""
     return state.c[0].num_planes if piece.spray >= SWITCH else state.scopes[piece.scope].num_paths
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def aim(state, r):
     """The source port of the piece's next packet, which takes `next_path`."""
     piece = state.pieces[r]
@@ -122,7 +122,7 @@ def aim(state, r):
     piece.source_port = first_link(state, piece.out + plane)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def draw_path(state, r):
     """Where the sender sends the piece's next packet."""
     piece = state.pieces[r]
@@ -136,12 +136,12 @@ def draw_path(state, r):
     aim(state, r)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def turn_back(state, packet):
     """Turn the packet's route round, each link into the one the other way; a link without one is left out."""
     first, last = 0, packet.num_hops - 1
     while first <= last:
-        a, b = state.ports[packet.route[first]].reverse, state.ports[packet.route[last]].reverse
+        a, b = state.reverse[packet.route[first]], state.reverse[packet.route[last]]
         packet.route[first] = b
         packet.route[last] = a
         first += 1

@@ -9,7 +9,7 @@ from numba import int64, njit
 
 from sim.fabric.fluid_state import NONE
 from sim.fabric.policies import PathNetwork
-from sim.fabric.state_reference import StatePointer, StateType, borrowed, define
+from sim.fabric.state_reference import CACHE_LINE, StatePointer, StateType, borrowed, define
 from sim.fabric.topology import Topology
 
 PS_PER_S = 10**12
@@ -25,6 +25,17 @@ REORDER_WINDOW = 1024
 TOLD_AT_ONCE = REORDER_WINDOW // 2
 """An in-order point that has moved on by this much is acknowledged at once, lest the sender waits for ever."""
 
+
+def in_lines(fields: list[tuple]) -> np.dtype:
+    """A record of whole cache lines, so that an aligned array of them never shares a line between two."""
+    found = np.dtype(fields, align=True)
+    names = list(found.names or ())
+    places = [found.fields[name] for name in names]  # type: ignore[index]
+    size = -(-found.itemsize // CACHE_LINE) * CACHE_LINE
+    return np.dtype({"names": names, "formats": [place[0] for place in places],
+                     "offsets": [place[1] for place in places], "itemsize": size})  # fmt: skip
+
+
 PACKET_FIELDS = [
     ("time", "i8"),  # it entered its port; on a source port's wire: it will be delivered
     ("next", "i4"),  # in a queue, on a wire, or free
@@ -37,75 +48,85 @@ PACKET_FIELDS = [
     ("num_hops", "i2"),
     ("route", "i4", (MOST_HOPS,)),
 ]
-PACKET = np.dtype(PACKET_FIELDS, align=True)
+PACKET = in_lines(PACKET_FIELDS)
 """One cache line."""
 
 PORT_FIELDS = [
-    ("rate", "i8"),
-    ("latency", "i8"),
     ("end", "i8"),  # of its latest serialisation
     ("remainder", "i8"),  # of the latest division, in bits ps / s
-    ("full_time", "i8"),  # of a packet of `full_size` bytes, and what its division leaves
-    ("full_remainder", "i8"),
+    ("longest_wait", "i8"),  # of a data packet in an ordinary port
     ("ack_first", "i4"),
     ("ack_last", "i4"),
     ("data_first", "i4"),
     ("data_last", "i4"),
     ("wire_first", "i4"),  # of an ordinary port: the packet it sends; of a source port: all packets on its wire
     ("wire_last", "i4"),
-    ("ready_first", "i4"),  # source port: ring of pieces that may send
-    ("ready_last", "i4"),
-    ("reverse", "i4"),  # the link that acknowledgements take back; NONE: left out
+    ("serving", "i4"),  # source port: the packet it serialises, if it hands it on; or BUSY; NONE: it is free
+    ("data_packets", "i4"),
+    ("ack_packets", "i4"),
+    ("pace", "i2"),  # row of `paces`
     ("is_source", "?"),
-    ("is_busy", "?"),  # source port: its serialisation has not ended
     ("is_woken", "?"),  # it picks in this instant's last phase
-    ("payload_bytes", "i8"),
-    ("wire_bytes", "i8"),
-    ("data_packets", "i8"),
-    ("ack_packets", "i8"),
-    ("longest_wait", "i8"),  # of a data packet in an ordinary port
 ]
-PORT = np.dtype(PORT_FIELDS, align=True)
+PORT = in_lines(PORT_FIELDS)
+"""One cache line."""
+
+BUSY = -2
+
+PACE_FIELDS = [
+    ("rate", "i8"),
+    ("latency", "i8"),
+    ("full_time", "i8"),  # of a full packet, and what its division leaves
+    ("full_remainder", "i8"),
+    ("header_time", "i8"),  # and of a header
+    ("header_remainder", "i8"),
+]
+PACE = np.dtype(PACE_FIELDS, align=True)
+"""What the links of one kind have in common: few rows, which stay in the cache."""
+
+RING = np.dtype([("first", "i4"), ("last", "i4")], align=True)
+"""Of a source port: pieces that may send, in order of their turns."""
 
 PIECE_FIELDS = [
+    # sender, in one cache line
     ("message", "i4"),  # NONE: free
-    ("next_of_message", "i4"),
     ("next_ready", "i4"),
     ("num_packets", "i4"),
-    ("last_size", "i4"),  # bytes of its last packet on the wire
-    ("window", "i4"),
-    ("ack_every", "i4"),
-    # sender
     ("next_seq", "i4"),
     ("in_flight", "i4"),
+    ("window", "i4"),
     ("acknowledged", "i4"),
     ("known", "i4"),  # in-order point as it knows
+    ("last_size", "i4"),  # bytes of its last packet on the wire
     ("source_port", "i4"),  # of its next packet
+    ("next_path", "i4"),  # of a sprayed piece: of its next packet (a plane, if the switch chooses)
     ("is_in_ring", "?"),
     ("is_started", "?"),
     ("is_settled", "?"),  # acknowledged whole, or cancelled and gone
+    ("spray", "i1"),  # how packets choose their path; FIXED: they do not
+    ("random", "u8"),
+    ("next_of_message", "i4"),
+    ("scope", "i4"),
     # path: segments out of the NIC and into one (of one plane, or the first of them), up and down (NONE: none)
-    ("spray", "i1"),  # how packets choose; FIXED: they do not
-    ("scope", "i1"),
     ("out", "i4"),
     ("up", "i4"),
     ("down", "i4"),
     ("into", "i4"),
-    ("next_path", "i4"),  # of a sprayed piece: of its next packet (a plane, if the switch chooses)
     ("extra", "i4"),  # link that stands for an unlimited fabric; NONE: none
-    ("random", "u8"),
-    # receiver
+    ("ack_every", "i4"),
+    # receiver, in one cache line with the above
     ("received", "i4"),
     ("unanswered", "i4"),
     ("in_order", "i4"),  # smallest number not received
     ("told", "i4"),  # the one that the latest acknowledgement carried
     ("highest", "i4"),
     ("displacement", "i4"),
-    ("most_held_bytes", "i8"),
-    ("held_bytes", "i8"),
+    ("held_bytes", "i4"),
+    ("most_held_bytes", "i4"),
+    ("arrived_bytes", "i8"),  # payload, to be added to the message's with the last packet
     ("bitmap", "u8", (REORDER_WINDOW // 64,)),
 ]
-PIECE = np.dtype(PIECE_FIELDS, align=True)
+PIECE = in_lines(PIECE_FIELDS)
 
 FLOW_FIELDS = [
     ("num_packets", "i4"),
@@ -147,6 +168,7 @@ COUNTER_FIELDS = [
     ("num_free_packets", "i8"),
     ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
     ("num_planes", "i8"),
+    ("num_paces", "i8"),
     ("num_withdrawn", "i8"),  # links that routing knows to be dead
     ("header_bytes", "i8"),
     ("payload_per_packet", "i8"),
@@ -199,6 +221,10 @@ class PacketState(NamedTuple):
     pieces: np.ndarray
     starting: np.ndarray  # [pieces] those that may send from this instant on
     ports: np.ndarray
+    paces: np.ndarray
+    reverse: np.ndarray
+    is_early: np.ndarray
+    rings: np.ndarray
     segment_start: np.ndarray
     segment_link: np.ndarray
     crossing: np.ndarray  # [nics, scopes] link that stands for an unlimited fabric
@@ -209,8 +235,7 @@ class PacketState(NamedTuple):
     woken: np.ndarray
     buckets: np.ndarray  # first slot of each bucket
     bucket_group: np.ndarray  # entries per 64 buckets
-    slot_next: np.ndarray
-    slot_time: np.ndarray
+    slots: np.ndarray
     far_time: np.ndarray
     far_slot: np.ndarray
     keys: np.ndarray  # of the bucket being emptied: (time within it) << 32 | phase << 31 | port
@@ -239,39 +264,89 @@ def pointer(state):
 
 
 NUM_BUCKETS = 1 << 14
+SLOT = np.dtype([("time", "u4"), ("next", "i4")])
+"""Of an event: the low half of its time in ps, and the next event of its bucket."""
 IDEAL_RATE = 4 * 10**12
 """Bits per second of the link, one per NIC and distance, that stands for an unlimited fabric."""
 
 
-def ports_of(t: Topology, mtu_bytes: int, header_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(one port per link, followed by those that stand for an unlimited fabric; their numbers [nics, scopes])."""
+def ports_of(t: Topology, mtu_bytes: int, header_bytes: int) -> dict[str, np.ndarray]:
+    """One port per link, followed by those that stand for an unlimited fabric, and what belongs to them.
+
+    ports, paces    the ports, and what those of one kind have in common
+    reverse         the link that acknowledgements take back; NONE: left out
+    is_early        see _early
+    rings           of source ports
+    crossing        [nics, scopes] port that stands for an unlimited fabric; NONE: no such way
+    """
     flight = _fabric_latency_s(t)
     crossing = np.full((t.num_nics, 3), NONE)
     extra = np.argwhere(flight > 0)
     crossing[extra[:, 0], extra[:, 1]] = t.num_links + np.arange(len(extra))
-    ports = np.zeros(t.num_links + len(extra), PORT)
-    ports["rate"] = np.append(np.rint(t.link_rate * 8).astype(np.int64), np.full(len(extra), IDEAL_RATE))
+    num_ports = t.num_links + len(extra)
+    ports = aligned(num_ports, PORT)
+    rate = np.append(np.rint(t.link_rate * 8).astype(np.int64), np.full(len(extra), IDEAL_RATE))
     latency_s = np.append(t.link_latency_s, flight[extra[:, 0], extra[:, 1]])
-    ports["latency"] = np.rint(latency_s * PS_PER_S).astype(np.int64)
-    bits_ps = mtu_bytes * 8 * PS_PER_S
-    ports["full_time"], ports["full_remainder"] = np.divmod(bits_ps, ports["rate"])
-    for name in ("ack_first", "ack_last", "data_first", "data_last", "wire_first", "wire_last", "ready_first",
-                 "ready_last", "reverse"):  # fmt: skip
+    latency = np.rint(latency_s * PS_PER_S).astype(np.int64)
+    kinds, pace = np.unique(np.stack([rate, latency], axis=1), axis=0, return_inverse=True)
+    paces = np.zeros(len(kinds), PACE)
+    paces["rate"], paces["latency"] = kinds.T
+    for name, size in (("full", mtu_bytes), ("header", header_bytes)):
+        paces[f"{name}_time"], paces[f"{name}_remainder"] = np.divmod(size * 8 * PS_PER_S, paces["rate"])
+    ports["pace"] = pace.reshape(-1)
+    for name in ("ack_first", "ack_last", "data_first", "data_last", "wire_first", "wire_last", "serving"):
         ports[name] = NONE
     ports["end"] = -1
     number = {name: i for i, name in enumerate(t.link_name)}
-    for i, name in enumerate(t.link_name):
-        ports["reverse"][i] = number.get(_reversed(name), NONE)
-    ports["reverse"][t.num_links :] = np.arange(t.num_links, len(ports))
+    reverse = np.arange(num_ports, dtype=np.int32)
+    reverse[: t.num_links] = [number.get(_reversed(name), NONE) for name in t.link_name]
     for table in (t.nic_up, t.nvlink_up[t.nvlink_up >= 0]):
         planes = t.num_planes if table is t.nic_up else 1
         for plane in range(planes):
             ports["is_source"][t.segment_link[t.segment_start[table + plane]]] = True
-    fastest = header_bytes * 8 * PS_PER_S // ports["rate"]
+    fastest = paces["header_time"][pace.reshape(-1)]
     if fastest.min() < 1:
         i = int(fastest.argmin())
         raise ValueError(f"link {t.link_name[i]} passes {header_bytes} bytes in less than a picosecond")
-    return ports, crossing
+    rings = np.full(num_ports, NONE, np.int32).repeat(2).view(RING)
+    return {"ports": ports, "paces": paces, "reverse": reverse, "rings": rings, "crossing": crossing,
+            "is_early": _early(t, ports["is_source"], latency)}  # fmt: skip
+
+
+def _early(t: Topology, is_source: np.ndarray, latency: np.ndarray) -> np.ndarray:
+    """[ports] whether packets may enter a port when the source port before it has sent them, with the time at which
+    they arrive: that is so where all that it ever gets comes from source ports whose links are equally long, so that
+    they enter in the order in which they arrive. A source port's own entry is about the ports that a switch chooses.
+    """
+    early = np.zeros(len(is_source), np.bool_)
+    of_nic = np.stack([_links_at(t, t.nic_up + plane, -1) for plane in range(t.num_planes)], axis=1)
+
+    def is_uniform(sources: np.ndarray) -> bool:
+        delays = latency[sources]
+        return bool(is_source[sources].all()) and delays.min() > 0 and delays.min() == delays.max()
+
+    for leaf in range(t.num_leaves):
+        nics = np.flatnonzero(t.leaf_of_nic == leaf)
+        if len(nics) == 0 or not is_uniform(of_nic[nics].ravel()):
+            continue
+        early[of_nic[nics].ravel()] = True
+        above = t.leaf_up[leaf]
+        for scope, first in zip(t.scopes, above, strict=True):
+            if first >= 0:
+                early[_links_at(t, first + np.arange(scope.num_paths), 0)] = True
+        if (above < 0).all():
+            early[np.concatenate([_links_at(t, t.nic_down[nics] + p, 0) for p in range(t.num_planes)])] = True
+    for host in np.unique(t.host_of_accelerator[t.nvlink_up >= 0]):
+        inside = np.flatnonzero(t.host_of_accelerator == host)
+        if is_uniform(_links_at(t, t.nvlink_up[inside], 0)):
+            early[_links_at(t, t.nvlink_down[inside], 0)] = True
+    early[t.num_links :] = is_uniform(of_nic.ravel())
+    return early
+
+
+def _links_at(t: Topology, segments: np.ndarray, which: int) -> np.ndarray:
+    """The first (0) or last (-1) link of each segment."""
+    return t.segment_link[t.segment_start[segments] if which == 0 else t.segment_start[segments + 1] - 1]
 
 
 def _fabric_latency_s(t: Topology) -> np.ndarray:
@@ -293,15 +368,22 @@ def _reversed(name: str) -> str:
     return f"{prefix}{slash}{high}->{low}{dot}{lane}"
 
 
-def wheel_shift(ports: np.ndarray, header_bytes: int, mtu_bytes: int) -> int:
+EVENTS_PER_BUCKET = 16
+
+
+EVENTS_PER_BUCKET = 16
+
+
+def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     """Width of a bucket as a power of two: no event may schedule another into its own bucket.
 
-    As wide as the shortest serialisation allows (a port's next delivery comes no sooner after the one before it),
-    up to what spans the longest usual delay in half the buckets.
+    As wide as the shortest serialisation allows (a port's next delivery comes no sooner after the one before it), and
+    no wider than holds a few events of a busy fabric, unless half the buckets would not span the longest usual delay.
     """
-    shortest = int((header_bytes * 8 * PS_PER_S // ports["rate"]).min())
-    longest = int((mtu_bytes * 8 * PS_PER_S // ports["rate"] + ports["latency"]).max())
-    wanted = max(longest // (NUM_BUCKETS // 2), 128)
+    shortest = int(paces["header_time"].min())
+    longest = int((paces["full_time"] + paces["latency"]).max())
+    events_per_ps = (2 / paces["full_time"][ports["pace"]]).sum()
+    wanted = max(int(EVENTS_PER_BUCKET / events_per_ps), longest // (NUM_BUCKETS // 2))
     return max(min(shortest, wanted).bit_length() - 1, 0)
 
 
@@ -332,11 +414,18 @@ def bin_start(number: int) -> float:
     return 0.0 if number == 0 else 2.0**octave * (1 + part / 8)
 
 
+def aligned(n: int, dtype: np.dtype) -> np.ndarray:
+    """Zeroed rows that start on a cache line, so that one which fits into a line lies in one."""
+    raw = np.zeros(n * dtype.itemsize + CACHE_LINE, np.uint8)
+    first = -raw.ctypes.data % CACHE_LINE
+    return raw[first : first + n * dtype.itemsize].view(dtype)
+
+
 def for_packets(n: int) -> dict[str, np.ndarray]:
-    return {"packets": np.zeros(n, PACKET)}
+    return {"packets": aligned(n, PACKET)}
 
 
 def for_pieces(n: int, placed: np.dtype) -> dict[str, np.ndarray]:
-    pieces = np.zeros(n, PIECE)
+    pieces = aligned(n, PIECE)
     pieces["message"] = NONE
     return {"pieces": pieces, "placed": np.zeros(n, placed), "starting": np.zeros(n, np.int64)}

@@ -351,9 +351,8 @@ def fat_tree(
                     [[edge[direction, leaf, j]] for j in range(aggregations_per_pod)]
                 )
             if pods > 1:
-                table[leaf, FAR] = builder.alternatives(
-                    [[edge[direction, leaf, c // per_aggregation], core[direction, pod, c]] for c in range(cores)]
-                )
+                routes = [[edge[direction, leaf, c // per_aggregation], core[direction, pod, c]] for c in range(cores)]
+                table[leaf, FAR] = builder.alternatives(routes if direction == "up" else [r[::-1] for r in routes])
         tables[direction] = table
 
     def plane_of(n: int) -> Int64:

@@ -17,6 +17,7 @@ from math import sqrt
 
 from numba import int64, njit
 
+from sim.fabric import packet_ports as lean
 from sim.fabric.full_state import DCQCN, DCTCP, NDP, NSCC, SWIFT, WINDOW
 from sim.fabric.packet_state import REORDER_WINDOW
 
@@ -71,7 +72,7 @@ def begin(state, r):
     piece.gathered_bytes = 0.0
     piece.delay = 0.0
     piece.credit = piece.window
-    piece.rate = state.ports[piece.source_port].rate / 8e12
+    piece.rate = lean.pace_of(state, piece.source_port).rate / 8e12
     piece.target_rate = piece.rate
     if c.transport == DCQCN or c.transport == NDP:
         piece.cwnd = REORDER_WINDOW * c.mtu_bytes
@@ -103,7 +104,7 @@ def sent(state, r, size, now):
     if c.transport == DCQCN:
         _recover(state, r, now)
         piece.gathered_bytes += size
-        if piece.rate < piece.target_rate or piece.rate < state.ports[piece.source_port].rate / 8e12:
+        if piece.rate < piece.target_rate or piece.rate < lean.pace_of(state, piece.source_port).rate / 8e12:
             piece.next_send = max(piece.next_send, now) + int64(size / piece.rate)
     elif c.transport == NDP:
         piece.credit -= 1
@@ -178,7 +179,7 @@ def _dctcp(state, piece, newly, marks, is_loss):
 def _recover(state, r, now):
     """DCQCN between notices: alpha fades, and the rate climbs back, each `DCQCN_PERIOD` and each `DCQCN_BYTES`."""
     piece = state.pieces[r]
-    line = state.ports[piece.source_port].rate / 8e12
+    line = lean.pace_of(state, piece.source_port).rate / 8e12
     while now - piece.last_marked >= DCQCN_PERIOD:
         piece.last_marked += DCQCN_PERIOD
         piece.alpha = (1.0 - DCQCN_GAIN) * piece.alpha
@@ -205,7 +206,7 @@ def _recover(state, r, now):
 def _notice(state, r, now):
     """DCQCN: the receiver has told of marks."""
     piece = state.pieces[r]
-    line = state.ports[piece.source_port].rate / 8e12
+    line = lean.pace_of(state, piece.source_port).rate / 8e12
     piece.target_rate = piece.rate
     piece.rate = max(piece.rate * (1.0 - piece.alpha / 2.0), LEAST_RATE_SHARE * line)
     piece.alpha = (1.0 - DCQCN_GAIN) * piece.alpha + DCQCN_GAIN
@@ -244,7 +245,7 @@ def _nscc(state, piece, newly, marks, delay, now):
     fairly; marked and above, shrink by the average delay's excess; marked and below, wait (the path changes)."""
     mtu = float(state.c[0].mtu_bytes)
     round_trip = float(piece.base_rtt)
-    product = state.ports[piece.source_port].rate / 8e12 * round_trip
+    product = lean.pace_of(state, piece.source_port).rate / 8e12 * round_trip
     target = NSCC_TARGET * round_trip
     speed = product / NSCC_PRODUCT
     size = newly * mtu

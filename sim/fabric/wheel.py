@@ -13,28 +13,31 @@ from numba import njit
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import seconds
+from sim.fabric.state_reference import prefetch
 
 NEVER = np.int64(2**62)
 PHASE = np.int64(1 << 31)
 """Of a key: the serialisations that end, after all deliveries of the same time."""
 
 GROUP_BITS = 6
+LOW = np.int64((1 << 32) - 1)
+MANY = 16
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _into_bucket(state, slot, time):
     bucket = (time >> state.c[0].shift) & (len(state.buckets) - 1)
-    state.slot_next[slot] = state.buckets[bucket]
+    state.slots[slot].time = time & LOW
+    state.slots[slot].next = state.buckets[bucket]
     state.buckets[bucket] = slot
     state.bucket_group[bucket >> GROUP_BITS] += 1
     state.c[0].num_wheel += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def schedule(state, slot, time):
     """An event of the slot at that time, which is at least a bucket's width from now."""
     c = state.c[0]
-    state.slot_time[slot] = time
     if (time >> c.shift) - c.bucket < len(state.buckets):
         _into_bucket(state, slot, time)
     else:
@@ -52,7 +55,7 @@ def move_to(state, bucket):
         _into_bucket(state, slot, time)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def next_bucket(state):
     """Number of the next bucket that holds something, NEVER if none does. The present one has been emptied."""
     c = state.c[0]
@@ -70,55 +73,87 @@ def next_bucket(state):
             return bucket
 
 
+@njit(cache=True, forceinline=True)
+def _since(state, slot, start):
+    """From the start of its bucket to the slot's event."""
+    return (np.int64(state.slots[slot].time) - start) & LOW
+
+
 @njit(cache=True)
 def first_time(state, bucket):
     """Time of the earliest event of a bucket that is not empty."""
-    slot = state.buckets[bucket & (len(state.buckets) - 1)]
+    slot = np.int64(state.buckets[bucket & (len(state.buckets) - 1)])
     if slot == NONE:  # it lies beyond the horizon
         return state.far_time[0]
+    start = bucket << state.c[0].shift
     first = NEVER
     while slot != NONE:
-        first = min(first, state.slot_time[slot])
-        slot = state.slot_next[slot]
+        first = min(first, start + _since(state, slot, start))
+        slot = np.int64(state.slots[slot].next)
     return first
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
+def _fetch_packets(state, p):
+    """What port p has on its wire, and what waits behind it."""
+    port = state.ports[p]
+    if port.wire_first != NONE:
+        prefetch(state.packets, port.wire_first)  # type: ignore[call-arg]
+    if port.data_first != NONE:
+        prefetch(state.packets, port.data_first)  # type: ignore[call-arg]
+
+
+@njit(cache=True, forceinline=True)
 def empty(state, bucket):
-    """Turn to the bucket and put its events into `keys`, in order."""
+    """Turn to the bucket and put its events into `keys`, in order.
+
+    A large fabric does not fit into the cache, and events come in no order of memory: the ports of the next bucket's
+    events, and the packets of this one's, are fetched now.
+    """
     c = state.c[0]
     move_to(state, bucket)
     place = bucket & (len(state.buckets) - 1)
     start = bucket << c.shift
-    slot = state.buckets[place]
+    slot = np.int64(state.buckets[place])
     state.buckets[place] = NONE
     n = 0
     while slot != NONE:
-        key = (state.slot_time[slot] - start) << 32 | (slot & 1) << 31 | slot >> 1
-        state.keys[n] = key
+        state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
         n += 1
-        slot = state.slot_next[slot]
+        _fetch_packets(state, slot >> 1)
+        slot = np.int64(state.slots[slot].next)
     state.bucket_group[place >> GROUP_BITS] -= n
     c.num_wheel -= n
+    slot = np.int64(state.buckets[(place + 1) & (len(state.buckets) - 1)])
+    while slot != NONE:
+        prefetch(state.ports, slot >> 1)  # type: ignore[call-arg]
+        slot = np.int64(state.slots[slot].next)
     _sort(state.keys, n)
     c.num_keys = n
     c.key = 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _sort(keys, n):
     """Shell's sort with Ciura's gaps: a bucket holds a few events, or a thousand in lockstep."""
-    for gap in (1750, 701, 301, 132, 57, 23, 10, 4, 1):
-        for i in range(gap, n):
-            key = keys[i]
-            j = i
-            while j >= gap and keys[j - gap] > key:
-                keys[j] = keys[j - gap]
-                j -= gap
-            keys[j] = key
+    if n > MANY:
+        for gap in (1750, 701, 301, 132, 57, 23, 10, 4):
+            _insert(keys, n, gap)
+    _insert(keys, n, 1)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
+def _insert(keys, n, gap):
+    for i in range(gap, n):
+        key = keys[i]
+        j = i
+        while j >= gap and keys[j - gap] > key:
+            keys[j] = keys[j - gap]
+            j -= gap
+        keys[j] = key
+
+
+@njit(cache=True, forceinline=True)
 def key_time(state):
     """Time of the next event of the bucket being emptied."""
     return (state.c[0].bucket << state.c[0].shift) + (state.keys[state.c[0].key] >> 32)

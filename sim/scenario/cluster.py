@@ -86,9 +86,7 @@ class LeafSpine(Part):
     def _fits_memory(self) -> LeafSpine:
         num_links = self.leaves * self.spines * self.lanes * self.planes
         if num_links > MOST_LINKS:
-            raise refused(
-                f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves"
-            )
+            raise refused(f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves")
         return self
 
 
@@ -139,9 +137,7 @@ class Nic(Part):
     injection_rate_bytes_per_s: BytesPerS | None = Field(
         default=None, description="what it can read from memory and send; absent: no limit of its own"
     )
-    message_overhead_s: Seconds = Field(
-        default=0.0, description="its time per message, or per segment of one"
-    )
+    message_overhead_s: Seconds = Field(default=0.0, description="its time per message, or per segment of one")
     segment_bytes: PositiveBytes | None = Field(
         default=None, description="longer messages are posted in segments of this size; absent: whole"
     )
@@ -158,9 +154,7 @@ class Host(Part):
     """One kind of host."""
 
     accelerators: Count = 1
-    accelerator: Text = Field(
-        default="h200", description="a preset of `spindle list hardware`", examples=["h200"]
-    )
+    accelerator: Text = Field(default="h200", description="a preset of `spindle list hardware`", examples=["h200"])
     nics: Count = Field(default=1, description="network cards; accelerator i uses NIC i·nics/accelerators")
     nic: Nic = Nic()
     nvlink: NvLink = NvLink()
@@ -189,9 +183,7 @@ class Cluster(Part):
 
     fabric: Fabric
     host: Host | None = Field(default=None, description="when all hosts are alike")
-    hosts: tuple[HostGroup, ...] | None = Field(
-        default=None, description="hosts of several kinds, in this order"
-    )
+    hosts: tuple[HostGroup, ...] | None = Field(default=None, description="hosts of several kinds, in this order")
 
     @property
     def host_groups(self) -> tuple[tuple[Host, int], ...]:

@@ -176,6 +176,7 @@ class Packet(Part):
         for name in ("per_port_bytes", "shared_bytes"):
             size = getattr(self.buffer, name) if self.buffer else None
             if size is not None and size < self.mtu_bytes:
-                yield ("buffer", name.removesuffix("_bytes")), (
-                    f"{size} B hold no packet of {self.mtu_bytes} B; nothing would ever pass"
+                yield (
+                    ("buffer", name.removesuffix("_bytes")),
+                    (f"{size} B hold no packet of {self.mtu_bytes} B; nothing would ever pass"),
                 )

@@ -59,6 +59,8 @@ def column(fabric, name):
 
 
 def of_link(fabric, name, column):
+    if column == "payload_bytes":
+        return int(fabric._payload_bytes()[fabric.topology.link_name.index(name)])
     return int(fabric._state.ports[column][fabric.topology.link_name.index(name)])
 
 

@@ -121,20 +121,61 @@ def _has_room(state):
     return c.num_free_packets > c.num_sources and 2 * c.num_alarms < len(state.alarm_time)
 
 
+@njit(cache=True)
+def _plain_stretch(state, before):
+    """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
+    Returns whether the last one did: then that instant is to be finished."""
+    c = state.c[0]
+    num_agenda = c.num_agenda
+    start = c.bucket << c.shift
+    first = i = c.key
+    now = c.now
+    is_open = False
+    while i < c.num_keys and not is_open and c.num_agenda == num_agenda and _has_room(state):
+        key = state.keys[i]
+        time = start + (key >> 32)
+        if time >= before or (c.num_alarms > 0 and state.alarm_time[0] <= time):
+            break
+        now = c.now = time
+        lean_ports.look_ahead(state, i)
+        i += 1
+        p = key & (wheel.PHASE - 1)
+        if key & wheel.PHASE:
+            ports.finish(state, p, now)
+            ends.pick(state, p, now)
+        else:
+            ends.deliver(state, p, now)
+        is_open = (c.num_woken | c.num_ready | c.num_batch | c.num_starting | c.num_fired) != 0
+    if i > first:
+        c.key = i
+        c.num_events += i - first
+        c.now_s = seconds(now)
+    return is_open
+
+
 def _advance(state, choose, until_s, max_events):
     """Run every instant up to and including `until_s`; returns why it stopped (IDLE, FIRED, BUDGET, GROW)."""
     c = state.c[0]
     budget = c.num_events + max_events
     if c.num_fired > 0:  # by a cancellation since the last call
         return FIRED
+    last = wheel.NEVER if until_s > 1e6 else picoseconds(until_s) - 1
     while True:
-        now = wheel.next_time(state, _other_time(state), until_s)
+        other = _other_time(state)
+        now = wheel.next_time(state, other, until_s)
         if now == wheel.NEVER or seconds(now) > until_s:
             refresh_next(state)
             return IDLE
         if not _has_room(state):
             refresh_next(state)
             return GROW
+        if now < other and now < last:
+            if not _plain_stretch(state, min(other, last)):
+                if c.num_events >= budget:
+                    refresh_next(state)
+                    return BUDGET
+                continue
+            now = c.now
         if now > c.now:
             c.now = now
             c.now_s = seconds(now)

@@ -35,21 +35,39 @@ WORDS = REORDER_WINDOW // 64
 # --- sets of sequence numbers within the reorder window ---------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _has(bits, seq):
-    bit = seq % REORDER_WINDOW
+    bit = seq & (REORDER_WINDOW - 1)
     return bits[bit >> 6] >> np.uint64(bit & 63) & np.uint64(1) != 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _add(bits, seq):
-    bit = seq % REORDER_WINDOW
+    bit = seq & (REORDER_WINDOW - 1)
     bits[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
+def _stretch(bits, seq):
+    """The 64 of them from `seq` on, as one word."""
+    shift = np.uint64(seq & 63)
+    word = (seq & (REORDER_WINDOW - 1)) >> 6
+    found = bits[word] >> shift
+    if shift > 0:
+        found |= bits[(word + 1) & (WORDS - 1)] << (np.uint64(64) - shift)
+    return found
+
+
+@njit(cache=True, forceinline=True)
+def _lowest(bits):
+    """Number of the lowest bit that is set: a power of two is a float whose exponent tells."""
+    lowest = bits & (~bits + np.uint64(1))
+    return (np.float64(lowest).view(np.int64) >> 52) - 1023
+
+
+@njit(cache=True, forceinline=True)
 def _discard(bits, seq):
-    bit = seq % REORDER_WINDOW
+    bit = seq & (REORDER_WINDOW - 1)
     bits[bit >> 6] &= ~(np.uint64(1) << np.uint64(bit & 63))
 
 
@@ -78,6 +96,7 @@ def _reset(piece):
     piece.discarded = 0
     piece.trimmed = 0
     piece.owed = 0
+    piece.under_way = 0
     piece.pulled = 0
     for i in range(WORDS):
         piece.acked[i] = 0
@@ -100,7 +119,7 @@ def begin(state, r, now):
     offer(state, r, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _may_send(state, piece):
     if not piece.is_started:
         return False
@@ -112,7 +131,7 @@ def _may_send(state, piece):
     return has_packet and piece.in_flight < transports.packets_allowed(state, piece)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def offer(state, r, now):
     """A piece may have become ready: it joins the ring of its source port, or waits until its pace lets it."""
     piece = state.pieces[r]
@@ -129,7 +148,7 @@ def offer(state, r, now):
         lean.wake(state, piece.source_port)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _take_seq(piece):
     """The number to send: the lowest lost one, or the next new one."""
     if piece.num_lost == 0:
@@ -153,7 +172,7 @@ def arm(state, r, now):
     alarms.push(state, piece.deadline, alarms.piece_code(state, alarms.TIMEOUT, r))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _next_packet(state, r, now):
     """The packet that piece r sends now."""
     c = state.c[0]
@@ -179,7 +198,7 @@ def _next_packet(state, r, now):
     piece.most_sent = max(piece.most_sent, seq + 1)
     piece.in_flight += 1
     packet.wants_ack = is_again or transports.waits_for_ack(state, piece)
-    state.flows[piece.message].under_way += 1
+    piece.under_way += 1
     piece.last_sent = now
     transports.sent(state, r, packet.size, now)
     if not piece.is_armed:
@@ -189,7 +208,7 @@ def _next_packet(state, r, now):
     return k
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _draw_next(state, r):
     """Round robin and random senders choose now, so that the piece waits at the right port; others when they wait."""
     spray = state.pieces[r].spray
@@ -200,43 +219,45 @@ def _draw_next(state, r):
             routes.aim(state, r)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def pick(state, p, now):
     """Port p is free: control first, then data, or at a source port the piece whose turn it is."""
     port = state.ports[p]
     k = ports.next_queued(state, p)
-    if k != NONE:
-        ports.send(state, p, k, now)
-    elif port.is_source and state.rings[p].first != NONE and not port.is_paused:
+    r = NONE
+    if k == NONE and port.is_source and state.rings[p].first != NONE and not port.is_paused:
         r = lean.next_in_ring(state, p)
-        if _may_send(state, state.pieces[r]):
-            k = _next_packet(state, r, now)
-            ports.send(state, p, k, now)
-            offer(state, r, now)
-        else:  # its window has closed since it joined the ring
+        if not _may_send(state, state.pieces[r]):  # its window has closed since it joined the ring
             lean.wake(state, p)
+            return
+        k = _next_packet(state, r, now)
+    if k == NONE:
+        return
+    ports.send(state, p, k, now)
+    if r != NONE:
+        offer(state, r, now)
 
 
 # --- packets in hand --------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _give(state, k):
     """Packet k is no more."""
-    r = np.int64(state.packets[k].piece)
-    m = np.int64(state.pieces[r].message)
+    piece = state.pieces[state.packets[k].piece]
     lean.give_packet(state, k)
-    state.flows[m].under_way -= 1
-    free_if_over(state, m)
+    piece.under_way -= 1
+    if piece.is_settled and piece.under_way == 0:
+        free_if_over(state, piece.message)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _forward(state, p, k, came_over, now):
     if not ports.enter(state, p, k, came_over, now):
         _give(state, k)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def deliver(state, p, now):
     """The packet at the end of port p's link: it enters its next port, or is there."""
     port = state.ports[p]
@@ -244,7 +265,7 @@ def deliver(state, p, now):
     packet = state.packets[k]
     port.wire_first = packet.next
     if port.wire_first != NONE:
-        wheel.schedule(state, 2 * p, state.packets[port.wire_first].time)
+        wheel.schedule(state, 2 * p, packet.next_time)
     if port.is_faulty and ports.loses(state, port, packet, now):
         _give(state, k)
         return
@@ -254,56 +275,66 @@ def deliver(state, p, now):
     if packet.hop < packet.num_hops:
         if packet.route[packet.hop] == AT_SWITCH:
             full_routes.decide_at_switch(state, packet)
-        _forward(state, packet.route[packet.hop], k, p, now)
     elif packet.kind == DATA:
-        _receive(state, k, p, now)
+        if not _receive(state, k, now):
+            return
     elif packet.kind == PULL:
         _credited(state, k, now)
+        return
     else:
         _answered(state, k, now)
+        return
+    _forward(state, packet.route[packet.hop], k, p, now)
 
 
 # --- the receiver -----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
-def _receive(state, k, came_over, now):
-    """Packet k has arrived, with or without its payload."""
+@njit(cache=True, forceinline=True)
+def _receive(state, k, now):
+    """Packet k has arrived, with or without its payload. True: it has become an answer; otherwise it is gone."""
+    kind = _answer_due(state, k, now)
+    if kind == NONE:
+        _give(state, k)
+        return False
+    _answer(state, k, kind)
+    return True
+
+
+@njit(cache=True, forceinline=True)
+def _answer_due(state, k, now):
+    """Enter packet k in the receiver's books; returns how it is answered, NONE: not at all."""
     c = state.c[0]
     packet = state.packets[k]
     r = np.int64(packet.piece)
     piece = state.pieces[r]
-    if state.messages[piece.message].outcome == CANCELLED:
-        _give(state, k)
-        return
+    if not piece.is_started and state.messages[piece.message].outcome == CANCELLED:
+        return NONE
     if c.transport == NDP:
         _owe(state, r, packet, now)
     seq = packet.seq
     is_there = seq < piece.in_order or (not c.goes_back and _has(piece.bitmap, seq))
     if packet.is_trimmed:
         piece.trimmed += 1
-        _answer(state, k, ACK if is_there else NACK, came_over, now)
-    elif is_there:
+        return ACK if is_there else NACK
+    if is_there:
         piece.duplicates += 1
-        _answer(state, k, ACK, came_over, now)
-    elif c.goes_back and seq > piece.in_order:
+        return ACK
+    if c.goes_back and seq > piece.in_order:
         piece.discarded += 1
         if piece.nak_sent:
-            _give(state, k)
-        else:
-            piece.nak_sent = True
-            _answer(state, k, NAK, came_over, now)
-    else:
-        piece.nak_sent = False
-        is_complete = _accept(state, r, packet, now)
-        is_due = piece.unanswered >= piece.ack_every or is_complete or packet.wants_ack
-        if is_due or piece.in_order - piece.told >= TOLD_AT_ONCE or _has_notice(state, piece, packet, now):
-            _answer(state, k, ACK, came_over, now)
-        else:
-            _give(state, k)
+            return NONE
+        piece.nak_sent = True
+        return NAK
+    piece.nak_sent = False
+    is_complete = _accept(state, r, packet, now)
+    is_due = piece.unanswered >= piece.ack_every or is_complete or packet.wants_ack
+    if is_due or piece.in_order - piece.told >= TOLD_AT_ONCE or _has_notice(state, piece, packet, now):
+        return ACK
+    return NONE
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _accept(state, r, packet, now):
     """Enter a packet in the books; returns whether it was the last of its piece."""
     piece = state.pieces[r]
@@ -332,9 +363,9 @@ def _has_notice(state, piece, packet, now):
     return True
 
 
-@njit(cache=True)
-def _answer(state, k, kind, came_over, now):
-    """Packet k goes back as an answer, with what the receiver knows."""
+@njit(cache=True, forceinline=True)
+def _answer(state, k, kind):
+    """Packet k becomes an answer on its way back, with what the receiver knows."""
     packet = state.packets[k]
     piece = state.pieces[packet.piece]
     packet.kind = kind
@@ -351,25 +382,19 @@ def _answer(state, k, kind, came_over, now):
     if not state.c[0].goes_back:
         _note_what_is_there(piece, packet)
     routes.turn_back(state, packet)
-    _forward(state, packet.route[0], k, came_over, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _note_what_is_there(piece, packet):
     """sack: bit i of the 256 says whether packet (in-order point + i) is there."""
-    shift = np.uint64(piece.in_order & 63)
-    word = (piece.in_order % REORDER_WINDOW) >> 6
     for i in range(SACK_WORDS):
-        bits = piece.bitmap[(word + i) % WORDS] >> shift
-        if shift > 0:
-            bits |= piece.bitmap[(word + i + 1) % WORDS] << (np.uint64(64) - shift)
-        packet.sack[i] = bits
+        packet.sack[i] = _stretch(piece.bitmap, np.int64(piece.in_order) + 64 * i)
 
 
 # --- the sender hears -------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _answered(state, k, now):
     packet = state.packets[k]
     r = np.int64(packet.piece)
@@ -410,7 +435,7 @@ def _lose(piece, seq):
     piece.in_flight -= 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _credit_ack(piece, seq):
     """Packet `seq` is known to be there; returns 1 if that is news."""
     if _has(piece.acked, seq):
@@ -427,7 +452,7 @@ def _credit_ack(piece, seq):
     return 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _selectively(state, r, packet, now):
     """An acknowledgement by packet."""
     piece = state.pieces[r]
@@ -435,20 +460,17 @@ def _selectively(state, r, packet, now):
     point = np.int64(packet.seq)
     for earlier in range(np.int64(piece.known), point):
         newly += _credit_ack(piece, earlier)
-    if point >= piece.known:
-        for i in range(SACK_WORDS):
-            bits = packet.sack[i]
-            seq = np.int64(point + 64 * i)
-            while bits != 0:
-                if bits & np.uint64(1):
-                    newly += _credit_ack(piece, seq)
-                bits >>= np.uint64(1)
-                seq += 1
-    else:  # an old one: what it says of packets from the known point on still holds
-        for i in range(64 * SACK_WORDS):
-            seq = point + i
-            if seq >= piece.known and packet.sack[i >> 6] >> np.uint64(i & 63) & np.uint64(1) != 0:
-                newly += _credit_ack(piece, seq)
+    for i in range(SACK_WORDS):
+        seq = point + 64 * i
+        known_before = piece.known - seq  # an old one: what it says of packets from the known point on still holds
+        if known_before >= 64:
+            continue
+        news = packet.sack[i] & ~_stretch(piece.acked, seq)
+        if known_before > 0:
+            news = news >> np.uint64(known_before) << np.uint64(known_before)
+        while news != 0:
+            newly += _credit_ack(piece, seq + _lowest(news))
+            news &= news - np.uint64(1)
     if packet.latest >= max(piece.known, point):
         newly += _credit_ack(piece, np.int64(packet.latest))
     if point > piece.known:
@@ -462,7 +484,7 @@ def _selectively(state, r, packet, now):
     transports.on_ack(state, r, newly, packet.marks, delay, is_loss, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _find_gaps(state, piece):
     """The gap rule: what `gap` later packets have overtaken is lost. Returns whether any was."""
     found = False
@@ -589,7 +611,7 @@ def pull(state, nic, now):
     for i in range(piece.num_back):
         packet.route[i] = piece.back[i]
     routes.turn_back(state, packet)
-    state.flows[piece.message].under_way += 1
+    piece.under_way += 1
     puller.free = now + puller.interval
     alarms.push(state, puller.free, alarms.turn_code(nic))
     _forward(state, packet.route[0], k, NONE, now)
@@ -637,14 +659,14 @@ def free_if_over(state, m):
     """With the last piece settled and nothing of the message under way, all its rows are free."""
     message = state.messages[m]
     flow = state.flows[m]
-    if message.unanswered > 0 or flow.under_way > 0 or message.first_piece == NONE:
+    if message.unanswered > 0 or message.first_piece == NONE:
         return
     r = np.int64(message.first_piece)
     while r != NONE:
         piece = state.pieces[r]
         following = np.int64(piece.next_of_message)
-        if piece.owed > 0:
-            return  # still in its NIC's round robin, which will send a pull in vain
+        if piece.under_way > 0 or piece.owed > 0:
+            return  # owed: still in its NIC's round robin, which will send a pull in vain
         r = following
     r = np.int64(message.first_piece)
     while r != NONE:
@@ -663,4 +685,4 @@ def free_if_over(state, m):
     key = np.int64(message.transfer)
     state.transfers[key].unanswered -= 1
     if state.transfers[key].unanswered == 0 and state.transfers[key].left == 0:
-        readiness.fire(state, readiness.SETTLED - key, state.c[0].now_s)
+        readiness.fire(state, readiness.SETTLED - key, max(state.c[0].now_s, seconds(state.c[0].now)))

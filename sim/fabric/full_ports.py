@@ -19,7 +19,7 @@ from sim.fabric.policies import mix
 PAUSE_FRAME_BITS = 64 * 8
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _is_refused(state, port, size):
     """No room in the port, or in the switch: shared buffers admit up to alpha (B - used) per port (Choudhury and
     Hahne 1998)."""
@@ -30,14 +30,14 @@ def _is_refused(state, port, size):
     return port.queue + size > c.port_limit or size > free or port.queue + size > c.buffer_alpha * free
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _draw(port):
     """Evenly from [0, 1)."""
     port.random += GOLDEN
     return (mix(port.random) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _is_marked(state, port):
     """A queue of q bytes marks none up to `mark_from`, all from `mark_all` on, and between them with probability
     mark_most (q - mark_from) / (mark_all - mark_from)."""
@@ -58,7 +58,7 @@ def _signal(state, link, is_pause, now):
     alarms.push(state, now + back.latency + PAUSE_FRAME_BITS * 10**12 // back.rate, alarms.pause_code(link, is_pause))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _admit(state, p, packet, now):
     """A data packet enters a switch's port. False: it is refused."""
     port = state.ports[p]
@@ -83,7 +83,7 @@ def _admit(state, p, packet, now):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _release(state, p, now):
     """The data packet that port p has sent leaves the buffer."""
     port = state.ports[p]
@@ -117,7 +117,7 @@ def pause(state, p, is_pause, now):
         lean.wake(state, p)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _count(state, p, packet, now):
     port = state.ports[p]
     if packet.kind != DATA or packet.is_trimmed:
@@ -130,7 +130,7 @@ def _count(state, p, packet, now):
         state.waits[wait_bin(wait)] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def send(state, p, k, now):
     """Port p starts on packet k."""
     port = state.ports[p]
@@ -147,11 +147,12 @@ def send(state, p, k, now):
         wheel.schedule(state, 2 * p, packet.time)
     else:
         state.packets[port.wire_last].next = k
+        state.packets[port.wire_last].next_time = packet.time
     port.wire_last = k
     wheel.schedule(state, 2 * p + 1, port.end)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def enter(state, p, k, came_over, now):
     """Packet k reaches port p over a link. False: there was no room, and it is gone."""
     port = state.ports[p]
@@ -178,7 +179,7 @@ def enter(state, p, k, came_over, now):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def loses(state, port, packet, now):
     """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
     into nothing, so that what was on its way when it died or was repaired is lost as well."""
@@ -192,14 +193,14 @@ def loses(state, port, packet, now):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def finish(state, p, now):
     """Port p has sent its packet's last bit."""
     state.ports[p].is_busy = False
     _release(state, p, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def next_queued(state, p):
     """The packet that a free port sends next, taken out of its queue; NONE: none may be sent."""
     port = state.ports[p]

@@ -25,6 +25,7 @@ PATHS_REMEMBERED = 8
 PACKET = ps.in_lines(
     [
         *ps.PACKET_FIELDS,
+        ("next_time", "i8"),  # on a wire: when the packet behind it will be delivered
         ("sent", "i8"),  # by its sender; an acknowledgement returns it
         ("sack", "u8", (SACK_WORDS,)),
         ("latest", "i4"),  # of an acknowledgement: the packet that it answers
@@ -45,6 +46,7 @@ PORT = ps.in_lines(
         ("far_node", "i4"),  # the switch at the end of its link
         ("serving_size", "i4"),  # data bytes being serialised; 0: nothing, or control
         ("serving_from", "i4"),  # the link they came over
+        ("is_faulty", "?"),  # it may lose packets; the last fields say how
         ("is_paused", "?"),
         ("is_asserted", "?"),  # the far switch has asked for a pause
         ("queue", "i8"),  # data bytes whose serialisation has not ended
@@ -60,7 +62,6 @@ PORT = ps.in_lines(
         ("paused_since", "i8"),
         ("paused", "i8"),  # ps
         ("random", "u8"),
-        ("is_faulty", "?"),  # it may lose packets; the fields below say how
         ("is_down", "?"),
         ("lost_until", "i8"),  # what was on its wire when it was repaired is lost
         ("loss", "f8"),  # probability
@@ -124,6 +125,7 @@ PIECE = ps.in_lines(
         ("owed", "i4"),  # pulls that wait for their turn at the receiver's NIC
         ("pulled", "i4"),
         ("next_pull", "i4"),  # piece
+        ("under_way", "i4"),  # packets of it, acknowledgements and pulls included
         ("num_back", "i2"),
         ("back", "i4", (ps.MOST_HOPS,)),  # links from the receiver to the sender
     ],
@@ -132,7 +134,6 @@ PIECE = ps.in_lines(
 FLOW = np.dtype(
     [
         *ps.FLOW_FIELDS,
-        ("under_way", "i4"),  # packets, acknowledgements included
         ("timeouts", "i4"),
     ],
     align=True,

@@ -16,14 +16,14 @@ from sim.fabric.packet_state import AT_SWITCH, REORDER_WINDOW, TOLD_AT_ONCE, sec
 @njit(cache=True, forceinline=True)
 def reorder(state, piece, packet, payload):
     """Enter a packet's arrival in the receiver's books: in-order point, displacement, bytes held out of order."""
-    bit = packet.seq % REORDER_WINDOW
+    bit = packet.seq & (REORDER_WINDOW - 1)
     piece.bitmap[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
     piece.displacement = max(piece.displacement, piece.highest - packet.seq)
     piece.highest = max(piece.highest, packet.seq)
     piece.held_bytes += payload
     full = state.c[0].payload_per_packet
     while piece.in_order <= piece.highest:
-        bit = piece.in_order % REORDER_WINDOW
+        bit = piece.in_order & (REORDER_WINDOW - 1)
         mask = np.uint64(1) << np.uint64(bit & 63)
         if piece.bitmap[bit >> 6] & mask == 0:
             break

@@ -368,10 +368,10 @@ def _reversed(name: str) -> str:
     return f"{prefix}{slash}{high}->{low}{dot}{lane}"
 
 
-EVENTS_PER_BUCKET = 16
+EVENTS_PER_BUCKET = 8
 
 
-EVENTS_PER_BUCKET = 16
+EVENTS_PER_BUCKET = 8
 
 
 def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:

@@ -9,6 +9,7 @@ from numba.experimental import structref
 from numba.extending import intrinsic, models, register_model
 
 CACHE_LINE = 64
+MOST_LINES = 2
 
 
 class StateType(types.StructRef):
@@ -70,7 +71,8 @@ def borrowed(context, value):
 
 @intrinsic
 def prefetch(context, array, index):
-    """Have a row of an array brought into the cache: what will be read long after this, and out of order."""
+    """Have a row of an array brought into the cache, up to MOST_LINES of it: what will be read long after this, and
+    out of order."""
 
     def generate(target, builder, signature, arguments):
         kind = signature.args[0]
@@ -83,7 +85,8 @@ def prefetch(context, array, index):
             builder.module, ir.FunctionType(ir.VoidType(), [address, flag, flag, flag]), "llvm.prefetch.p0"
         )
         to_write, keep, is_data = (ir.Constant(flag, value) for value in (1, 3, 1))
-        for offset in range(0, target.get_abi_sizeof(target.get_data_type(kind.dtype)), CACHE_LINE):
+        size = target.get_abi_sizeof(target.get_data_type(kind.dtype))
+        for offset in range(0, min(size, MOST_LINES * CACHE_LINE), CACHE_LINE):
             line = builder.gep(first, [ir.Constant(ir.IntType(64), offset)])
             builder.call(function, [line, to_write, keep, is_data])
         return target.get_dummy_value()

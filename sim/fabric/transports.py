@@ -78,12 +78,12 @@ def begin(state, r):
         piece.cwnd = REORDER_WINDOW * c.mtu_bytes
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def packets_allowed(state, piece):
     return max(int64(piece.cwnd / state.c[0].mtu_bytes), 1)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def waits_for_ack(state, piece):
     """Whether the packet that goes out now asks for an answer at once: it fills a window that moves, or `ack_every`
     packets take longer than a round trip. A window that shrinks could otherwise wait for an answer that is never due.
@@ -96,7 +96,7 @@ def waits_for_ack(state, piece):
     return piece.in_flight >= packets_allowed(state, piece)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def sent(state, r, size, now):
     """A packet leaves: when the next one may, where the transport paces."""
     c = state.c[0]
@@ -112,7 +112,7 @@ def sent(state, r, size, now):
         piece.next_send = now + int64((piece.base_rtt + piece.delay) * c.mtu_bytes / piece.cwnd)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def on_ack(state, r, newly, marks, delay, is_loss, now):
     """`newly` packets are acknowledged, `marks` of them marked, after a queueing delay; is_loss: a gap was seen."""
     transport = state.c[0].transport

@@ -94,22 +94,29 @@ def first_time(state, bucket):
 
 
 @njit(cache=True, forceinline=True)
-def _fetch_packets(state, p):
-    """What port p has on its wire, and what waits behind it."""
-    port = state.ports[p]
-    if port.wire_first != NONE:
-        prefetch(state.packets, port.wire_first)  # type: ignore[call-arg]
-    if port.data_first != NONE:
-        prefetch(state.packets, port.data_first)  # type: ignore[call-arg]
+def _look_ahead(state, place):
+    """Have what the events of the next two buckets need brought into the cache: the ports, then their packets. A large
+    fabric does not fit into it, and events come in no order of memory."""
+    mask = len(state.buckets) - 1
+    slot = np.int64(state.buckets[(place + 1) & mask])
+    while slot != NONE:
+        port = state.ports[slot >> 1]
+        if slot & 1 == 0 and port.wire_first != NONE:
+            prefetch(state.packets, port.wire_first)  # type: ignore[call-arg]
+        if port.data_first != NONE:
+            prefetch(state.packets, port.data_first)  # type: ignore[call-arg]
+        if port.ack_first != NONE:
+            prefetch(state.packets, port.ack_first)  # type: ignore[call-arg]
+        slot = np.int64(state.slots[slot].next)
+    slot = np.int64(state.buckets[(place + 2) & mask])
+    while slot != NONE:
+        prefetch(state.ports, slot >> 1)  # type: ignore[call-arg]
+        slot = np.int64(state.slots[slot].next)
 
 
 @njit(cache=True, forceinline=True)
 def empty(state, bucket):
-    """Turn to the bucket and put its events into `keys`, in order.
-
-    A large fabric does not fit into the cache, and events come in no order of memory: the ports of the next bucket's
-    events, and the packets of this one's, are fetched now.
-    """
+    """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]
     move_to(state, bucket)
     place = bucket & (len(state.buckets) - 1)
@@ -120,14 +127,10 @@ def empty(state, bucket):
     while slot != NONE:
         state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
         n += 1
-        _fetch_packets(state, slot >> 1)
         slot = np.int64(state.slots[slot].next)
     state.bucket_group[place >> GROUP_BITS] -= n
     c.num_wheel -= n
-    slot = np.int64(state.buckets[(place + 1) & (len(state.buckets) - 1)])
-    while slot != NONE:
-        prefetch(state.ports, slot >> 1)  # type: ignore[call-arg]
-        slot = np.int64(state.slots[slot].next)
+    _look_ahead(state, place)
     _sort(state.keys, n)
     c.num_keys = n
     c.key = 0

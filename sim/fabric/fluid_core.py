@@ -102,7 +102,7 @@ def _activate(state, m, now):
     message = state.messages[m]
     message.started_s = now
     for e in range(message.successor_start, message.successor_end):
-        prefetch(state.messages, state.successors[e])  # type: ignore[call-arg]
+        prefetch(state.messages, state.successors[e], 2)  # type: ignore[call-arg]
     p = message.first_piece
     while p != NONE:
         following = int64(state.pieces[p].next_of_message)

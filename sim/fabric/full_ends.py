@@ -265,7 +265,7 @@ def deliver(state, p, now):
     packet = state.packets[k]
     port.wire_first = packet.next
     if port.wire_first != NONE:
-        wheel.schedule(state, 2 * p, packet.next_time)
+        wheel.schedule(state, 2 * p, packet.time)
     if port.is_faulty and ports.loses(state, port, packet, now):
         _give(state, k)
         return

@@ -68,7 +68,8 @@ def set_rates(state, links, bits_per_s, now_s):
             continue
         if port.is_down:
             port.is_down = False
-            port.lost_until = now - 1 if port.wire_first == NONE else state.packets[port.wire_last].time
+            is_empty = port.wire_first == NONE
+            port.lost_until = now - 1 if is_empty else port.end + lean.pace_of(state, links[i]).latency
         state.paths.rate[links[i]] = rate / 8
         if rate != lean.pace_of(state, links[i]).rate:
             port.pace = _pace(state, rate, lean.pace_of(state, links[i]).latency)

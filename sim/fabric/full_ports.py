@@ -140,14 +140,14 @@ def send(state, p, k, now):
     port.serving_from = packet.came_over
     lean.serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
-    packet.time = port.end + lean.pace_of(state, p).latency
+    time = port.end + lean.pace_of(state, p).latency
     packet.next = NONE
     if port.wire_first == NONE:
         port.wire_first = k
-        wheel.schedule(state, 2 * p, packet.time)
+        wheel.schedule(state, 2 * p, time)
     else:
         state.packets[port.wire_last].next = k
-        state.packets[port.wire_last].next_time = packet.time
+        state.packets[port.wire_last].time = time
     port.wire_last = k
     wheel.schedule(state, 2 * p + 1, port.end)
 

@@ -150,7 +150,7 @@ def deliver(state, p, now):
     if port.is_source:
         port.wire_first = packet.next
         if port.wire_first != NONE:
-            wheel.schedule(state, 2 * p, state.packets[port.wire_first].time)
+            wheel.schedule(state, 2 * p, packet.time)
     packet.hop += 1
     if packet.covers == 0:
         state.c[0].num_hops += 1

@@ -107,9 +107,9 @@ def _send(state, p, k, now):
 @njit(cache=True, forceinline=True)
 def _fetch_next_port(state, packet):
     if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
-        prefetch(state.ports, packet.route[packet.hop + 1])  # type: ignore[call-arg]
+        prefetch(state.ports, packet.route[packet.hop + 1], 2)  # type: ignore[call-arg]
     else:
-        prefetch(state.pieces, packet.piece)  # type: ignore[call-arg]
+        prefetch(state.pieces, packet.piece, 2)  # type: ignore[call-arg]
 
 
 @njit(cache=True, forceinline=True)
@@ -318,13 +318,14 @@ def pick_at_source(state, p, now):
         port.serving = k
         return
     port.serving = BUSY
-    packet.time = port.end + pace_of(state, p).latency
+    time = port.end + pace_of(state, p).latency
     packet.next = NONE
     if port.wire_first == NONE:
         port.wire_first = k
-        wheel.schedule(state, 2 * p, packet.time)
+        wheel.schedule(state, 2 * p, time)
     else:
         state.packets[port.wire_last].next = k
+        state.packets[port.wire_last].time = time
     port.wire_last = k
 
 

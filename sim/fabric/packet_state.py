@@ -37,16 +37,16 @@ def in_lines(fields: list[tuple]) -> np.dtype:
 
 
 PACKET_FIELDS = [
-    ("time", "i8"),  # it entered its port; on a source port's wire: it will be delivered
+    ("time", "i8"),  # it entered its port; on a wire: when the packet behind it will be delivered
     ("next", "i4"),  # in a queue, on a wire, or free
     ("piece", "i4"),
     ("seq", "i4"),  # of an acknowledgement: the in-order point
     ("size", "i4"),  # bytes on the wire
-    ("covers", "i4"),  # packets that an acknowledgement covers; 0: this is data
     ("came_over", "i4"),  # link
-    ("hop", "i2"),
-    ("num_hops", "i2"),
     ("route", "i4", (MOST_HOPS,)),
+    ("covers", "i2"),  # packets that an acknowledgement covers; 0: this is data
+    ("hop", "i1"),
+    ("num_hops", "i1"),
 ]
 PACKET = in_lines(PACKET_FIELDS)
 """One cache line."""

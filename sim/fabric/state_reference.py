@@ -9,7 +9,6 @@ from numba.experimental import structref
 from numba.extending import intrinsic, models, register_model
 
 CACHE_LINE = 64
-MOST_LINES = 2
 
 
 class StateType(types.StructRef):
@@ -69,10 +68,9 @@ def borrowed(context, value):
     return value(value), generate
 
 
-@intrinsic
-def prefetch(context, array, index):
-    """Have a row of an array brought into the cache, up to MOST_LINES of it: what will be read long after this, and
-    out of order."""
+@intrinsic(prefer_literal=True)
+def prefetch(context, array, index, lines):
+    """Have a row brought into the cache, at most so many lines: what will be read long after this, out of order."""
 
     def generate(target, builder, signature, arguments):
         kind = signature.args[0]
@@ -86,12 +84,12 @@ def prefetch(context, array, index):
         )
         to_write, keep, is_data = (ir.Constant(flag, value) for value in (1, 3, 1))
         size = target.get_abi_sizeof(target.get_data_type(kind.dtype))
-        for offset in range(0, min(size, MOST_LINES * CACHE_LINE), CACHE_LINE):
+        for offset in range(0, min(size, lines.literal_value * CACHE_LINE), CACHE_LINE):
             line = builder.gep(first, [ir.Constant(ir.IntType(64), offset)])
             builder.call(function, [line, to_write, keep, is_data])
         return target.get_dummy_value()
 
-    return types.none(array, index), generate
+    return types.none(array, index, lines), generate
 
 
 def define(pointer: type[StatePointer], kind: type[StateType], fields: tuple[str, ...]) -> None:

@@ -102,15 +102,15 @@ def _look_ahead(state, place):
     while slot != NONE:
         port = state.ports[slot >> 1]
         if slot & 1 == 0 and port.wire_first != NONE:
-            prefetch(state.packets, port.wire_first)  # type: ignore[call-arg]
+            prefetch(state.packets, port.wire_first, 1)  # type: ignore[call-arg]
         if port.data_first != NONE:
-            prefetch(state.packets, port.data_first)  # type: ignore[call-arg]
+            prefetch(state.packets, port.data_first, 1)  # type: ignore[call-arg]
         if port.ack_first != NONE:
-            prefetch(state.packets, port.ack_first)  # type: ignore[call-arg]
+            prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
         slot = np.int64(state.slots[slot].next)
     slot = np.int64(state.buckets[(place + 2) & mask])
     while slot != NONE:
-        prefetch(state.ports, slot >> 1)  # type: ignore[call-arg]
+        prefetch(state.ports, slot >> 1, 2)  # type: ignore[call-arg]
         slot = np.int64(state.slots[slot].next)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from simpy import AllOf
 
 from sim.engine.recorder import Recorder
-from sim.results.links import link_metrics, record_links
+from sim.results.links import link_metrics, record_links, record_packets
 from sim.results.run_results import VariantResult
 from sim.scenario import build
 from sim.scenario.schema import Scenario
@@ -60,6 +60,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     recorder = Recorder()
     links = link_metrics(sim.topology, sim.fabric, sim.clock.now)
     record_links(recorder, sim.topology, sim.fabric, sim.clock.now)
+    warnings += record_packets(recorder, sim.fabric)
     sim.faults.record(recorder)
     warnings += sim.faults.notes()
     if not is_partial:

@@ -266,7 +266,7 @@ def deliver(state, p, now):
     port.wire_first = packet.next
     if port.wire_first != NONE:
         wheel.schedule(state, 2 * p, packet.time)
-    if port.is_faulty and ports.loses(state, port, packet, now):
+    if port.is_faulty and ports.loses(state, p, packet, now):
         _give(state, k)
         return
     packet.hop += 1

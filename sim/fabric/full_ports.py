@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sim.fabric import alarms, wheel
+from sim.fabric import alarms, packet_log, wheel
 from sim.fabric import packet_ports as lean
 from sim.fabric.fluid_state import NONE
 from sim.fabric.full_state import DATA, GOLDEN
-from sim.fabric.packet_state import wait_bin
 from sim.fabric.policies import mix
 
 PAUSE_FRAME_BITS = 64 * 8
@@ -118,16 +117,21 @@ def pause(state, p, is_pause, now):
 
 
 @njit(cache=True, forceinline=True)
+def _log(state, p, packet, now, event):
+    if len(state.log) > 0:
+        packet_log.note(state, p, packet, packet.kind, packet.is_marked, now, event)
+
+
+@njit(cache=True, forceinline=True)
 def _count(state, p, packet, now):
     port = state.ports[p]
+    _log(state, p, packet, now, packet_log.SENT)
     if packet.kind != DATA or packet.is_trimmed:
         port.ack_packets += 1
         return
     port.data_packets += 1
     if not port.is_source:
-        wait = now - packet.time
-        port.longest_wait = max(port.longest_wait, wait)
-        state.waits[wait_bin(wait)] += 1
+        lean.count_wait(state, p, now - packet.time, now)
 
 
 @njit(cache=True, forceinline=True)
@@ -164,9 +168,11 @@ def enter(state, p, k, came_over, now):
         if not state.c[0].is_trimming:
             port.drops += 1
             port.dropped_bytes += packet.size
+            _log(state, p, packet, now, packet_log.DROPPED)
             return False
         port.trims += 1
         port.trimmed_bytes += packet.size - state.c[0].header_bytes
+        _log(state, p, packet, now, packet_log.TRIMMED)
         packet.is_trimmed = True
         packet.size = state.c[0].header_bytes
         is_control = True
@@ -180,11 +186,13 @@ def enter(state, p, k, came_over, now):
 
 
 @njit(cache=True, forceinline=True)
-def loses(state, port, packet, now):
+def loses(state, p, packet, now):
     """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
     into nothing, so that what was on its way when it died or was repaired is lost as well."""
+    port = state.ports[p]
     if not (port.is_down or now <= port.lost_until or (port.loss > 0.0 and _draw(port) < port.loss)):
         return False
+    _log(state, p, packet, now, packet_log.LOST)
     if packet.kind != DATA or packet.is_trimmed:
         port.control_losses += 1
     else:

@@ -130,6 +130,14 @@ class MessageFabric(ABC):
         """The same for each link."""
         return {}
 
+    def wait_series(self) -> np.ndarray | None:
+        """How long packets waited over time; None where there are none."""
+        return None
+
+    def packet_log(self) -> tuple[dict[str, np.ndarray], int]:
+        """(columns of the packet log, events that found no room in it)."""
+        return {}, 0
+
     @abstractmethod
     def check_conservation(self) -> None:
         """Raises ConservationError naming the law that does not hold, and the numbers."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_state as fs
-from sim.fabric import full_core, full_faults, packet_faults
+from sim.fabric import full_core, full_faults, packet_faults, packet_log
 from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
@@ -50,6 +50,7 @@ class PacketSettings:
                     before it counts as lost (0: only the timer and trimming tell)
     flowlet_gap_s   a pause after which `flowlet` draws another path
     has_faults      links may fail
+    log_rows        events that the packet log has room for
     ports           "auto", or "lean" or "full" to insist
     """
 
@@ -73,6 +74,7 @@ class PacketSettings:
     gap: int = 0
     flowlet_gap_s: float = 50e-6
     has_faults: bool = False
+    log_rows: int = 0
     ports: str = "auto"
 
     def needs_full_ports(self, policy: PathPolicy) -> bool:
@@ -164,7 +166,8 @@ class PacketFabric(MessageFabric):
             turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
             higher_turns=rng.integers(0, 1 << 20, (num_pods, max(radix, 1))),
             waits=np.zeros(ps.WAIT_BINS, np.int64),
-            series=np.zeros((NUM_BINS, len(ports)), np.int64),
+            series=np.zeros((NUM_BINS, len(ports)), ps.SERIES),
+            log=np.zeros(settings.log_rows, ps.LOG),
             woken=np.zeros(len(ports), np.int64),
             buckets=np.full(ps.NUM_BUCKETS, fs.NONE, np.int32),
             bucket_group=np.zeros(ps.NUM_BUCKETS >> 6, np.int64),
@@ -344,7 +347,7 @@ class PacketFabric(MessageFabric):
 
     def _wire_bytes(self) -> np.ndarray:
         """[ports] bytes of all packets so far."""
-        return self._state.series.sum(axis=0)
+        return self._state.series["bytes"].sum(axis=0)
 
     def _payload_bytes(self) -> np.ndarray:
         """[ports] wire bytes less a header for each packet."""
@@ -402,7 +405,17 @@ class PacketFabric(MessageFabric):
         used = min(max(int(np.ceil(self.clock.now / width)), 1), NUM_BINS) if self.clock.now > 0 else 0
         edges = np.minimum(np.arange(used + 1) * width, self.clock.now)
         capacity = self.topology.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300)
-        return edges, self._state.series[:used, : self.topology.num_links].T / capacity
+        return edges, self._state.series["bytes"][:used, : self.topology.num_links].T / capacity
+
+    def wait_series(self) -> np.ndarray:
+        """[links, bins] seconds: the longest that a data packet had waited at the link's port when it began to leave,
+        in each of link_series's stretches of time."""
+        used = len(self.link_series()[0]) - 1
+        return self._state.series["wait"][:used, : self.topology.num_links].T / ps.PS_PER_S
+
+    def packet_log(self) -> tuple[dict[str, np.ndarray], int]:
+        """(columns as packet_log.columns has them, events that found no room in the log)."""
+        return packet_log.columns(self._state, self.topology), int(self._state.c["num_unlogged"][0])
 
     def check_conservation(self) -> None:
         """Application bytes: injected = delivered + cancelled + failed + under way. Links: nothing vanishes.

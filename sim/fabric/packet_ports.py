@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sim.fabric import heap, wheel
+from sim.fabric import heap, packet_log, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import AT_SWITCH, BUSY, PS_PER_S, REORDER_WINDOW, wait_bin
@@ -50,8 +50,12 @@ def fold_series(state):
     num_bins = state.series.shape[0]
     for i in range(num_bins // 2):
         for p in range(state.series.shape[1]):
-            state.series[i, p] = state.series[2 * i, p] + state.series[2 * i + 1, p]
-    state.series[num_bins // 2 :] = 0
+            early, late, both = state.series[2 * i, p], state.series[2 * i + 1, p], state.series[i, p]
+            both.bytes, both.wait = early.bytes + late.bytes, max(early.wait, late.wait)
+    for i in range(num_bins // 2, num_bins):
+        for p in range(state.series.shape[1]):
+            state.series[i, p].bytes = 0
+            state.series[i, p].wait = 0
     state.c[0].bin_shift += 1
 
 
@@ -63,7 +67,7 @@ def _enter_in_series(state, p, size, begin, end):
     if first < last or last >= state.series.shape[0]:
         size = _spread(state, p, size, begin, end)
         last = (end - 1) >> state.c[0].bin_shift
-    state.series[last, p] += size
+    state.series[last, p].bytes += size
 
 
 @njit(cache=True)
@@ -76,23 +80,34 @@ def _spread(state, p, size, begin, end):
     left = size
     while first < last:
         share = size * (((first + 1) << shift) - max(begin, first << shift)) // (end - begin)
-        state.series[first, p] += share
+        state.series[first, p].bytes += share
         left -= share
         first += 1
     return left
 
 
 @njit(cache=True, forceinline=True)
-def _count(state, p, packet, now):
+def count_wait(state, p, wait, now):
+    """A data packet has waited at an ordinary port until now."""
     port = state.ports[p]
+    state.waits[wait_bin(wait)] += 1
+    port.longest_wait = max(port.longest_wait, wait)
+    series = state.series[now >> state.c[0].bin_shift, p]
+    series.wait = max(series.wait, wait)
+
+
+@njit(cache=True, forceinline=True)
+def _count(state, p, packet, now):
+    """Enter packet, whose serialisation at port p has begun, in the books."""
+    port = state.ports[p]
+    if len(state.log) > 0:
+        packet_log.note(state, p, packet, 1 if packet.covers > 0 else 0, False, now, packet_log.SENT)
     if packet.covers > 0:
         port.ack_packets += 1
         return
     port.data_packets += 1
     if not port.is_source:
-        wait = now - packet.time
-        port.longest_wait = max(port.longest_wait, wait)
-        state.waits[wait_bin(wait)] += 1
+        count_wait(state, p, now - packet.time, now)
 
 
 @njit(cache=True, forceinline=True)

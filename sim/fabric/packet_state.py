@@ -169,6 +169,8 @@ COUNTER_FIELDS = [
     ("num_sources", "i8"),  # ports that may take a packet out of the pool at one instant
     ("num_planes", "i8"),
     ("num_paces", "i8"),
+    ("num_log", "i8"),
+    ("num_unlogged", "i8"),
     ("num_withdrawn", "i8"),  # links that routing knows to be dead
     ("header_bytes", "i8"),
     ("payload_per_packet", "i8"),
@@ -231,7 +233,8 @@ class PacketState(NamedTuple):
     turns: np.ndarray  # [leaves, planes] round robin of the leaf
     higher_turns: np.ndarray  # [pods, r0] round robin of the next switch up
     waits: np.ndarray  # [WAIT_BINS] data packets by the time they waited at a port
-    series: np.ndarray  # [bins, ports] wire bytes whose serialisation began in each stretch of time
+    series: np.ndarray  # [bins, ports]
+    log: np.ndarray  # see packet_log.py
     woken: np.ndarray
     buckets: np.ndarray  # first slot of each bucket
     bucket_group: np.ndarray  # entries per 64 buckets
@@ -262,6 +265,28 @@ def pointer(state):
     """The compiled functions' view of a PacketState, which must outlive it; made anew when an array was replaced."""
     return PacketStatePointer(*borrowed(state))  # type: ignore[call-arg]
 
+
+SERIES = np.dtype([("bytes", "i8"), ("wait", "i8")])
+"""Of a port in a stretch of time: wire bytes that left, and the longest wait of a data packet that began to leave."""
+
+LOG = np.dtype(
+    [
+        ("time", "i8"),
+        ("end", "i8"),
+        ("wait", "i8"),
+        ("ready_s", "f8"),
+        ("link", "i4"),
+        ("source", "i4"),
+        ("destination", "i4"),
+        ("queue_pair", "i4"),
+        ("seq", "i4"),
+        ("size", "i4"),
+        ("event", "i1"),
+        ("kind", "i1"),
+        ("is_marked", "?"),
+    ],
+    align=True,
+)
 
 NUM_BUCKETS = 1 << 14
 SLOT = np.dtype([("time", "u4"), ("next", "i4")])

@@ -23,6 +23,10 @@ class LinkLedger(Protocol):
 
     def queue_columns(self, now_s: float) -> dict[str, np.ndarray]: ...
 
+    def wait_series(self) -> np.ndarray | None: ...
+
+    def packet_log(self) -> tuple[dict[str, np.ndarray], int]: ...
+
 
 def load_over_fair(topology: Topology, payload_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
     """A link's payload per rate over that of its switch group and direction; NaN outside of groups.
@@ -97,13 +101,29 @@ def record_links(recorder: Recorder, topology: Topology, fabric: LinkLedger, now
         return
     span = np.add.reduceat(width, starts)
     mean = np.add.reduceat(utilisation[active] * width, starts, axis=1) / span
+    waits = fabric.wait_series()
+    queues = {}
+    if waits is not None:
+        queues["longest_wait_s"] = np.maximum.reduceat(waits[active], starts, axis=1).ravel()
     recorder.append(
         "link_series",
         time_s=np.tile(edges[starts], len(active)),
         span_s=np.tile(span, len(active)),
         link=np.repeat(names[active], len(starts)),
         utilisation=mean.ravel(),
+        **queues,
     )
+
+
+def record_packets(recorder: Recorder, fabric: LinkLedger) -> list[str]:
+    """Rows of `packets`, if the run keeps a packet log. Returns what the log leaves out, in words."""
+    columns, num_unlogged = fabric.packet_log()
+    if columns and len(columns["time_s"]):
+        recorder.append("packets", **columns)
+    if not num_unlogged:
+        return []
+    num_rows = len(columns["time_s"])
+    return [f"the packet log holds the first {num_rows:,} of {num_rows + num_unlogged:,} events; give packet.log more"]
 
 
 def _group_name(topology: Topology, link: int) -> str | None:

@@ -49,6 +49,7 @@ def packet_settings(scenario: Scenario, topology: Topology) -> PacketSettings:
         flowlet_gap_s=scenario.paths.gap_s if isinstance(scenario.paths, FlowletPaths) else 0.0,
         has_faults=bool(scenario.faults),
         ports=packet.ports,
+        log_rows=packet.log,
     )
 
 

@@ -151,6 +151,11 @@ class Packet(Part):
     ports: Literal["auto", "lean", "full"] = Field(
         default="auto", description="lean ports are faster and lossless; auto takes them where nothing needs more"
     )
+    log: CountOrZero = Field(
+        default=0,
+        le=50_000_000,
+        description="rows of table `packets` at most: each packet at each link, for small runs; about 70 bytes a row",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Packet:

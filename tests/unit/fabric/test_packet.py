@@ -1,6 +1,7 @@
 """The packet fabric behind the message-graph contract, with answers by hand. `tests/laws` has the exact reference."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sim.engine.clock import Clock
@@ -263,3 +264,41 @@ def test_in_a_fat_tree_each_link_of_a_way_begins_where_the_one_before_ended(scop
             ends = [link_ends(name) for name in way]
             assert [end[1] for end in ends[:-1]] == [end[0] for end in ends[1:]]
             assert (ends[0][0], ends[-1][1]) == (f"edge{source}", f"edge{destination}")
+
+
+def logged(**options):
+    """Three flows into one NIC of a leaf, with a log; (fabric, its rows as a table)."""
+    link = Link(50e9, 5e-7)
+    t = leaf_spine(leaves=2, spines=1, hosts_per_leaf=4, host_link=link, spine_link=link, hosts=[HostKind(8)])
+    clock = Clock()
+    fabric = PacketFabric(clock, t, "ecmp", settings=PacketSettings(**options))
+    transfer = fabric.start(message_graph([0, 1, 2], [4, 4, 4], [20 * 4032 + 100] * 3))
+    clock.run(transfer.done)
+    fabric.settle()
+    columns, missing = fabric.packet_log()
+    return fabric, pd.DataFrame(columns), missing
+
+
+@pytest.mark.parametrize("options", [{}, {"ports": "full"}, {"port_buffer_bytes": 8 * 4096}])
+def test_the_packet_log_holds_every_packet_at_every_link(options):
+    fabric, log, missing = logged(log_rows=10_000, **options)
+    assert missing == 0 and log.time_s.is_monotonic_increasing
+    sent = log[log.event == "sent"]
+    wire = dict(zip(fabric.topology.link_name, fabric.link_bytes()[1], strict=True))
+    assert sent.groupby("link").size_bytes.sum().to_dict() == {name: size for name, size in wire.items() if size}
+    for _, of_link in sent.groupby("link"):
+        assert (of_link.time_s.to_numpy()[1:] >= of_link.end_s.to_numpy()[:-1] - 1e-15).all()
+    assert (log.event == "dropped").sum() == (
+        fabric.queue_columns(1.0)["drops"].sum() if "port_buffer_bytes" in options else 0
+    )
+    into = log[(log.link == "leaf1->host4") & (log.event == "sent")]
+    assert set(into.source) == {0, 1, 2} and set(into.destination) == {4} and set(into.kind) == {"data"}
+    assert into.wait_s.max() == fabric.queue_columns(1.0)["longest_wait_s"][list(wire).index("leaf1->host4")]
+    longest = fabric.wait_series().max(axis=1)
+    assert longest.tolist() == fabric.queue_columns(1.0)["longest_wait_s"].tolist()
+
+
+def test_a_full_packet_log_counts_what_it_leaves_out():
+    _, whole, _ = logged(log_rows=10_000)
+    _, part, missing = logged(log_rows=100)
+    assert (len(part), missing) == (100, len(whole) - 100)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, WithJsonSchema, model_validator
 
 from sim.scenario.errors import quoted
 from sim.scenario.quantities import (
@@ -151,9 +151,8 @@ class Packet(Part):
     ports: Literal["auto", "lean", "full"] = Field(
         default="auto", description="lean ports are faster and lossless; auto takes them where nothing needs more"
     )
-    log: CountOrZero = Field(
+    log: Annotated[int, Strict(), Field(ge=0, le=50_000_000)] = Field(
         default=0,
-        le=50_000_000,
         description="rows of table `packets` at most: each packet at each link, for small runs; about 70 bytes a row",
     )
 

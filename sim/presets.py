@@ -55,7 +55,9 @@ def _models() -> list[Table]:
         "name", "parameters", "active", "layers", "experts", "source",
     )  # fmt: skip
     for model in ARCHITECTURES.values():
-        experts = f"{model.experts.num_routed}, top {model.experts.top_k}" if model.experts is not None else "–"
+        experts = (
+            f"{model.experts.num_routed}, top {model.experts.top_k}" if model.experts is not None else "–"
+        )
         table.add_row(
             model.name,
             format_count(model.num_parameters),

@@ -49,14 +49,19 @@ def grid_points(
         num_points *= len(axis)
     if num_points > MOST_POINTS:
         raise Refused(f"the grid has {num_points} points, more than {MOST_POINTS}; leave values out")
-    return [GridPoint(point, load_scenario(scenario, [*settings, *point], small, seed)) for point in product(*axes)]
+    return [
+        GridPoint(point, load_scenario(scenario, [*settings, *point], small, seed))
+        for point in product(*axes)
+    ]
 
 
 def _axis(grid: str) -> tuple[str, list[str]]:
     key, equals, text = grid.partition("=")
     values = [value.strip() for value in _split(text)]
     if not equals or not key.strip() or not all(values):
-        raise ScenarioError.at(Place(f"--grid {grid}"), "is no grid; write for example --grid paths.policy=ecmp,spray")
+        raise ScenarioError.at(
+            Place(f"--grid {grid}"), "is no grid; write for example --grid paths.policy=ecmp,spray"
+        )
     if len(set(values)) < len(values):
         raise ScenarioError.at(Place(f"--grid {grid}"), "gives a value twice; give each once")
     return key.strip(), values
@@ -140,7 +145,9 @@ def _run_on_scheduler(
             yield index_of[future], future.result()
 
 
-def _run_point(point: GridPoint, folder: Path, workers: int, progress: Progress | None, overwrite: bool) -> bool:
+def _run_point(
+    point: GridPoint, folder: Path, workers: int, progress: Progress | None, overwrite: bool
+) -> bool:
     """Run one point; True when it was interrupted."""
     from sim.run import run_scenario
 
@@ -150,7 +157,9 @@ def _run_point(point: GridPoint, folder: Path, workers: int, progress: Progress 
     return bool(run_scenario(point.loaded, folder, workers, progress, **options).partial)
 
 
-def _write_table(path: Path, points: Sequence[GridPoint], folders: Sequence[Path], finished: Sequence[int]) -> None:
+def _write_table(
+    path: Path, points: Sequence[GridPoint], folders: Sequence[Path], finished: Sequence[int]
+) -> None:
     rows = []
     for i in finished:
         set_here = dict(setting.split("=", 1) for setting in points[i].settings)

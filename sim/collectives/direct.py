@@ -67,7 +67,9 @@ def send_recv(num_ranks: int, size_bytes: int, pairs: Int64 | None = None) -> Pl
         source, destination = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
         for s, d in zip(source, destination, strict=True):
             if s == d or not (0 <= s < num_ranks and 0 <= d < num_ranks):
-                raise CollectiveError(f"send_recv pair {s} -> {d}: give two different ranks of 0 … {num_ranks - 1}")
+                raise CollectiveError(
+                    f"send_recv pair {s} -> {d}: give two different ranks of 0 … {num_ranks - 1}"
+                )
     return plan(source, destination, np.full(len(source), size_bytes), source * size_bytes, COPY)
 
 

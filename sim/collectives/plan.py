@@ -48,7 +48,9 @@ class Plan:
     def num_messages(self) -> int:
         return len(self.source)
 
-    def graph(self, ranks: Int64, *, queue_pairs: int = 1, traffic_class: int = 0, owner: str = "") -> MessageGraph:
+    def graph(
+        self, ranks: Int64, *, queue_pairs: int = 1, traffic_class: int = 0, owner: str = ""
+    ) -> MessageGraph:
         """The message graph with rank i on accelerator ranks[i]."""
         return message_graph(
             ranks[self.source],

@@ -112,7 +112,9 @@ def _up_and_down(parent: Int64, first_byte: int, chunks: Int64) -> Plan:
     inner = below[index[parent[below]] >= 0]
     top = below[index[parent[below]] < 0]
     edge_from = np.concatenate((index[inner], np.repeat(index[top], len(top)), width + index[parent[inner]]))
-    edge_to = np.concatenate((index[parent[inner]], width + np.tile(index[top], len(top)), width + index[inner]))
+    edge_to = np.concatenate(
+        (index[parent[inner]], width + np.tile(index[top], len(top)), width + index[inner])
+    )
     source = np.concatenate((below, parent[below]))
     destination = np.concatenate((parent[below], below))
     action = np.repeat([REDUCE, COPY], width)

@@ -56,7 +56,9 @@ class Progress:
                 auto_refresh=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task(f"0 of {self.total_runs} runs", total=float(max(self.total_runs, 1)))
+            self._task = self._bar.add_task(
+                f"0 of {self.total_runs} runs", total=float(max(self.total_runs, 1))
+            )
         return self
 
     def __exit__(

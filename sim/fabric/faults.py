@@ -149,3 +149,5 @@ class Faults:
         """Table `faults`."""
         for row in self.rows():
             recorder.append("faults", **row)
+
+

@@ -289,3 +289,4 @@ class FluidFabric(MessageFabric):
         state.free_components[free : free + room - have] = np.arange(room - 1, have - 1, -1)
         c["num_free_components"] += room - have
         self._replace(work=maxmin.with_room(state.work, room))
+

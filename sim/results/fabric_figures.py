@@ -96,7 +96,9 @@ def _draw_load_map(
             if matrix is None:
                 continue
             axes.set_axis_on()
-            image = _draw_matrix(axes, matrix, norm, with_numbers=columns * num_spines <= 4 * CELLS_WITH_NUMBERS)
+            image = _draw_matrix(
+                axes, matrix, norm, with_numbers=columns * num_spines <= 4 * CELLS_WITH_NUMBERS
+            )
             most = f"{float(np.nanmax(matrix)):.2f}×" if np.isfinite(matrix).any() else "no link"
             if row == 0:
                 axes.set_title(panel_title(variant), color=styles[variant].text_colour)
@@ -116,12 +118,16 @@ def _draw_load_map(
     title, caption = _load_words(run, tier, maps)
     title += of_seed
     put_title(figure, title, WIDTH_IN)
-    alt = f"Heat map of the load of every {tier} link over its fair share, per variant, up and down. {caption}"
+    alt = (
+        f"Heat map of the load of every {tier} link over its fair share, per variant, up and down. {caption}"
+    )
     return DrawnFigure(f"link-load-{tier}", "Link load", title, caption, alt, figure)
 
 
 def _draw_matrix(axes: Axes, matrix, norm: TwoSlopeNorm, with_numbers: bool):
-    image = axes.imshow(matrix, cmap=LOAD_COLOURS, norm=norm, aspect="auto", interpolation="nearest", origin="upper")
+    image = axes.imshow(
+        matrix, cmap=LOAD_COLOURS, norm=norm, aspect="auto", interpolation="nearest", origin="upper"
+    )
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(True)
@@ -175,7 +181,9 @@ def draw_tier_balance(run: RunResults, styles: dict[str, VariantStyle]) -> list[
     mapped = {tier for result in results.values() for tier in load_maps(result)}
     tiers = list(dict.fromkeys(key for found in loads.values() for key in found))
     uneven = [
-        key for key in tiers if any(np.abs(found[key] - 1).max() > EVEN for found in loads.values() if key in found)
+        key
+        for key in tiers
+        if any(np.abs(found[key] - 1).max() > EVEN for found in loads.values() if key in found)
     ]
     shown = [key for key in uneven if key[0] not in mapped][:8]
     if not shown:

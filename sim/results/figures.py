@@ -113,7 +113,9 @@ def draw_headline(
     better = {"lower": ", less is better", "higher": ", more is better"}.get(meaning.better or "", "")
     axes.set_xlabel(literal(meaning.full_label) + unit_text + better)
     put_title(figure, headline.short, width_in)
-    seeds_text = f"mean of {len(run.seeds)} seeds, 95 % CI, a dot per seed" if len(run.seeds) > 1 else "one seed"
+    seeds_text = (
+        f"mean of {len(run.seeds)} seeds, 95 % CI, a dot per seed" if len(run.seeds) > 1 else "one seed"
+    )
     caption = f"{_sentence_start(meaning)} per variant; {seeds_text}."
     if len(shown) > 1 and not meaning.is_share:
         caption += f" In grey: the difference to {run.variants[0]}."

@@ -92,7 +92,9 @@ class _Answer:
         self.ranked = sorted(self.contenders, key=lambda name: sign * (self.mean[name].mean or 0.0))
 
     def difference(self, name: str, reference: str) -> Difference:
-        return paired_difference(self.values[name], self.values[reference], self.meaning.better, self.meaning.is_share)
+        return paired_difference(
+            self.values[name], self.values[reference], self.meaning.better, self.meaning.is_share
+        )
 
     def compose(self) -> tuple[str, str, str | None, list[str]]:
         best = self.ranked[0]

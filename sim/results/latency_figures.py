@@ -77,7 +77,11 @@ def draw_latencies(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
         title = _gap_title(run, found[point], f"Latency of {workload}", f"p99 {LATENCIES[point]}")
         put_title(figure, title, WIDTH_IN)
         caption = _percentile_sentence(run, found[point], f"The p99 {LATENCIES[point]} is")
-        rows = [row for quantity, samples in found.items() for row in _percentile_table(samples, LATENCIES[quantity])]
+        rows = [
+            row
+            for quantity, samples in found.items()
+            for row in _percentile_table(samples, LATENCIES[quantity])
+        ]
         out.append(
             DrawnFigure(
                 f"latency-{len(out) + 1}", "Serving latency", title, caption,

@@ -201,7 +201,9 @@ def with_unit(text: str, unit: str) -> str:
     return f"{text}\u00a0{unit}" if unit else text
 
 
-def format_value(value: float | int | None, meaning: MetricMeaning, scale: tuple[float, str] | None = None) -> str:
+def format_value(
+    value: float | int | None, meaning: MetricMeaning, scale: tuple[float, str] | None = None
+) -> str:
     """One value with its unit, four significant digits: 327.1 µs; "–" where there is none.
 
     scale: the unit to use (`common_unit`); by default the value's own.
@@ -224,7 +226,9 @@ def cut_at_zero(estimate: Estimate, meaning: MetricMeaning) -> Estimate:
     return replace(estimate, low=max(0.0, estimate.low))
 
 
-def format_interval(estimate: Estimate, meaning: MetricMeaning, scale: tuple[float, str] | None = None) -> str:
+def format_interval(
+    estimate: Estimate, meaning: MetricMeaning, scale: tuple[float, str] | None = None
+) -> str:
     """The interval in the mean's unit and digits, cut at 0: "[325.0, 329.2]"; empty where there is none."""
     estimate = cut_at_zero(estimate, meaning)
     if estimate.mean is None or estimate.low is None or estimate.high is None:

@@ -113,7 +113,9 @@ def combine(labelled: Sequence[tuple[str, RunResults]]) -> Combined:
             variants.append(own)
             if name == run.ideal_variant:
                 ideals.append(own)
-            for seed, as_seed in zip(common or run.seeds[:count], common or runs[0].seeds[:count], strict=True):
+            for seed, as_seed in zip(
+                common or run.seeds[:count], common or runs[0].seeds[:count], strict=True
+            ):
                 if (name, seed) in run.results:
                     results[own, as_seed] = replace(run.results[name, seed], name=own, seed=as_seed)
     questions = {run.question for run in runs}
@@ -224,8 +226,12 @@ def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequ
         scale = common_unit(meaning, [estimate.mean for estimate in estimates.values()])
         found = headline_of(replace(run, answer=key)) if meaning.better else Headline("", "", None)
         leaders = {found.best, *found.ties} if found.key == key and found.best else set()
-        columns.append({"label": meaning.label, "workload": meaning.workload or "fabric", "better": meaning.better})
-        cells.append([_cell(whole, key, meaning, estimates, name, scale, name in leaders) for name in run.variants])
+        columns.append(
+            {"label": meaning.label, "workload": meaning.workload or "fabric", "better": meaning.better}
+        )
+        cells.append(
+            [_cell(whole, key, meaning, estimates, name, scale, name in leaders) for name in run.variants]
+        )
     rows = [
         {
             "name": name,
@@ -257,7 +263,9 @@ def _cell(
     }
     is_tax = first == run.ideal_variant and network_tax_key(run, key) is not None  # a column of its own
     if name != first and estimate.mean is not None and not is_tax:
-        found = paired_difference(run.values(name, key), run.values(first, key), meaning.better, meaning.is_share)
+        found = paired_difference(
+            run.values(name, key), run.values(first, key), meaning.better, meaning.is_share
+        )
         shown = found.difference if meaning.is_share else found.relative
         if found.verdict == "no difference" or (found.verdict is None and found.difference.mean == 0):
             cell["difference"], cell["verdict"] = "no difference", "same"

@@ -119,11 +119,15 @@ def request_latencies(result: VariantResult, workload: str) -> pd.DataFrame | No
     own = frame[(frame["workload"] == workload).to_numpy()]
     if not len(own):
         return None
-    arrival, first, finished = (own[c].to_numpy(dtype=np.float64) for c in ("arrival_s", "first_token_s", "finished_s"))
+    arrival, first, finished = (
+        own[c].to_numpy(dtype=np.float64) for c in ("arrival_s", "first_token_s", "finished_s")
+    )
     later_tokens = own["output_tokens"].to_numpy(dtype=np.float64, na_value=np.nan) - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(later_tokens > 0, (finished - first) / later_tokens, np.nan)
-    return pd.DataFrame({"arrival_s": arrival, "ttft": first - arrival, "tpot": tpot, "e2el": finished - arrival})
+    return pd.DataFrame(
+        {"arrival_s": arrival, "ttft": first - arrival, "tpot": tpot, "e2el": finished - arrival}
+    )
 
 
 def times_between_tokens(result: VariantResult, workload: str) -> Float64 | None:

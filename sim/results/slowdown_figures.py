@@ -69,7 +69,9 @@ def draw_slowdowns(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
     return out
 
 
-def _draw_lines(axes: Axes, found: dict[str, pd.DataFrame], percentile: str, styles: dict[str, VariantStyle]) -> None:
+def _draw_lines(
+    axes: Axes, found: dict[str, pd.DataFrame], percentile: str, styles: dict[str, VariantStyle]
+) -> None:
     widths = line_widths([bins[percentile].to_numpy() for bins in found.values()])
     for (name, bins), width in zip(found.items(), widths, strict=True):
         middle = np.sqrt(bins["from_bytes"].to_numpy(float) * bins["below_bytes"].to_numpy(float))

@@ -153,7 +153,9 @@ def write_result(path: Path, run: RunResults, result: VariantResult) -> VariantR
         _write_table(folder / f"{name}.parquet", frame, provenance)
     content = {"variant": result.name, "seed": result.seed, "metrics": result.metrics, "notes": result.notes}
     write_atomically(folder / RESULT, _json_bytes(content))
-    return VariantResult(result.name, result.seed, dict(result.metrics), StoredTables(folder), dict(result.notes))
+    return VariantResult(
+        result.name, result.seed, dict(result.metrics), StoredTables(folder), dict(result.notes)
+    )
 
 
 def _write_table(path: Path, frame: pd.DataFrame, provenance: Mapping[str, str]) -> None:

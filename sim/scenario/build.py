@@ -202,7 +202,9 @@ def _workload(
     graph = _traffic_graph(scenario, w, topology, rng)
     if isinstance(w, schema.Poisson):
         packet = scenario.packet
-        ideal_s = open_load.ideal_fct_s(graph, topology, mtu_bytes=packet.mtu_bytes, header_bytes=packet.header_bytes)
+        ideal_s = open_load.ideal_fct_s(
+            graph, topology, mtu_bytes=packet.mtu_bytes, header_bytes=packet.header_bytes
+        )
         return TrafficWorkload(w.name, graph, ideal_fct_s=ideal_s, **common)
     return TrafficWorkload(w.name, graph, repeat=w.repeat, gap_s=w.gap_s, **common)
 

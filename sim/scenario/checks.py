@@ -90,7 +90,9 @@ def _shift_problems(workload: Shift, ranks_on: Counter[int]) -> Problems:
         )
 
 
-def _collective_problems(workload: Collective | Training, ranks: Sequence[int], host_of: Sequence[int]) -> Problems:
+def _collective_problems(
+    workload: Collective | Training, ranks: Sequence[int], host_of: Sequence[int]
+) -> Problems:
     n = len(ranks)
     ranks_on = Counter(host_of[rank] for rank in ranks)
     across = len(ranks_on) if workload.hierarchical else n

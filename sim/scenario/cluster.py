@@ -86,7 +86,9 @@ class LeafSpine(Part):
     def _fits_memory(self) -> LeafSpine:
         num_links = self.leaves * self.spines * self.lanes * self.planes
         if num_links > MOST_LINKS:
-            raise refused(f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves")
+            raise refused(
+                f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves"
+            )
         return self
 
 
@@ -137,7 +139,9 @@ class Nic(Part):
     injection_rate_bytes_per_s: BytesPerS | None = Field(
         default=None, description="what it can read from memory and send; absent: no limit of its own"
     )
-    message_overhead_s: Seconds = Field(default=0.0, description="its time per message, or per segment of one")
+    message_overhead_s: Seconds = Field(
+        default=0.0, description="its time per message, or per segment of one"
+    )
     segment_bytes: PositiveBytes | None = Field(
         default=None, description="longer messages are posted in segments of this size; absent: whole"
     )
@@ -154,7 +158,9 @@ class Host(Part):
     """One kind of host."""
 
     accelerators: Count = 1
-    accelerator: Text = Field(default="h200", description="a preset of `spindle list hardware`", examples=["h200"])
+    accelerator: Text = Field(
+        default="h200", description="a preset of `spindle list hardware`", examples=["h200"]
+    )
     nics: Count = Field(default=1, description="network cards; accelerator i uses NIC i·nics/accelerators")
     nic: Nic = Nic()
     nvlink: NvLink = NvLink()
@@ -183,7 +189,9 @@ class Cluster(Part):
 
     fabric: Fabric
     host: Host | None = Field(default=None, description="when all hosts are alike")
-    hosts: tuple[HostGroup, ...] | None = Field(default=None, description="hosts of several kinds, in this order")
+    hosts: tuple[HostGroup, ...] | None = Field(
+        default=None, description="hosts of several kinds, in this order"
+    )
 
     @property
     def host_groups(self) -> tuple[tuple[Host, int], ...]:

@@ -139,7 +139,9 @@ def parse_document(text: str, source: str, *, is_option: bool = False) -> Node:
         problem = " ".join(str(error).split())
         raise ScenarioError.at(Place(source), f"is not YAML: {problem}") from error
     if root is None:
-        raise ScenarioError.at(Place(source), "is empty; a scenario needs at least name, cluster and workloads")
+        raise ScenarioError.at(
+            Place(source), "is empty; a scenario needs at least name, cluster and workloads"
+        )
     return root
 
 
@@ -174,7 +176,9 @@ class _Builder:
             if kind == "DocumentStartEvent":
                 num_documents += 1
                 if event.version is not None or event.tags:
-                    raise ScenarioError.at(self.place(event), "YAML directives (%) are not read; remove the line")
+                    raise ScenarioError.at(
+                        self.place(event), "YAML directives (%) are not read; remove the line"
+                    )
                 if num_documents > 1:
                     raise ScenarioError.at(
                         self.place(event), "a second document starts here (---); write one scenario per file"
@@ -299,11 +303,15 @@ def _whole_number(text: str, place: Place) -> int | str:
 
 def _number(text: str, place: Place) -> float | str:
     try:
-        value = float(text.replace("_", "").replace(".nan", "nan").replace(".NaN", "nan").replace(".NAN", "nan"))
+        value = float(
+            text.replace("_", "").replace(".nan", "nan").replace(".NaN", "nan").replace(".NAN", "nan")
+        )
     except ValueError:
         if "inf" not in text.lower():
             return text
         value = math.inf
     if not math.isfinite(value):
-        raise ScenarioError.at(place, f"{quoted(text)} is not a finite number; write one, or leave the key out")
+        raise ScenarioError.at(
+            place, f"{quoted(text)} is not a finite number; write one, or leave the key out"
+        )
     return value

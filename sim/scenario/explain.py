@@ -106,7 +106,11 @@ def _plain_sentence(kind: str, value: Any, context: dict[str, Any], message: str
     if kind in ("bool_type", "bool_parsing"):
         return f"{shown} is neither true nor false"
     if kind == "string_type":
-        return f"{shown} is not text; put it in quotes" if isinstance(value, int | float) else f"{shown} is not text"
+        return (
+            f"{shown} is not text; put it in quotes"
+            if isinstance(value, int | float)
+            else f"{shown} is not text"
+        )
     if kind == "string_too_short":
         return "is empty; write some text"
     if kind == "string_too_long":
@@ -128,7 +132,11 @@ def _plain_sentence(kind: str, value: Any, context: dict[str, Any], message: str
     if kind in bounds:
         words, name = bounds[kind]
         bound = context[name]
-        return f"{shown} must be {words} {bound:g}" if isinstance(bound, float) else f"{shown} must be {words} {bound}"
+        return (
+            f"{shown} must be {words} {bound:g}"
+            if isinstance(bound, float)
+            else f"{shown} must be {words} {bound}"
+        )
     return f"{shown}: {message[:1].lower()}{message[1:]}"
 
 
@@ -209,7 +217,12 @@ def _tags(annotation: Any, keys: Sequence[str] = _DISCRIMINATORS) -> list[str]:
     if get_origin(at) in (Union, UnionType):
         return list(dict.fromkeys(tag for member in get_args(at) for tag in _tags(member, keys)))
     if isinstance(at, type) and issubclass(at, BaseModel):
-        return [str(tag) for key in keys if key in at.model_fields for tag in _choices(at.model_fields[key].annotation)]
+        return [
+            str(tag)
+            for key in keys
+            if key in at.model_fields
+            for tag in _choices(at.model_fields[key].annotation)
+        ]
     return []
 
 

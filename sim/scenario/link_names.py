@@ -45,7 +45,8 @@ def wrong_link(cluster: Cluster, name: str) -> str | None:
     if match is None or (match["low"], match["high"]) not in ends:
         return f"no link is named '{name}'; names are like " + " and ".join(f"'{a}0-{b}0'" for a, b in ends)
     number = {
-        key: None if match[key] is None else int(match[key]) for key in ("plane", "low_id", "nic", "high_id", "lane")
+        key: None if match[key] is None else int(match[key])
+        for key in ("plane", "low_id", "nic", "high_id", "lane")
     }
     link = _Link(name, low=match["low"], high=match["high"], **number)  # type: ignore[arg-type]
     num_low, num_high = ends[link.low, link.high]

@@ -193,7 +193,9 @@ def _wrong_entry(entry: Node, label: str | None, i: int, labels: list[str]) -> l
     if label is None:
         return [Problem(name.place, f"{field}.name", f"{quoted(name.plain())} is not text; put it in quotes")]
     if not label.strip() or not label.isprintable() or len(label) > 120:
-        return [Problem(name.place, f"{field}.name", "a variant's name is one line of at most 120 characters")]
+        return [
+            Problem(name.place, f"{field}.name", "a variant's name is one line of at most 120 characters")
+        ]
     if label in labels:
         return [Problem(name.place, field, f"two variants are named '{label}'; give each its own name")]
     return [

@@ -94,7 +94,9 @@ def _overlay(node: Node | None, parts: list[str], value: Node, place: Place, pat
     if node is not None and node.sequence is not None:
         return _item_overlay(node, parts, value, place, path, root)
     if node is not None and node.mapping is None and node.value is not None:
-        raise ScenarioError.at(place, f"{path} is {quoted(node.value)}, which has no parts; set {path} itself")
+        raise ScenarioError.at(
+            place, f"{path} is {quoted(node.value)}, which has no parts; set {path} itself"
+        )
     key, rest = parts[0], parts[1:]
     inner = None if node is None else node.child(key)
     below = _overlay(inner, rest, value, place, f"{path}.{key}" if path else key, root)
@@ -109,7 +111,9 @@ def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path:
         if name not in names:
             continue
         if length == len(parts):
-            raise ScenarioError.at(place, f"addresses a whole item; set one of its keys: --set {path}.{name}.key=…")
+            raise ScenarioError.at(
+                place, f"addresses a whole item; set one of its keys: --set {path}.{name}.key=…"
+            )
         if parts[length:] == ["name"]:
             raise ScenarioError.at(place, "a name cannot be set: items are addressed by it")
         item = next(item for item in node.sequence or () if item_name(item) == name)
@@ -119,5 +123,7 @@ def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path:
         entries = {"name": Node(name, place), **(below.mapping or {})}
         return sequence_node((mapping_node(entries, place, {"name": place, **below.key_places}),), place)
     if not names:
-        raise ScenarioError.at(place, f"the items of {path} have no names; set the whole list: --set '{path}=[…]'")
+        raise ScenarioError.at(
+            place, f"the items of {path} have no names; set the whole list: --set '{path}=[…]'"
+        )
     raise ScenarioError.at(place, f"{path} has no item named '{parts[0]}'; {suggestion(parts[0], names)}")

@@ -43,7 +43,9 @@ class AssignedPaths(_Fair):
 
     policy: Literal["ethereal", "wrap_around"]
     window_s: Seconds = Field(default=100e-9, description="how long messages are gathered")
-    jitter_s: Seconds = Field(default=50e-9, description="each start is put off by up to this much, evenly drawn")
+    jitter_s: Seconds = Field(
+        default=50e-9, description="each start is put off by up to this much, evenly drawn"
+    )
 
 
 class MultipathPaths(_Fair):

@@ -25,7 +25,9 @@ LARGEST_COUNT = 1 << 20
 
 def refused(sentence: str, *path: str | int) -> PydanticCustomError:
     """An error of the schema: a whole sentence, about the field at `path` below the model that raises it."""
-    return PydanticCustomError("refused", "{sentence}", {"problems": [(path, sentence)], "sentence": sentence})
+    return PydanticCustomError(
+        "refused", "{sentence}", {"problems": [(path, sentence)], "sentence": sentence}
+    )
 
 
 def all_refused(problems: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:

@@ -71,7 +71,9 @@ class Scenario(Part):
     workloads: tuple[AnyWorkload, ...] = Field(min_length=1, description="jobs that share the cluster")
     cost: Cost = Cost()
     faults: tuple[Fault, ...] = Field(default=(), description="links, switches and hosts that change during the run")
-    max_time_s: PositiveSeconds | None = Field(default=None, description="simulated time at which the run is cut")
+    max_time_s: PositiveSeconds | None = Field(
+        default=None, description="simulated time at which the run is cut"
+    )
 
     def ranks_of(self, workload: AnyWorkload) -> tuple[int, ...]:
         """Accelerator ids of a workload; those it names, or all (for serving: the first that it needs)."""
@@ -111,7 +113,9 @@ class Scenario(Part):
                     f"two workloads are named '{workload.name}'; give each its own name",
                 )
             seen.add(workload.name)
-            for path, sentence in workload_problems(self.cluster, workload, self.ranks_of(workload), host_of, leaf_of):
+            for path, sentence in workload_problems(
+                self.cluster, workload, self.ranks_of(workload), host_of, leaf_of
+            ):
                 yield ("workloads", i, *path), sentence
         yield from serving_overlaps(self.cluster, self.workloads, [self.ranks_of(w) for w in self.workloads])
         if self.max_time_s is None and all(workload.is_endless for workload in self.workloads):
@@ -137,4 +141,6 @@ class ScenarioFile(Scenario):
         default=None,
         description="variants, each merged over the scenario; without it there is one, named run",
     )
-    small: dict[str, Any] | None = Field(default=None, description="merged over the scenario by `run --small`")
+    small: dict[str, Any] | None = Field(
+        default=None, description="merged over the scenario by `run --small`"
+    )

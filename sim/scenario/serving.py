@@ -101,7 +101,9 @@ class KvCache(Part):
     memory_fraction: PositiveShare = Field(
         default=0.9, description="of the device's memory, for weights and cache together"
     )
-    num_blocks: Count | None = Field(default=None, description="given outright instead of computed from the memory")
+    num_blocks: Count | None = Field(
+        default=None, description="given outright instead of computed from the memory"
+    )
 
 
 class Router(Part):
@@ -141,7 +143,9 @@ class TraceArrivals(Part):
     scale: PositiveNumber = Field(default=1.0, description="2 doubles the rate")
 
 
-Arrivals = Annotated[PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals, Field(discriminator="kind")]
+Arrivals = Annotated[
+    PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals, Field(discriminator="kind")
+]
 
 
 class FixedLength(Part):
@@ -220,16 +224,22 @@ class Serving(Workload):
     """Replicas of a model that serve requests."""
 
     kind: Literal["serving"]
-    model: Model = Field(description="a preset of `spindle list models`, or the path of a Hugging Face config.json")
+    model: Model = Field(
+        description="a preset of `spindle list models`, or the path of a Hugging Face config.json"
+    )
     precision: Precision = Precision()
     replicas: Count = 1
     parallelism: Degrees = Degrees()
-    ranks: Ranks = Field(default=None, description="accelerators given to it; by default as many as it needs, from 0")
+    ranks: Ranks = Field(
+        default=None, description="accelerators given to it; by default as many as it needs, from 0"
+    )
     batching: Batching = Batching()
     kv: KvCache = KvCache()
     router: Router = Router()
     arrivals: Arrivals
-    lengths: Lengths | None = Field(default=None, description="token counts; needed unless a trace gives them")
+    lengths: Lengths | None = Field(
+        default=None, description="token counts; needed unless a trace gives them"
+    )
     trace: Trace | None = None
     num_requests: Count | None = Field(default=None, description="stop arrivals after so many")
     duration_s: PositiveSeconds | None = Field(default=None, description="stop arrivals after this time")

@@ -57,7 +57,9 @@ class ParetoSizes(Part):
 
     law: Literal["pareto"]
     mean_bytes: PositiveBytes
-    shape: Annotated[PositiveNumber, Field(gt=1)] = Field(description="above 1, or the mean would be infinite")
+    shape: Annotated[PositiveNumber, Field(gt=1)] = Field(
+        description="above 1, or the mean would be infinite"
+    )
 
 
 class FileSizes(Part):
@@ -67,7 +69,9 @@ class FileSizes(Part):
     file: InputFile
 
 
-Sizes = Annotated[FixedSizes | UniformSizes | LognormalSizes | ParetoSizes | FileSizes, Field(discriminator="law")]
+Sizes = Annotated[
+    FixedSizes | UniformSizes | LognormalSizes | ParetoSizes | FileSizes, Field(discriminator="law")
+]
 
 
 class Workload(Part):
@@ -85,7 +89,9 @@ class _Traffic(Workload):
     kind: Literal["traffic"]
     ranks: Ranks = Field(default=None, description="accelerators that take part; all by default")
     start_s: Seconds = 0.0
-    jitter_s: Seconds = Field(default=0.0, description="each flow starts later by up to this much, evenly drawn")
+    jitter_s: Seconds = Field(
+        default=0.0, description="each flow starts later by up to this much, evenly drawn"
+    )
     queue_pairs: Count = Field(default=1, description="queue pairs that each flow is striped over")
 
 
@@ -134,7 +140,9 @@ class Matrix(_Traffic):
     @model_validator(mode="after")
     def _is_known_form(self) -> Matrix:
         if self.file.suffix.lower() not in (".csv", ".cm"):
-            raise refused(f"'{self.file.name}' is neither .csv nor .cm; the ending says how it is read", "file")
+            raise refused(
+                f"'{self.file.name}' is neither .csv nor .cm; the ending says how it is read", "file"
+            )
         return self
 
 
@@ -149,7 +157,10 @@ class Poisson(_Traffic):
     sizes: Sizes
 
 
-Traffic = Annotated[Permutation | Shift | Incast | AllToAll | Matrix | Poisson, Field(discriminator="pattern")]
+Traffic = Annotated[
+    Permutation | Shift | Incast | AllToAll | Matrix | Poisson, Field(discriminator="pattern")
+]
+
 
 
 def keys_of_pattern(pattern: object) -> frozenset[str]:
@@ -175,7 +186,9 @@ _USUAL_ALGORITHM = {
 class _Communicates(Workload):
     """A collective operation among some ranks."""
 
-    ranks: Ranks = Field(default=None, description="accelerators that take part, in rank order; all by default")
+    ranks: Ranks = Field(
+        default=None, description="accelerators that take part, in rank order; all by default"
+    )
     operation: Operation
     algorithm: AlgorithmName = Field(
         description="default: ring for all_reduce, all_gather, reduce_scatter and broadcast, else direct"
@@ -185,7 +198,9 @@ class _Communicates(Workload):
         examples=["64 MB"],
     )
     start_s: Seconds = 0.0
-    jitter_s: Seconds = Field(default=0.0, description="each rank starts later by up to this much, evenly drawn")
+    jitter_s: Seconds = Field(
+        default=0.0, description="each rank starts later by up to this much, evenly drawn"
+    )
     chunk_bytes: PositiveBytes | None = Field(default=None, description="pipelining unit of trees and chains")
     hierarchical: Flag = Field(default=False, description="inside the hosts first, then across them on rails")
     queue_pairs: Count = 1
@@ -219,7 +234,9 @@ class _Communicates(Workload):
             takers = ", ".join(f"{o} with {a}" for (o, a), found in ALGORITHMS.items() if found.takes_chunk)
             raise refused(f"{self.operation} with {self.algorithm} takes no chunk; {takers} do", "chunk")
         if self.hierarchical and self.operation not in HIERARCHICAL:
-            raise refused(f"{self.operation} has no hierarchical form; {', '.join(HIERARCHICAL)} have", "hierarchical")
+            raise refused(
+                f"{self.operation} has no hierarchical form; {', '.join(HIERARCHICAL)} have", "hierarchical"
+            )
         return self
 
 

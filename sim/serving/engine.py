@@ -86,7 +86,9 @@ def complete_step(state: EngineState, finish_s: float) -> None:
     """Finish the step in flight: each sequence whose known tokens are now all computed has one more token."""
     counts = state.counts[0]
     kv = state.kv.counts[0]
-    record_step(state, counts.now_s, finish_s, counts.compute_s, counts.communication_s, kv.num_blocks - kv.num_free)
+    record_step(
+        state, counts.now_s, finish_s, counts.compute_s, counts.communication_s, kv.num_blocks - kv.num_free
+    )
     has_finished = False
     for i in range(counts.batch_size):
         entry = state.batch[i]
@@ -188,7 +190,9 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
 
 
 @njit(cache=True)
-def advance(state: EngineState, policy, table: StepTable, until_s: float, max_steps: int, max_rows: int) -> int:
+def advance(
+    state: EngineState, policy, table: StepTable, until_s: float, max_steps: int, max_rows: int
+) -> int:
     """Start every step that starts before until_s, finish every one that ends by then; returns why it
     stopped.
 

@@ -135,11 +135,7 @@ def tokens_of_batch(
 
 @njit(cache=True)
 def draw_iteration(
-    state: EngineState,
-    tables: StageTables,
-    draws: ExpertDraws,
-    num_copies: int,
-    tensor: int,
+    state: EngineState, tables: StageTables, draws: ExpertDraws, num_copies: int, tensor: int,
     num_dense_before: NDArray[np.int64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], float]:
     """(takes_part, own_s, sent, expert_s) of the batch as in `IterationStep`, and its compute_s."""
@@ -215,7 +211,9 @@ class ExpertParallelIteration:
         parallelism.check(architecture)
         popularity.check(experts)
         if len(accelerators) != parallelism.num_accelerators or parallelism.expert != len(accelerators):
-            raise ValueError(f"{len(accelerators)} accelerators for an expert degree of {parallelism.expert}; one each")
+            raise ValueError(
+                f"{len(accelerators)} accelerators for an expert degree of {parallelism.expert}; one each"
+            )
         if len(set(accelerators)) != len(accelerators):
             raise ValueError(f"an accelerator serves two expert ranks: {list(accelerators)}")
         if dispatch_bytes not in (1, 2):

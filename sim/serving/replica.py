@@ -215,7 +215,9 @@ class FabricReplica:
     Without a fabric (None) transfers take no time.
     """
 
-    def __init__(self, clock: Clock, engine: Engine, iteration: ExpertParallelIteration, fabric: Fabric | None) -> None:
+    def __init__(
+        self, clock: Clock, engine: Engine, iteration: ExpertParallelIteration, fabric: Fabric | None
+    ) -> None:
         self.clock = clock
         self.engine = engine
         self.iteration = iteration

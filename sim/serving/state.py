@@ -121,7 +121,8 @@ def new_engine_state(
     """
     if max_num_seqs < 1 or max_num_batched_tokens < 1:
         raise ValueError(
-            f"a batch needs room, got max_num_seqs {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens}"
+            f"a batch needs room, got max_num_seqs {max_num_seqs} and "
+            f"max_num_batched_tokens {max_num_batched_tokens}"
         )
     if not 0 <= host_s < np.inf:
         raise ValueError(f"host time per step must be at least 0 s and finite, got {host_s}")

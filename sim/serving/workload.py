@@ -76,7 +76,9 @@ class ServingWorkload:
             limits = replace(limits, max_step_rows=0)
         chains = new_chains(len(self.requests))
         refused = refusals(self.requests, limits)
-        engines = [Engine(i, self.requests, self.token_time_s, chains, limits, refused) for i in range(num_replicas)]
+        engines = [
+            Engine(i, self.requests, self.token_time_s, chains, limits, refused) for i in range(num_replicas)
+        ]
         self.replicas: list[Replica] = []
         for engine in engines:
             if table is not None:
@@ -156,7 +158,9 @@ class ServingWorkload:
         if self.record_token_times:
             known = ~np.isnan(token_time_s)
             owner = np.repeat(np.arange(len(requests)), requests["num_output_tokens"])
-            recorder.append("token_times", workload=self.name, request=owner[known], time_s=token_time_s[known])
+            recorder.append(
+                "token_times", workload=self.name, request=owner[known], time_s=token_time_s[known]
+            )
 
     def _record_batches(self, recorder: Recorder, replica: Replica, now_s: float) -> None:
         steps = replica.engine.steps

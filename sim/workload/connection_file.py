@@ -70,7 +70,9 @@ def read_connections(path: str | Path) -> MatrixFlows:
         elif words[0] == "trigger":
             _read_trigger(path, number, words[1:], triggers)
         elif words[0] == "failure":
-            raise TrafficFileError(path, number, "failures are not read; write them under the scenario's `faults`")
+            raise TrafficFileError(
+                path, number, "failures are not read; write them under the scenario's `faults`"
+            )
         else:
             raise TrafficFileError(path, number, f"unknown word '{words[0]}'")
     found = {
@@ -82,13 +84,17 @@ def read_connections(path: str | Path) -> MatrixFlows:
         line_number, expected = declared.get(word, (None, 0))
         if expected != count:
             problem = f"`{word} {expected}`" if line_number else f"no line `{word} N`"
-            raise TrafficFileError(path, line_number, f"{problem}, but {count} are listed: write `{word} {count}`")
+            raise TrafficFileError(
+                path, line_number, f"{problem}, but {count} are listed: write `{word} {count}`"
+            )
     if "Nodes" not in declared:
         raise TrafficFileError(path, None, "has no line `Nodes N`")
     num_nodes = declared["Nodes"][1]
     for c in connections:
         if max(c.source, c.destination) >= num_nodes:
-            raise TrafficFileError(path, c.line, f"{c.source}->{c.destination}, but nodes are 0 … {num_nodes - 1}")
+            raise TrafficFileError(
+                path, c.line, f"{c.source}->{c.destination}, but nodes are 0 … {num_nodes - 1}"
+            )
     return _linked(path, num_nodes, connections, triggers)
 
 
@@ -103,7 +109,9 @@ def _read_connection(path, number, words, index, connections, triggers, ids) -> 
     rest = iter(words[1:])
     for word in rest:
         if word not in ("id", "start", "size", "prio", *_TRIGGER_WORDS):
-            raise TrafficFileError(path, number, f"'{word}' is not read; known: id, start, size, prio, triggers")
+            raise TrafficFileError(
+                path, number, f"'{word}' is not read; known: id, start, size, prio, triggers"
+            )
         value = next(rest, None)
         if value is None:
             raise TrafficFileError(path, number, f"'{word}' has no value")
@@ -149,11 +157,17 @@ def _read_trigger(path: Path, number: int, words: list[str], triggers: dict[int,
         elif word in ("oneshot", "barrier") and kind is None:
             kind = word
         elif word == "multishot":
-            raise TrafficFileError(path, number, "multishot triggers are not read: the flow they start depends on time")
+            raise TrafficFileError(
+                path, number, "multishot triggers are not read: the flow they start depends on time"
+            )
         else:
-            raise TrafficFileError(path, number, f"'{word}': write `trigger id N oneshot` or `… barrier count M`")
+            raise TrafficFileError(
+                path, number, f"'{word}': write `trigger id N oneshot` or `… barrier count M`"
+            )
     if kind is None or values["id"] == 0:
-        raise TrafficFileError(path, number, "write `trigger id N oneshot` or `trigger id N barrier count M`, N > 0")
+        raise TrafficFileError(
+            path, number, "write `trigger id N oneshot` or `trigger id N barrier count M`, N > 0"
+        )
     trigger = triggers.setdefault(values["id"], _Trigger(number))
     if trigger.kind is not None:
         raise TrafficFileError(path, number, f"trigger {values['id']} is given twice (line {trigger.line})")
@@ -161,7 +175,9 @@ def _read_trigger(path: Path, number: int, words: list[str], triggers: dict[int,
     trigger.count = values["count"] if kind == "barrier" else 1
 
 
-def _linked(path: Path, num_nodes: int, connections: list[_Connection], triggers: dict[int, _Trigger]) -> MatrixFlows:
+def _linked(
+    path: Path, num_nodes: int, connections: list[_Connection], triggers: dict[int, _Trigger]
+) -> MatrixFlows:
     """Flows with their triggers as edges; a trigger with several flows on both sides gets a join."""
     source = [c.source for c in connections]
     destination = [c.destination for c in connections]

@@ -56,7 +56,9 @@ class Lognormal:
 
     def __post_init__(self) -> None:
         if not (1 <= self.mean < np.inf and 0 <= self.sigma < np.inf):
-            raise ValueError(f"lognormal lengths need mean >= 1 and sigma >= 0, got {self.mean} and {self.sigma}")
+            raise ValueError(
+                f"lognormal lengths need mean >= 1 and sigma >= 0, got {self.mean} and {self.sigma}"
+            )
         if self.most is not None:
             _at_least_one("most", self.most)
 

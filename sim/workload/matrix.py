@@ -48,7 +48,9 @@ def _edge_list(path: Path, rows: list[tuple[int, list[str]]]) -> MatrixFlows:
             destination.append(ends[1])
             size.append(num_bytes)
     num_ranks = 1 + max(source + destination, default=-1)
-    return _plain_flows(num_ranks, np.array(source, np.int64), np.array(destination, np.int64), np.array(size))
+    return _plain_flows(
+        num_ranks, np.array(source, np.int64), np.array(destination, np.int64), np.array(size)
+    )
 
 
 def _square(path: Path, rows: list[tuple[int, list[str]]]) -> MatrixFlows:
@@ -57,7 +59,9 @@ def _square(path: Path, rows: list[tuple[int, list[str]]]) -> MatrixFlows:
         labels, rows = rows[0][1][1:], rows[1:]
     n = len(rows[0][1]) - (labels is not None) if rows else 0
     if len(rows) != n:
-        raise TrafficFileError(path, rows[-1][0] if rows else None, f"{len(rows)} rows but {n} columns; give n x n")
+        raise TrafficFileError(
+            path, rows[-1][0] if rows else None, f"{len(rows)} rows but {n} columns; give n x n"
+        )
     if labels is not None and len(labels) != n:
         raise TrafficFileError(path, None, f"{len(labels)} column labels over {n} columns")
     table = np.zeros((n, n), np.int64)
@@ -118,7 +122,9 @@ def read_matrix(path: str | Path) -> MatrixFlows:
     path = Path(path)
     reader = MATRIX_READERS.get(path.suffix.lower())
     if reader is None:
-        raise TrafficFileError(path, None, "is neither .csv (bytes between ranks) nor .cm (htsim connections)")
+        raise TrafficFileError(
+            path, None, "is neither .csv (bytes between ranks) nor .cm (htsim connections)"
+        )
     flows = reader(path)
     if not flows.size_bytes.any():
         raise TrafficFileError(path, None, "sends nothing: no flow in it has a byte; give at least one")

@@ -51,7 +51,9 @@ def poisson(
     flows_per_s = load * total_host_link_bytes_per_s / mean_wire_bytes(law, mtu_bytes, header_bytes)
     expected = flows_per_s * duration_s
     if expected > MAX_EXPECTED_FLOWS:
-        raise PatternError(f"about {expected:.3g} flows in {duration_s:g} s: shorten the duration or enlarge sizes")
+        raise PatternError(
+            f"about {expected:.3g} flows in {duration_s:g} s: shorten the duration or enlarge sizes"
+        )
     count = int(rng.poisson(expected))
     if count == 0:
         raise PatternError(
@@ -76,7 +78,9 @@ def poisson(
     )
 
 
-def ideal_fct_s(graph: MessageGraph, topology: Topology, *, mtu_bytes: int = 4096, header_bytes: int = 64) -> Float64:
+def ideal_fct_s(
+    graph: MessageGraph, topology: Topology, *, mtu_bytes: int = 4096, header_bytes: int = 64
+) -> Float64:
     """Flow completion times on an idle fabric, each flow whole on the single path that is best for it:
 
         NIC's overhead + min over paths of (latency + wire bytes / rate of the slowest link on the path)

@@ -170,7 +170,9 @@ def incast(
     if not 1 <= fan_in < n:
         raise PatternError(f"incast fan_in is {fan_in}; among {n} ranks give 1 … {n - 1}")
     senders = ranks[(receiver + np.arange(1, fan_in + 1)) % n]
-    return message_graph(senders, np.full(fan_in, ranks[receiver]), size_bytes, queue_pairs=queue_pairs, owner=owner)
+    return message_graph(
+        senders, np.full(fan_in, ranks[receiver]), size_bytes, queue_pairs=queue_pairs, owner=owner
+    )
 
 
 def all_to_all(ranks: Int64, size_bytes: int, *, queue_pairs: int = 1, owner: str = "") -> MessageGraph:

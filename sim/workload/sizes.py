@@ -47,7 +47,9 @@ def num_packets(size_bytes: ArrayLike, payload_bytes: int) -> Int64:
 
 def wire_bytes(size_bytes: ArrayLike, mtu_bytes: int, header_bytes: int) -> Int64:
     """Bytes on the wire: size + header · ceil(size / (mtu − header)); the last packet is short."""
-    return np.asarray(size_bytes, dtype=np.int64) + header_bytes * num_packets(size_bytes, mtu_bytes - header_bytes)
+    return np.asarray(size_bytes, dtype=np.int64) + header_bytes * num_packets(
+        size_bytes, mtu_bytes - header_bytes
+    )
 
 
 def mean_wire_bytes(law: SizeLaw, mtu_bytes: int, header_bytes: int) -> float:
@@ -217,19 +219,27 @@ def from_file(path: str | Path) -> Pieces:
                 raise ValueError
             size, probability = float(words[0]), float(words[1])
         except ValueError:
-            raise TrafficFileError(path, number, f"'{line}' is not `bytes probability`, two numbers") from None
+            raise TrafficFileError(
+                path, number, f"'{line}' is not `bytes probability`, two numbers"
+            ) from None
         if not (math.isfinite(size) and size >= 0 and size == int(size)):
             raise TrafficFileError(path, number, f"size {words[0]} is not a whole number of bytes")
         if not (math.isfinite(probability) and 0 <= probability <= 100):
-            raise TrafficFileError(path, number, f"probability {words[1]} is outside 0 … 1 (or 0 … 100 percent)")
+            raise TrafficFileError(
+                path, number, f"probability {words[1]} is outside 0 … 1 (or 0 … 100 percent)"
+            )
         if rows and (size < rows[-1][1] or probability < rows[-1][2]):
-            raise TrafficFileError(path, number, f"'{line}' falls below the line before; sort by size, sums rise")
+            raise TrafficFileError(
+                path, number, f"'{line}' falls below the line before; sort by size, sums rise"
+            )
         rows.append((number, int(size), probability))
     if not rows:
         raise TrafficFileError(path, None, "holds no lines `bytes probability`")
     last_line, _, total = rows[-1]
     if total not in (1.0, 100.0):
-        raise TrafficFileError(path, last_line, f"the last probability is {total:g}; it must be 1 (or 100 percent)")
+        raise TrafficFileError(
+            path, last_line, f"the last probability is {total:g}; it must be 1 (or 100 percent)"
+        )
     low, high, mass = [], [], []
     before_bytes, before = rows[0][1], 0.0
     for i, (number, size, probability) in enumerate(rows):

@@ -83,10 +83,14 @@ def read_azure_trace(
         raise TraceError(
             f"{path}: no request {window}; the trace lasts {elapsed_s[-1]:.3f} s, so begin and end within it"
         )
-    return Trace((elapsed_s[keep] - from_s) / scale, prompt[keep], np.maximum(output[keep], 1), int(is_zero.sum()))
+    return Trace(
+        (elapsed_s[keep] - from_s) / scale, prompt[keep], np.maximum(output[keep], 1), int(is_zero.sum())
+    )
 
 
-def _azure_rows(path: Path, refuse_zero_output: bool) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _azure_rows(
+    path: Path, refuse_zero_output: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Absolute times in ns, prompt and output tokens of every row."""
     reader = csv.reader(io.StringIO(_text(path), newline=""))
     times: list[int] = []
@@ -109,7 +113,9 @@ def _azure_rows(path: Path, refuse_zero_output: bool) -> tuple[NDArray[np.int64]
                 raise TraceError(f"{where}: {len(row)} fields, the header has {len(header)}")
             time_ns = _nanoseconds(row[columns[0]], where)
             if times and time_ns < times[-1]:
-                raise TraceError(f"{where}: TIMESTAMP {row[columns[0]]} is before that of the row above; sort by time")
+                raise TraceError(
+                    f"{where}: TIMESTAMP {row[columns[0]]} is before that of the row above; sort by time"
+                )
             times.append(time_ns)
             prompts.append(_tokens(row[columns[1]], "ContextTokens", 1, where))
             outputs.append(_tokens(row[columns[2]], "GeneratedTokens", int(refuse_zero_output), where))
@@ -145,7 +151,9 @@ def _nanoseconds(text: str, where: str) -> int:
         day, time, fraction, zone = match.groups()
         moment = datetime.fromisoformat(f"{day} {time}{(zone or '+00:00').replace('Z', '+00:00')}")
     except ValueError:
-        raise TraceError(f"{where}: TIMESTAMP {text!r} is not a time like 2023-11-16 18:15:46.6805900") from None
+        raise TraceError(
+            f"{where}: TIMESTAMP {text!r} is not a time like 2023-11-16 18:15:46.6805900"
+        ) from None
     return int(moment.timestamp()) * 10**9 + int((fraction or "0").ljust(9, "0"))
 
 

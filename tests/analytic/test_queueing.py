@@ -22,7 +22,9 @@ def constant_step_table(step_s: float) -> StepTable:
     """Every step takes step_s, whatever it computes."""
     tags = np.array([[Feature.TOKENS, 0, 0]])
     one = np.ones(1)
-    return StepTable(np.zeros((1, 2, len(Feature))), np.ones((1, 2)), step_s * one, one, tags, np.zeros(1), 0.0)
+    return StepTable(
+        np.zeros((1, 2, len(Feature))), np.ones((1, 2)), step_s * one, one, tags, np.zeros(1), 0.0
+    )
 
 
 def waits_s(arrival_s, prompt_tokens: int, output_tokens: int, policy: str):
@@ -58,7 +60,9 @@ def test_one_slot_and_a_fixed_service_time_are_an_m_d_1_queue(utilisation, outpu
     """
     rng = np.random.default_rng(11)
     num_batches, batch = 100, 5_000
-    arrival_s = arrival_times_s("poisson", utilisation / SERVICE_S, rng, num_requests=(num_batches + 1) * batch)
+    arrival_s = arrival_times_s(
+        "poisson", utilisation / SERVICE_S, rng, num_requests=(num_batches + 1) * batch
+    )
     means = waits_s(arrival_s, 32, output_tokens, policy)[batch:].reshape(num_batches, batch).mean(axis=1)
 
     expected_s = utilisation * SERVICE_S / (2 * (1 - utilisation))

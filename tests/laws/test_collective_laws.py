@@ -129,11 +129,15 @@ def test_broadcast_gives_everyone_the_roots_bytes(n, size, chunk, root, build, s
 )
 def test_hierarchical_all_reduce_adds_every_contribution_once(hosts, locals_, size, algorithm, seed):
     n = hosts * locals_
-    plan = plan_of("all_reduce", algorithm, n, size, hierarchical=True, host_of_accelerator=np.arange(n) // locals_)
+    plan = plan_of(
+        "all_reduce", algorithm, n, size, hierarchical=True, host_of_accelerator=np.arange(n) // locals_
+    )
     check_all_reduced(plan, n, size, seed)
 
 
-@given(hosts=st.integers(1, 5), locals_=st.integers(1, 4), size=SIZES, algorithm=st.sampled_from(ANY), seed=SEEDS)
+@given(
+    hosts=st.integers(1, 5), locals_=st.integers(1, 4), size=SIZES, algorithm=st.sampled_from(ANY), seed=SEEDS
+)
 def test_hierarchical_reduce_scatter_and_all_gather(hosts, locals_, size, algorithm, seed):
     """Rank (h, l) owns part h of part l. Ranks are dealt to hosts in turn, so hosts are not contiguous."""
     n = hosts * locals_
@@ -168,7 +172,9 @@ def test_hierarchical_all_to_all_hands_over_every_block(hosts, locals_, size, se
     local index; between hosts, everything the sender holds for the receiver. Sizes must agree with that.
     """
     n = hosts * locals_
-    plan = plan_of("all_to_all", "direct", n, size, hierarchical=True, host_of_accelerator=np.arange(n) // locals_)
+    plan = plan_of(
+        "all_to_all", "direct", n, size, hierarchical=True, host_of_accelerator=np.arange(n) // locals_
+    )
     block_bytes = np.diff(block_offsets(size, n))
     holds = [{(rank, to) for to in range(n)} for rank in range(n)]
     rng = np.random.default_rng(seed)
@@ -230,7 +236,9 @@ def test_number_of_steps_of_pipelined_trees(n, size, chunk):
     for parent, half in zip(tree.double_binary_trees(n), (size - size // 2, size // 2), strict=True):
         if half:
             steps.append(2 * max(depth(parent, r) for r in range(n)) + -(-half // chunk) - 1)
-    assert longest_chain(plan_of("all_reduce", "double_binary_tree", n, size, chunk_bytes=chunk)) == max(steps)
+    assert longest_chain(plan_of("all_reduce", "double_binary_tree", n, size, chunk_bytes=chunk)) == max(
+        steps
+    )
     chain = plan_of("broadcast", "ring", n, size, chunk_bytes=chunk)
     assert longest_chain(chain) == n - 1 + -(-size // chunk) - 1
 

@@ -232,7 +232,9 @@ HERE = Place("x.yaml", 1)
 
 def node(plain) -> Node:
     if isinstance(plain, dict):
-        return mapping_node({key: node(value) for key, value in plain.items()}, HERE, dict.fromkeys(plain, HERE))
+        return mapping_node(
+            {key: node(value) for key, value in plain.items()}, HERE, dict.fromkeys(plain, HERE)
+        )
     if isinstance(plain, list):
         return sequence_node(tuple(node(item) for item in plain), HERE)
     return Node(plain, HERE)

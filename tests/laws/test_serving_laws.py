@@ -93,7 +93,9 @@ def run_compiled(engine, cuts=()):
 
 def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
     requests = [
-        PlainRequest(int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]))
+        PlainRequest(
+            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i])
+        )
         for i in np.flatnonzero(fits)
     ]
     keys = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s")

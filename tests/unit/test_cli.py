@@ -232,7 +232,9 @@ def test_sweep(fakes, spindle):
 
 
 def test_sweep_values_with_commas(fakes, spindle):
-    code, _, err = spindle("sweep", "s.yaml", "--grid", "paths={policy: spray, fairness: message},{policy: ecmp}")
+    code, _, err = spindle(
+        "sweep", "s.yaml", "--grid", "paths={policy: spray, fairness: message},{policy: ecmp}"
+    )
     assert code == 0, err
     assert [loaded.variants[0][1].paths.fairness for loaded, *_ in fakes.calls] == ["message", "queue_pair"]
 

@@ -23,7 +23,9 @@ def test_a_ring_step_waits_for_the_input_and_for_the_own_previous_send():
     1).
     """
     graph = ALGORITHMS["all_gather", "ring"](np.arange(3), 300)
-    waits_for = [m for m in range(3) if 4 in graph.successors[graph.successor_start[m] : graph.successor_start[m + 1]]]
+    waits_for = [
+        m for m in range(3) if 4 in graph.successors[graph.successor_start[m] : graph.successor_start[m + 1]]
+    ]
     assert waits_for == [0, 1]
 
 
@@ -90,7 +92,9 @@ def test_host_grid_orders_by_first_rank_and_refuses_uneven_hosts():
 def test_hierarchical_sends_an_nth_of_the_local_share_across():
     """2 hosts x 4: of 800 bytes each NIC carries 2 (1/2) 200 by the ring; inside, 7/4 ... 2 (3/4) 800."""
     host = np.arange(8) // 4
-    plan = ALGORITHMS["all_reduce", "ring"].plan(np.arange(8), 800, hierarchical=True, host_of_accelerator=host)
+    plan = ALGORITHMS["all_reduce", "ring"].plan(
+        np.arange(8), 800, hierarchical=True, host_of_accelerator=host
+    )
     crosses = host[plan.source] != host[plan.destination]
     assert np.bincount(plan.source[crosses], plan.size_bytes[crosses]).tolist() == [200] * 8
     assert np.bincount(plan.source[~crosses], plan.size_bytes[~crosses]).tolist() == [1200] * 8

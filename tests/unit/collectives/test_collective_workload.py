@@ -9,7 +9,9 @@ RANKS = np.arange(4)
 
 def collective(clock, fabric, **options):
     seed = np.random.default_rng(1)
-    return CollectiveWorkload("sum", "all_reduce", "ring", RANKS, 400, clock=clock, fabric=fabric, rng=seed, **options)
+    return CollectiveWorkload(
+        "sum", "all_reduce", "ring", RANKS, 400, clock=clock, fabric=fabric, rng=seed, **options
+    )
 
 
 def test_a_ring_of_four_takes_six_steps(clock, fixed_time_fabric):

@@ -90,7 +90,9 @@ QWEN3_MOE = {
     "tie_word_embeddings": False,
 }
 QWEN3 = {
-    key: value for key, value in QWEN3_MOE.items() if not key.startswith(("moe", "num_experts", "decoder", "mlp"))
+    key: value
+    for key, value in QWEN3_MOE.items()
+    if not key.startswith(("moe", "num_experts", "decoder", "mlp"))
 } | {
     "model_type": "qwen3",
     "hidden_size": 5120,
@@ -126,7 +128,9 @@ def test_file_and_folder(tmp_path):
 
 
 def test_nested_text_config():
-    read = from_hugging_face({"model_type": "llava", "vision_config": {"hidden_size": 1}, "text_config": LLAMA})
+    read = from_hugging_face(
+        {"model_type": "llava", "vision_config": {"hidden_size": 1}, "text_config": LLAMA}
+    )
     assert read.hidden_size == 4096
 
 

@@ -11,7 +11,9 @@ LLAMA = ARCHITECTURES["llama-3.1-8b"]
 LITE = ARCHITECTURES["deepseek-v2-lite"]
 
 
-def features(tokens=0, decodes=0, sequences=0, pairs=0, prefill_context=0, decode_context=0, rows=0, distinct=0):
+def features(
+    tokens=0, decodes=0, sequences=0, pairs=0, prefill_context=0, decode_context=0, rows=0, distinct=0
+):
     return (1, tokens, decodes, sequences, pairs, prefill_context, decode_context, rows, distinct)
 
 

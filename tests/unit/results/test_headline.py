@@ -227,7 +227,9 @@ def test_runs_cut_at_different_times_are_not_compared():
 def test_an_interrupted_single_variant_shows_what_there_is():
     run = run_of({"run": [1.0]}, partial=True)
     run.results["run", 1].notes["partial"] = True
-    assert said(run) == ("Shift finishes in 1.000 s (one seed: luck not excluded); partial: 0 of 1 runs finished.")
+    assert said(run) == (
+        "Shift finishes in 1.000 s (one seed: luck not excluded); partial: 0 of 1 runs finished."
+    )
 
 
 @pytest.mark.parametrize("name", ["payload_bytes", "wire_bytes"])

@@ -40,7 +40,9 @@ def report(tmp_path_factory):
 
 def test_the_report_opens_with_the_question_and_its_answer(report):
     page = report[0].read_text()
-    question, answer, figure = (page.index(s) for s in ("need packet spraying?</h1>", 'class="answer"', "<figure>"))
+    question, answer, figure = (
+        page.index(s) for s in ("need packet spraying?</h1>", 'class="answer"', "<figure>")
+    )
     assert question < answer < figure < page.index("Side by side") < page.index("Where this comes from")
     assert "(2 seeds, 95 % CI)" in page.replace("\u00a0", " ")
 

@@ -126,7 +126,9 @@ def test_network_tax_is_taken_against_the_ideal_twin_of_the_same_seed(tmp_path):
 def test_nan_and_none_metrics_become_null(tmp_path):
     run = RunResults("none", None, (1,), ("run",), "0.1.0", None)
     folder = RunFolder.create(tmp_path / "run", run)
-    folder.add(VariantResult("run", 1, {"traffic.a.completion_time_s": float("nan"), "links.wire_bytes": None}))
+    folder.add(
+        VariantResult("run", 1, {"traffic.a.completion_time_s": float("nan"), "links.wire_bytes": None})
+    )
     folder.finish()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["variants"]["run"]["metrics"] == {

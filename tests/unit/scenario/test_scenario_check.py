@@ -85,7 +85,9 @@ def serving(folder, *settings, text=CLUSTER + SERVING):
 
 
 def test_serving_that_cannot_be_held(tmp_path):
-    assert "workloads.chat.duration: no request arrives; raise" in serving(tmp_path, "num_requests=", "duration=1 ns")
+    assert "workloads.chat.duration: no request arrives; raise" in serving(
+        tmp_path, "num_requests=", "duration=1 ns"
+    )
     assert "about 9e+12 requests in 9e+06 s are more than 16777216" in serving(
         tmp_path, "num_requests=", "duration=9e6 s", "arrivals.rate=1000000 /s"
     )
@@ -119,7 +121,6 @@ def test_experts_of_a_dense_model_are_refused(tmp_path):
 
 def test_weights_are_as_published_unless_the_scenario_says(tmp_path):
     """DeepSeek-V3 is published in fp8: on 16 devices its experts take 41 GB each, in bf16 twice that."""
-
     def weight_bytes(*settings):
         wide = changed(CLUSTER, "accelerators: 4", "accelerators: 4, accelerator: b200") + SERVING
         settings = ("model=deepseek-v3", "parallelism={expert: 16}", *settings)
@@ -142,12 +143,8 @@ def test_scales_of_operators(tmp_path):
 
 
 def test_a_scale_may_be_of_one_model_among_several(tmp_path):
-    two = (
-        CLUSTER
-        + SERVING
-        + SERVING.partition("\n")[2]
-        .replace("name: chat", "name: moe\n    ranks: [1]")
-        .replace("llama-3.1-8b", "qwen3-30b-a3b")
+    two = CLUSTER + SERVING + SERVING.partition("\n")[2].replace("name: chat", "name: moe\n    ranks: [1]").replace(
+        "llama-3.1-8b", "qwen3-30b-a3b"
     )
     found = loaded(tmp_path, two, "cost.scale={routed_experts: 0.5}")
     build.check(found)

@@ -93,7 +93,8 @@ def test_every_error_with_its_line(tmp_path):
     assert refusal(tmp_path, text).splitlines() == [
         "scenario.yaml:3: sed: unknown key 'sed'; did you mean 'seed'?",
         "scenario.yaml:5: cluster.fabric.spines: is missing; write for example `spines: 8`",
-        "scenario.yaml:8: cluster.fabric.hosts_per_leaf: 'eight' is no whole number; write one without unit or quotes",
+        "scenario.yaml:8: cluster.fabric.hosts_per_leaf: 'eight' is no whole number; "
+        "write one without unit or quotes",
         "scenario.yaml:9: cluster.fabric.host_link.rate: '400' has no unit; write for example '400 Gbit/s'",
         "scenario.yaml:11: cluster.host.accelerator: unknown accelerator 'h20'; did you mean 'h200'?",
         "scenario.yaml:15: workloads.shift.pattern: unknown pattern 'shft'; did you mean 'shift'?",
@@ -108,9 +109,12 @@ def test_errors_of_one_variant_name_it_and_its_line(tmp_path):
         "scenario.yaml:20: variant 'spray': paths.window: unknown key 'window'; "
         "choose one of fairness, convergence, policy"
     )
-    text = changed(SHIFT, "{name: spray, paths: {policy: spray}}", "{name: spray, cluster: {fabric: {leaves: 1}}}")
-    assert "scenario.yaml:16: variant 'spray': workloads.shift.leaves_by: a shift by 1 among 1 leaves" in refusal(
-        tmp_path, text
+    text = changed(
+        SHIFT, "{name: spray, paths: {policy: spray}}", "{name: spray, cluster: {fabric: {leaves: 1}}}"
+    )
+    assert (
+        "scenario.yaml:16: variant 'spray': workloads.shift.leaves_by: a shift by 1 among 1 leaves"
+        in refusal(tmp_path, text)
     )
 
 
@@ -127,7 +131,9 @@ def test_a_variant_with_another_pattern_keeps_what_both_have(tmp_path):
 
 
 def test_errors_of_settings_stand_in_for_the_line(tmp_path):
-    assert refusal(tmp_path, SHIFT, "cluster.fabric.spine_link.rate=400", "workloads.shift.size_per_flow=16 mb") == (
+    assert refusal(
+        tmp_path, SHIFT, "cluster.fabric.spine_link.rate=400", "workloads.shift.size_per_flow=16 mb"
+    ) == (
         "--set cluster.fabric.spine_link.rate: '400' has no unit; write for example '400 Gbit/s'\n"
         "--set workloads.shift.size_per_flow: '16 mb' has the unknown unit 'mb'; did you mean 'MB'?"
     )
@@ -161,7 +167,9 @@ def test_bad_variants(tmp_path, compare, words):
 def test_errors_found_later_have_lines_too(tmp_path):
     found = loaded(tmp_path, SHIFT)
     error = found.error("spray", ("workloads", 0, "size_per_flow"), "does not fit")
-    assert str(error).endswith("scenario.yaml:16: variant 'spray': workloads.shift.size_per_flow: does not fit")
+    assert str(error).endswith(
+        "scenario.yaml:16: variant 'spray': workloads.shift.size_per_flow: does not fit"
+    )
     error = found.error("spray", ("workloads", 0, "kv", "num_blocks"), "does not fit")
     assert str(error).endswith("scenario.yaml:16: variant 'spray': workloads.shift.num_blocks: does not fit")
 

@@ -9,7 +9,9 @@ from sim.scenario.cluster import Cluster
 def traffic(**fields):
     """One traffic workload on 8 hosts of 4 accelerators, on 4 leaves."""
     fields = {"kind": "traffic", "name": "t", **fields}
-    return CLUSTER + "workloads:\n  - {" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}\n"
+    return (
+        CLUSTER + "workloads:\n  - {" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}\n"
+    )
 
 
 def collective(**fields):
@@ -220,7 +222,9 @@ def test_serving_defaults(tmp_path):
     ],
 )
 def test_serving_that_is_refused(tmp_path, settings, words):
-    assert words in refusal(tmp_path, CLUSTER + SERVING, *[f"workloads.chat.{setting}" for setting in settings])
+    assert words in refusal(
+        tmp_path, CLUSTER + SERVING, *[f"workloads.chat.{setting}" for setting in settings]
+    )
 
 
 OTHER = SERVING.partition("\n")[2].replace("name: chat", "name: code")
@@ -403,7 +407,9 @@ def test_fat_tree():
     ):
         with pytest.raises(ValueError, match=words):
             tree(link)
-    with pytest.raises(ValueError, match="4 cores are no multiple of 3 aggregations per pod; write for example 6"):
+    with pytest.raises(
+        ValueError, match="4 cores are no multiple of 3 aggregations per pod; write for example 6"
+    ):
         tree("edge0-aggregation0", cores=4)
 
 
@@ -444,7 +450,8 @@ def test_the_rest_that_is_refused(tmp_path, extra, words):
 def test_the_rest_that_is_read(tmp_path):
     text = traffic(pattern="all_to_all", size_per_flow="1 MB")
     extra = (
-        "fluid: {tolerance: 0.1 %}\npaths: {fairness: message}\ncost: {efficiency: {compute: 50 %}, scale: {x: 0.8}}\n"
+        "fluid: {tolerance: 0.1 %}\npaths: {fairness: message}\n"
+        "cost: {efficiency: {compute: 50 %}, scale: {x: 0.8}}\n"
     )
     scenario = loaded(tmp_path, text + extra + "packet: {transport: {kind: window}}\n").variants[0][1]
     assert scenario.fluid.tolerance == 0.001

@@ -22,7 +22,9 @@ def test_least_outstanding_takes_the_shortest_and_of_equals_the_first():
 
 def test_least_outstanding_counts_running_requests_too():
     """Requests that run for 100 s and never queue: counting the queue only, all would go to replica 0."""
-    made = served([0.0, 10.0, 20.0, 100.5], [1, 1, 1, 1], [100, 100, 1, 1], num_replicas=2, router="least_outstanding")
+    made = served(
+        [0.0, 10.0, 20.0, 100.5], [1, 1, 1, 1], [100, 100, 1, 1], num_replicas=2, router="least_outstanding"
+    )
 
     # At 20 s both run one request; at 100.5 s replica 0 has just finished both of its own.
     assert made.requests["replica"].tolist() == [0, 1, 0, 0]

@@ -128,7 +128,9 @@ def test_a_policy_that_schedules_nothing_is_an_error_and_not_an_endless_loop(mon
         return state.counts[0].num_running > 0
 
     monkeypatch.setitem(policies.BATCHING_POLICIES, "lazy", lazy)
-    with pytest.raises(ReplicaError, match=r"'lazy' schedules nothing, with 1 waiting, 0 running and 100 free"):
+    with pytest.raises(
+        ReplicaError, match=r"'lazy' schedules nothing, with 1 waiting, 0 running and 100 free"
+    ):
         served([0.0], [1], [1], policy="lazy")
 
 
@@ -136,7 +138,9 @@ def test_a_lost_request_breaks_the_law_of_conservation():
     made = served([0.0, 1.0], [1, 1], [2, 2])
     made.check()
     made.requests["outcome"][1] = UNFINISHED
-    with pytest.raises(ConservationError, match="1 completed \\+ 0 failed \\+ 0 unfinished requests, but 2 arrived"):
+    with pytest.raises(
+        ConservationError, match="1 completed \\+ 0 failed \\+ 0 unfinished requests, but 2 arrived"
+    ):
         made.check()
 
 

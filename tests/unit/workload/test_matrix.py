@@ -16,7 +16,9 @@ def read(tmp_path):
 
 
 def triples(flows):
-    return list(zip(flows.source.tolist(), flows.destination.tolist(), flows.size_bytes.tolist(), strict=True))
+    return list(
+        zip(flows.source.tolist(), flows.destination.tolist(), flows.size_bytes.tolist(), strict=True)
+    )
 
 
 EXPECTED = [(0, 1, 5), (1, 2, 1_000_000), (2, 0, 7)]
@@ -122,7 +124,9 @@ def test_a_barrier_with_several_flows_on_both_sides_gets_a_join(read):
 
 
 def test_the_plain_form_that_htsim_ships(read):
-    flows = read("Nodes 16\nConnections 2\n0->13 start 0 size 2000000\n13->0 start 0 size 2000000\n\n", "bidir.cm")
+    flows = read(
+        "Nodes 16\nConnections 2\n0->13 start 0 size 2000000\n13->0 start 0 size 2000000\n\n", "bidir.cm"
+    )
     assert triples(flows) == [(0, 13, 2_000_000), (13, 0, 2_000_000)]
 
 

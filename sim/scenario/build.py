@@ -28,6 +28,7 @@ from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_faults import build_fault
 from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
+from sim.scenario.cluster import Htsim
 from sim.scenario.errors import ScenarioError, suggestion
 from sim.scenario.explain import problem_at
 from sim.scenario.load import LoadedScenario
@@ -41,7 +42,7 @@ from sim.workload.traffic import TrafficWorkload
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One variant with one seed, ready to start."""
+    """One variant with one seed, ready to start. notes: what of the scenario's files has no effect."""
 
     scenario: Scenario
     clock: Clock
@@ -49,6 +50,7 @@ class Simulation:
     fabric: MessageFabric
     workloads: tuple[Any, ...]
     faults: Faults
+    notes: tuple[str, ...] = ()
 
 
 def check(loaded: LoadedScenario) -> None:
@@ -156,9 +158,12 @@ def build(scenario: Scenario, seed: int) -> Simulation:
     fabric = _fabric(scenario, topology, clock, streams.integer("paths"))
     workloads = tuple(_workload(scenario, w, topology, clock, fabric, streams) for w in scenario.workloads)
     faults = [build_fault(fault, topology) for fault in scenario.faults]
+    cluster_fabric = scenario.cluster.fabric
+    notes = cluster_fabric.notes(scenario.fidelity == "packet") if isinstance(cluster_fabric, Htsim) else []
     return Simulation(
-        scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s)
-    )
+        scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s),
+        tuple(notes),
+    )  # fmt: skip
 
 
 def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> MessageFabric:

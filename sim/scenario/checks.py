@@ -53,7 +53,7 @@ def _crossing_problems(cluster: Cluster, workload: Shift | Permutation, ranks_on
     """Patterns that go from leaf to leaf; ranks_on: how many ranks each leaf has, by the leaf of their host."""
     if isinstance(workload, Permutation) and not workload.cross_leaf:
         return
-    fabric = cluster.fabric
+    fabric = cluster.tree
     if len(ranks_on) == 1 and isinstance(fabric, LeafSpine) and fabric.attach == "rail":
         rails = cluster.host_groups[0][0].nics
         yield (

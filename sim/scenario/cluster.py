@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from sim.scenario.errors import suggestion
 from sim.scenario.link_names import wrong_link
@@ -13,6 +13,7 @@ from sim.scenario.quantities import (
     LARGEST_COUNT,
     BytesPerS,
     Count,
+    InputFile,
     Name,
     Part,
     PositiveBytes,
@@ -21,6 +22,8 @@ from sim.scenario.quantities import (
     all_refused,
     refused,
 )
+from sim.scenario.topo_file import TopoFile, read_topo
+from sim.workload.flow_file import TrafficFileError
 
 Where = tuple[str | int, ...]
 MOST_LINKS = 1 << 22
@@ -101,6 +104,8 @@ class FatTree(Part):
     aggregations_per_pod: Count
     cores: Count = Field(description="a multiple of aggregations_per_pod")
     hosts_per_edge: Count
+    edge_lanes: Count = Field(default=1, description="parallel links of each edge and aggregation")
+    core_lanes: Count = Field(default=1, description="parallel links of each aggregation and core")
     host_link: Link
     edge_link: Link = Field(description="edge to aggregation")
     core_link: Link = Field(description="aggregation to core")
@@ -125,12 +130,110 @@ class FatTree(Part):
                 f"write for example {below + self.aggregations_per_pod}",
                 "cores",
             )
-        if self.pods * (self.edges_per_pod * self.aggregations_per_pod + self.cores) > MOST_LINKS:
+        edge_links = self.edges_per_pod * self.aggregations_per_pod * self.edge_lanes
+        if self.pods * (edge_links + self.cores * self.core_lanes) > MOST_LINKS:
             raise refused(f"the tree has more than {MOST_LINKS} links; make it smaller", "pods")
         return self
 
 
-Fabric = Annotated[LeafSpine | FatTree, Field(discriminator="kind")]
+Tree = LeafSpine | FatTree
+
+
+class Htsim(Part):
+    """A topology file of the simulator htsim (`.topo`, csg-htsim and uet-htsim): a leaf-spine of its two tiers, or a
+    fat tree of three.
+
+    Bundles become lanes; the latency of a switch is shared out evenly to its links, so that every route keeps its own.
+    Queue sizes, where all ports have the same, are the buffers of `fidelity: packet`. Core c of htsim's connects to
+    aggregation c mod a of each pod, ours to c / (cores / a): the same graph, other numbers.
+    """
+
+    kind: Literal["htsim"]
+    file: InputFile = Field(
+        description="Nodes, Tiers, Podsize, and per tier rates in Gbit/s, latencies in ns, radices, bundles, queues in "
+        "bytes; as htsim's fat_tree_topology.cpp reads it",
+        examples=["leaf_spine.topo"],
+    )
+    links: tuple[LinkOverride, ...] = Field(
+        default=(), description="single links that differ, named as in leaf_spine or fat_tree"
+    )
+    _topo: TopoFile | None = PrivateAttr(default=None)
+    _tree: Tree | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _reads(self) -> Htsim:
+        try:
+            self._topo = read_topo(self.file)
+            self._tree = _tree_of(self._topo, self.links)
+        except TrafficFileError as error:
+            raise refused(str(error), "file") from error
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            where = "".join(f"{part}: " for part in found["loc"][-1:])
+            raise refused(f"{self.file}: {where}{found['msg']}", "file") from error
+        return self
+
+    @property
+    def topo(self) -> TopoFile:
+        assert self._topo is not None
+        return self._topo
+
+    @property
+    def tree(self) -> Tree:
+        assert self._tree is not None
+        return self._tree
+
+    @property
+    def queue_bytes(self) -> int | None:
+        """Of every switch port, where the file gives all the same."""
+        sizes = set(self.topo.queues())
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def notes(self, is_packet: bool) -> list[str]:
+        """What of the file has no effect."""
+        notes = list(self.topo.unused)
+        sizes = self.topo.queues()
+        if is_packet and self.queue_bytes is None and any(sizes):
+            notes.append(
+                f"{self.file.name}: Queue_Up and Queue_Down are not used: they differ, or some are missing, and the "
+                "switches have one buffer size; give packet.buffer"
+            )
+        return notes
+
+
+def _tree_of(topo: TopoFile, links: tuple[LinkOverride, ...]) -> Tree:
+    """The file's tree in our words. Every route crosses its links and switches once each way:
+
+    host link + half a leaf; leaf's uplink + half a leaf and half of what is above; and so on.
+    """
+    kinds = []
+    below_ns = 0
+    for tier in topo.tiers:
+        latency_ns = tier.link_latency_ns + (below_ns + tier.switch_latency_ns) / 2
+        kinds.append({"rate": f"{tier.gbit_per_s} Gbit/s", "latency": f"{latency_ns!r} ns"})
+        below_ns = tier.switch_latency_ns
+    leaf, above = topo.tiers[:2]
+    if len(topo.tiers) == 2:
+        tree: Tree = LeafSpine.model_validate(
+            {
+                "kind": "leaf_spine", "leaves": topo.leaves_per_pod, "spines": leaf.radix_up // above.bundle,
+                "hosts_per_leaf": leaf.radix_down, "lanes": above.bundle, "host_link": kinds[0], "spine_link": kinds[1],
+            }
+        )  # fmt: skip
+    else:
+        per_pod, core = leaf.radix_up // above.bundle, topo.tiers[2]
+        tree = FatTree.model_validate(
+            {
+                "kind": "fat_tree", "pods": topo.num_pods, "edges_per_pod": topo.leaves_per_pod,
+                "aggregations_per_pod": per_pod, "cores": per_pod * above.radix_up // core.bundle,
+                "hosts_per_edge": leaf.radix_down, "edge_lanes": above.bundle, "core_lanes": core.bundle,
+                "host_link": kinds[0], "edge_link": kinds[1], "core_link": kinds[2],
+            }
+        )  # fmt: skip
+    return tree.model_copy(update={"links": links})
+
+
+Fabric = Annotated[LeafSpine | FatTree | Htsim, Field(discriminator="kind")]
 
 
 class Nic(Part):
@@ -194,13 +297,18 @@ class Cluster(Part):
     )
 
     @property
+    def tree(self) -> Tree:
+        """The fabric, whichever way it was written."""
+        return self.fabric.tree if isinstance(self.fabric, Htsim) else self.fabric
+
+    @property
     def host_groups(self) -> tuple[tuple[Host, int], ...]:
         """(kind, how many), in order."""
         if self.hosts is not None:
             return tuple((group, group.count) for group in self.hosts)
         if self.host is None:
             return ()
-        return ((self.host, self.fabric.num_hosts(self.host.nics)),)
+        return ((self.host, self.tree.num_hosts(self.host.nics)),)
 
     @property
     def num_hosts(self) -> int:
@@ -221,7 +329,7 @@ class Cluster(Part):
         host = 0
         for kind, count in self.host_groups:
             for _ in range(count):
-                leaf = self.fabric.leaf_of_nic(host, 0, kind.nics)
+                leaf = self.tree.leaf_of_nic(host, 0, kind.nics)
                 for _ in range(kind.accelerators):
                     hosts.append(host)
                     leaves.append(leaf)
@@ -250,8 +358,8 @@ class Cluster(Part):
             if name in names[:i]:
                 yield ("hosts", i, "name"), f"two kinds of hosts are named '{name}'; give each its own name"
         nics = {kind.nics for kind, _ in self.host_groups}
-        leaves = self.fabric.num_leaves
-        if isinstance(self.fabric, LeafSpine) and self.fabric.attach == "rail":
+        leaves = self.tree.num_leaves
+        if isinstance(self.tree, LeafSpine) and self.tree.attach == "rail":
             if len(nics) > 1:
                 yield (
                     ("hosts",),
@@ -266,7 +374,7 @@ class Cluster(Part):
                     f"write for example {leaves // rails * rails + rails}",
                 )
                 return
-        room = self.fabric.num_hosts(min(nics))
+        room = self.tree.num_hosts(min(nics))
         if self.hosts is not None and self.num_hosts != room:
             counts = " + ".join(str(count) for _, count in self.host_groups)
             yield (
@@ -281,7 +389,7 @@ class Cluster(Part):
 
     def _link_problems(self) -> Iterator[tuple[Where, str]]:
         seen: set[str] = set()
-        for i, name in enumerate(override.link for override in self.fabric.links):
+        for i, name in enumerate(override.link for override in self.tree.links):
             wrong = f"'{name}' is given twice; keep one" if name in seen else wrong_link(self, name)
             seen.add(name)
             if wrong is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
-from sim.scenario.cluster import Cluster, Where
+from sim.scenario.cluster import Cluster, Htsim, Where
 from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
 from sim.scenario.paths import FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths
@@ -101,6 +101,11 @@ class Scenario(Part):
             yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
         if self.faults and self.fidelity == "packet" and self.packet.ports == "lean":
             yield ("packet", "ports"), "lean ports lose nothing, but links fail in this run; write ports: auto"
+        fabric = self.cluster.fabric
+        queue_bytes = fabric.queue_bytes if isinstance(fabric, Htsim) else None
+        if self.fidelity != "fluid" and queue_bytes is not None and queue_bytes < self.packet.mtu_bytes:
+            sentence = f"queues of {queue_bytes} B hold no packet of {self.packet.mtu_bytes} B; nothing would ever pass"
+            yield ("cluster", "fabric", "file"), f"{sentence}: give a smaller packet.mtu, or larger queues"
         for i, fault in enumerate(self.faults):
             for path, sentence in fault_problems(self.cluster, fault, self.fidelity):
                 yield ("faults", i, *path), sentence

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sim.results.disagreement import draw_disagreement
 from sim.results.drawing import (
     FAINT,
     INK,
@@ -34,6 +35,7 @@ from sim.results.time_figures import draw_latency_over_time, draw_repetitions
 Drawing = Callable[[RunResults, dict[str, VariantStyle]], list[DrawnFigure]]
 
 DETAILS: dict[str, Drawing] = {
+    "disagreement": draw_disagreement,
     "flow times": draw_flow_times,
     "slowdown": draw_slowdowns,
     "latency": draw_latencies,
@@ -135,16 +137,17 @@ def _value_texts(
     first = run.variants[0]
     if name == first or meaning.is_share:
         return text, ""
-    found = paired_difference(values[name], values[first], meaning.better)
+    found = paired_difference(*run.paired(name, first, meaning.key), meaning.better)
     relative = found.relative.mean
     tax = network_tax_key(run, meaning.key) if first == run.ideal_variant else None
     if tax is not None:
         relative = mean_interval(run.values(name, tax)).mean
     if relative is None:
         return text, ""
+    where = " in fluid" if run.compares_in_fluid(name, first) else ""
     if found.verdict == "no difference" or abs(relative) < 5e-4:
-        return text, "no difference"
-    return text, format_percent(Estimate(relative, None, None, 1))
+        return text, f"no difference{where}"
+    return text, format_percent(Estimate(relative, None, None, 1)) + where
 
 
 def _sentence_start(meaning: MetricMeaning) -> str:

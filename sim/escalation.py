@@ -19,6 +19,7 @@ from sim.results.main_metric import main_metric
 from sim.results.metrics import format_percent, format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.statistics import Estimate, mean_interval, paired_difference
+from sim.results.store import StoredTables
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.estimate import MOST_PACKET_HOPS, PACKET_HOPS_PER_S, planned_cost
 from sim.scenario.load import LoadedScenario
@@ -78,6 +79,10 @@ def _first_clause(sentence: str) -> str:
     return sentence.partition(";")[0]
 
 
+def _percent(share: float) -> str:
+    return format_percent(Estimate(abs(share), None, None, 1), signed=False)
+
+
 # --- a variant's own reasons ------------------------------------------------------------------------------------------
 
 
@@ -118,10 +123,9 @@ def reasons_of_traffic(scenario: Scenario, results: Sequence[VariantResult]) -> 
         )
     if shorts and max(shorts)[0] >= SHORT_SHARE:
         share, workload = max(shorts)
-        percent = format_percent(Estimate(share, None, None, 1), signed=False)
         reasons.append(
-            f"short flows: {percent} of {workload}'s messages are shorter than a bandwidth-delay product, in which "
-            "storing and forwarding counts"
+            f"short flows: {_percent(share)} of {workload}'s messages are shorter than a bandwidth-delay product, "
+            "where storing and forwarding counts"
         )
     return reasons
 
@@ -129,9 +133,15 @@ def reasons_of_traffic(scenario: Scenario, results: Sequence[VariantResult]) -> 
 def _flows_between_hosts(result: VariantResult, topology: Topology) -> pd.DataFrame:
     if "flows" not in result.tables:
         return pd.DataFrame()
-    flows = result.tables["flows"]
+    names = ["workload", "source", "destination", "size_bytes", "ready_s", "received_s", "row_weight"]
+    flows = _columns(result, "flows", names)
     host = topology.host_of_accelerator
     return flows[host[flows.source.to_numpy()] != host[flows.destination.to_numpy()]]
+
+
+def _columns(result: VariantResult, table: str, names: list[str]) -> pd.DataFrame:
+    tables = result.tables
+    return tables.read(table, names) if isinstance(tables, StoredTables) else tables[table][names]
 
 
 def largest_crowd(flows: pd.DataFrame, t: Topology) -> tuple[float, int, int]:
@@ -144,7 +154,7 @@ def largest_crowd(flows: pd.DataFrame, t: Topology) -> tuple[float, int, int]:
     source, destination = t.nic_of_accelerator[flows.source.to_numpy()], t.nic_of_accelerator[accelerator]
     begin = flows.ready_s.to_numpy(np.float64)
     end = np.nan_to_num(flows.received_s.to_numpy(np.float64), nan=np.inf)
-    weight = flows.row_weight.to_numpy(np.float64) if "row_weight" in flows else np.ones(len(flows))
+    weight = flows.row_weight.to_numpy(np.float64)
     arrivals = np.unique(begin[np.isfinite(begin)])
     if not len(arrivals):
         return 0.0, 0, 0
@@ -198,9 +208,8 @@ def contested(run: RunResults) -> dict[str, str]:
             continue
         own, other = format_value(means[name], meaning), format_value(means[best], meaning)
         if abs(apart) < FIDELITY_ERROR:
-            by = format_percent(Estimate(abs(apart), None, None, 1), signed=False)
-            error = format_percent(Estimate(FIDELITY_ERROR, None, None, 1), signed=False)
-            why = f"{by} apart in fluid, which may be {error} off"
+            by = _percent(apart) if abs(apart) >= 0.0005 else "less than 0.1 %"
+            why = f"{by} apart in fluid, which may be {_percent(FIDELITY_ERROR)} off"
         elif gap.verdict == "unclear":
             why = "an interval that includes 0"
         else:
@@ -264,6 +273,6 @@ def _packet_hops(scenario: Scenario, results: Sequence[VariantResult]) -> float:
     planned = planned_cost(scenario, results[0].seed).packet_hops * len(results)
     carried = 0.0
     for result in results:
-        links = result.tables["links"]
+        links = _columns(result, "links", ["tier", "wire_bytes"])
         carried += float(links.wire_bytes[links.tier != "injection"].sum()) / scenario.packet.mtu_bytes
     return max(planned, carried)

@@ -416,7 +416,7 @@ def test_fat_tree():
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("fidelity: auto", "'auto' arrives later; write fluid or packet until then"),
+        ("fidelity: auto\npaths: {policy: reps, fairness: message}", "a NIC serves queue pairs in turn"),
         ("paths: {policy: spray_random}", "'spray_random' decides packet by packet, which fluid cannot express"),
         ("fidelity: packet\npaths: {fairness: message}", "a NIC serves queue pairs in turn"),
         ("packet: {transport: {window: 80}}", "'80' is no window; write 1.5 bdp"),

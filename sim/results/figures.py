@@ -81,6 +81,7 @@ def draw_headline(
     factor, unit = common_unit(meaning, [reach, *(means[name].mean for name in shown)])
     row = 0.52 if len(shown) <= 8 else 0.44
     figure = new_figure(width_in, row * len(shown) + 1.25)
+    is_mixed = run.mixes_fidelities(shown)
     axes = figure.subplots()
     for y, name in enumerate(shown):
         estimate, colour = means[name], styles[name].colour
@@ -92,9 +93,11 @@ def draw_headline(
             axes.plot(seeds, np.full(len(seeds), y), "o", ms=4.5, mfc="white", mec=INK, mew=0.7, zorder=4)
         if estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
             axes.plot([estimate.low / factor, estimate.high / factor], [y, y], color=INK, lw=1.6, zorder=3)
-        best = "  ·  best" if is_lead and headline.best else ""
+        suffix = "  ·  best" if is_lead and headline.best else ""
+        if is_mixed:
+            suffix += f"  ·  {run.fidelity_of(name)}"
         axes.text(
-            0, y - 0.27, shortened(name, 34) + best, transform=axes.get_yaxis_transform(), va="bottom",
+            0, y - 0.27, shortened(name, 34) + suffix, transform=axes.get_yaxis_transform(), va="bottom",
             fontweight="bold", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 0.8}, zorder=2,
         )  # fmt: skip
         value, difference = _value_texts(run, name, meaning, values, (factor, unit))

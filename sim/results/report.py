@@ -223,6 +223,7 @@ def packet_metrics(run: RunResults) -> list[str]:
 def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequence[str]) -> dict[str, Any]:
     """Rows are variants, columns metrics; a cell has the mean, its interval, its difference, its rank."""
     columns, cells, whole = [], [], run.comparable()
+    is_mixed = run.mixes_fidelities(run.variants)
     for key in keys:
         meaning = meaning_of(key)
         estimates = {name: mean_interval(run.values(name, key)) for name in run.variants}
@@ -240,6 +241,7 @@ def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequ
             "name": name,
             "colour": to_hex(styles[name].colour),
             "is_ideal": name == run.ideal_variant,
+            "fidelity": run.fidelity_of(name) if is_mixed else "",
             "cells": [column[i] for column in cells],
         }
         for i, name in enumerate(run.variants)

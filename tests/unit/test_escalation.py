@@ -67,8 +67,11 @@ def flows_of(pairs, begin=None, end=None, sizes=None):
     n = len(pairs)
     source, destination = np.array(pairs).T
     return pd.DataFrame(
-        {"workload": "a", "source": source, "destination": destination, "size_bytes": sizes or [1000] * n,
-         "ready_s": [0.0] * n if begin is None else begin, "received_s": [1.0] * n if end is None else end, "row_weight": 1.0}
+        {
+            "workload": "a", "source": source, "destination": destination, "row_weight": 1.0,
+            "size_bytes": sizes or [1000] * n, "ready_s": [0.0] * n if begin is None else begin,
+            "received_s": [1.0] * n if end is None else end,
+        }
     )  # fmt: skip
 
 

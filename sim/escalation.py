@@ -9,7 +9,7 @@ fidelities do not compare. See docs/decisions/009-escalation.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -187,10 +187,15 @@ def short_shares(flows: pd.DataFrame, t: Topology) -> list[tuple[float, str]]:
 
 
 def contested(run: RunResults) -> dict[str, str]:
-    """Variants whose verdict on the metric that answers the question fluid cannot give, and the best with them."""
+    """Variants whose verdict on the metric that answers the question fluid cannot give, and the best with them.
+
+    Among those that ran in fluid: what ran in packets does not compare with them.
+    """
     whole = run.comparable()
+    in_fluid = tuple(name for name in whole.variants if whole.fidelity_of(name) == "fluid")
+    whole = replace(whole, variants=in_fluid)
     key = main_metric(whole)
-    contenders = [name for name in whole.variants if name != whole.ideal_variant]
+    contenders = [name for name in in_fluid if name != whole.ideal_variant]
     if key is None or (run.answer is not None and key != run.answer):
         missing = f"the answer, {run.answer}, is a metric of packets"
         return dict.fromkeys(contenders, missing) if run.answer is not None else {}

@@ -148,6 +148,13 @@ def test_more_is_better_turns_it_round():
     assert list(contested(run)) == ["c", "b"]
 
 
+def test_what_ran_in_packets_contests_nothing_that_ran_in_fluid():
+    run = results_of({"a": [1.0, 1.0], "b": [2.0, 2.0], "drawn": [0.98, 0.98]})
+    for seed in run.seeds:
+        run.results["drawn", seed].notes["fidelity"] = "packet"
+    assert contested(run) == {}
+
+
 def test_an_answer_that_only_packets_have_concerns_all():
     found = contested(results_of({"a": [1.0], "b": [9.0]}, answer="links.queue_wait_p99_s"))
     assert found == dict.fromkeys("ab", "the answer, links.queue_wait_p99_s, is a metric of packets")

@@ -11,32 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-import pandas as pd
-
-from sim.fabric.topology import Topology
+from sim.escalation_reasons import columns_of, percent, reasons_of_settings, reasons_of_traffic
+from sim.results.disagreement import disagreement
 from sim.results.main_metric import main_metric
-from sim.results.metrics import format_percent, format_value, meaning_of
+from sim.results.metrics import format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult
-from sim.results.statistics import Estimate, mean_interval, paired_difference
-from sim.results.store import StoredTables
-from sim.scenario.build_cluster import build_topology
+from sim.results.statistics import mean_interval, paired_difference
 from sim.scenario.estimate import MOST_PACKET_HOPS, PACKET_HOPS_PER_S, planned_cost
 from sim.scenario.load import LoadedScenario
 from sim.scenario.schema import Scenario
 
 FIDELITY_ERROR = 0.05
 """How far fluid and packets may lie apart where fluid is of use: what `spindle validate` holds them to."""
-
-CROWD = 4.0
-"""An incast: senders that could together fill the receiver's link so many times over. An all-to-all makes 1."""
-
-SHORT_SHARE = 0.1
-"""Short flows matter when they are at least this share of a workload's messages."""
-
-INSTANTS = 200
-"""At how many arrivals of messages the crowds are counted."""
-
 
 @dataclass(slots=True)
 class Decision:
@@ -48,12 +34,12 @@ class Decision:
     because: dict[str, list[str]] = field(default_factory=dict)
     stays: dict[str, str] = field(default_factory=dict)
 
-    def escalated(self, loaded: LoadedScenario) -> list[tuple[str, Scenario]]:
-        """What is to run again, at packet level."""
+    def to_run(self, loaded: LoadedScenario, run: RunResults) -> list[tuple[str, Scenario]]:
+        """What is to run again, at packet level, and has not."""
         return [
             (label, scenario.in_fidelity("packet"))
             for label, scenario in loaded.variants
-            if self.because.get(label) and label not in self.stays and scenario.first_fidelity == "fluid"
+            if self.because.get(label) and label not in self.stays and run.fidelity_of(label) == "fluid"
         ]
 
 
@@ -66,121 +52,30 @@ def decide(loaded: LoadedScenario, run: RunResults, most_packet_hops: float | No
         decision.because[label] += reasons_of_settings(scenario)
         if scenario.first_fidelity == "fluid":
             decision.because[label] += reasons_of_traffic(scenario, run.of_variant(label))
-    for label, reason in contested(run).items():
-        if label in autos:
+    _complete(decision, contested(run), loaded, run, most_packet_hops)
+    return decision
+
+
+def decide_again(
+    loaded: LoadedScenario, run: RunResults, decision: Decision, most_packet_hops: float | None = None
+) -> None:
+    """Once packets are there: the best one may be another, or so far from fluid that its lead over fluid is open."""
+    _complete(decision, contested_anew(run), loaded, run, most_packet_hops)
+
+
+def _complete(
+    decision: Decision, contests: Mapping[str, str], loaded: LoadedScenario, run: RunResults, most: float | None
+) -> None:
+    for label, reason in contests.items():
+        if label in decision.because:
             decision.because[label].append(reason)
     for rivals in groups_of_rivals(loaded.variants):
         _close(rivals, dict(loaded.variants), decision)
-    _keep_within_budget(loaded, run, decision, most_packet_hops or MOST_PACKET_HOPS)
-    return decision
+    _keep_within_budget(loaded, run, decision, most or MOST_PACKET_HOPS)
 
 
 def _first_clause(sentence: str) -> str:
     return sentence.partition(";")[0]
-
-
-def _percent(share: float) -> str:
-    return format_percent(Estimate(abs(share), None, None, 1), signed=False)
-
-
-# --- a variant's own reasons ------------------------------------------------------------------------------------------
-
-
-def reasons_of_settings(scenario: Scenario) -> list[str]:
-    """What a variant asks for that fluid leaves out: transports, what switches hold and mark, what a fault loses."""
-    packet, transport = scenario.packet, scenario.packet.transport
-    reasons = []
-    if transport.kind != "window":
-        reasons.append(f"transport: {transport.kind} steers by queues and losses, which fluid does not have")
-    if transport.receiver == "go_back_n":
-        reasons.append("loss: a receiver that goes back loses what is behind a gap, and fluid loses nothing")
-    imported = getattr(scenario.cluster.fabric, "queue_bytes", None)
-    if packet.buffer is not None or imported is not None:
-        reasons.append("loss: buffers are finite, and fluid has no queue that could overflow")
-    if packet.ecn is not None or packet.pfc or packet.trim:
-        reasons.append("loss: switches mark, pause or trim by their queues, which fluid does not have")
-    down = [f.link or f.switch or f"host {f.host}" for f in scenario.faults if f.state == "down"]
-    if down:
-        reasons.append(f"loss: what is on its way across {down[0]} when it goes down is lost, in fluid it only waits")
-    return reasons
-
-
-def reasons_of_traffic(scenario: Scenario, results: Sequence[VariantResult]) -> list[str]:
-    """Incasts and short flows among the messages that a variant's fluid runs sent."""
-    topology = build_topology(scenario.cluster)
-    crowds, shorts = [], []
-    for result in results:
-        flows = _flows_between_hosts(result, topology)
-        if len(flows):
-            crowds.append(largest_crowd(flows, topology))
-            shorts += short_shares(flows, topology)
-    reasons = []
-    if crowds and max(crowds)[0] >= CROWD:
-        times, senders, receiver = max(crowds)
-        reasons.append(
-            f"incast: {senders} messages at once could fill the link into accelerator {receiver} {times:.1f} times "
-            f"over (from {CROWD:g} times on, queues count)"
-        )
-    if shorts and max(shorts)[0] >= SHORT_SHARE:
-        share, workload = max(shorts)
-        reasons.append(
-            f"short flows: {_percent(share)} of {workload}'s messages are shorter than a bandwidth-delay product, "
-            "where storing and forwarding counts"
-        )
-    return reasons
-
-
-def _flows_between_hosts(result: VariantResult, topology: Topology) -> pd.DataFrame:
-    if "flows" not in result.tables:
-        return pd.DataFrame()
-    names = ["workload", "source", "destination", "size_bytes", "ready_s", "received_s", "row_weight"]
-    flows = _columns(result, "flows", names)
-    host = topology.host_of_accelerator
-    return flows[host[flows.source.to_numpy()] != host[flows.destination.to_numpy()]]
-
-
-def _columns(result: VariantResult, table: str, names: list[str]) -> pd.DataFrame:
-    tables = result.tables
-    return tables.read(table, names) if isinstance(tables, StoredTables) else tables[table][names]
-
-
-def largest_crowd(flows: pd.DataFrame, t: Topology) -> tuple[float, int, int]:
-    """(how many times over, messages, accelerator): the fullest that a receiver's link could be.
-
-    A sender's NIC shares its rate evenly among the messages that it has in flight; what all of them could send to one
-    receiver is set against the rate of its link. Seen at the arrivals of INSTANTS messages.
-    """
-    accelerator = flows.destination.to_numpy()
-    source, destination = t.nic_of_accelerator[flows.source.to_numpy()], t.nic_of_accelerator[accelerator]
-    begin = flows.ready_s.to_numpy(np.float64)
-    end = np.nan_to_num(flows.received_s.to_numpy(np.float64), nan=np.inf)
-    weight = flows.row_weight.to_numpy(np.float64)
-    arrivals = np.unique(begin[np.isfinite(begin)])
-    if not len(arrivals):
-        return 0.0, 0, 0
-    instants = arrivals[np.unique(np.linspace(0, len(arrivals) - 1, INSTANTS).astype(np.int64))]
-    best = (0.0, 0, 0)
-    for now_s in instants:
-        active = np.flatnonzero((begin <= now_s) & (now_s < end))
-        if not len(active):
-            continue
-        a, b = source[active], destination[active]
-        shared_by = np.bincount(a, weight[active], t.num_nics)
-        offered = np.bincount(b, weight[active] * t.nic_rate[a] / shared_by[a], t.num_nics) / t.nic_rate
-        fullest = int(offered.argmax())
-        if offered[fullest] > best[0]:
-            into = active[b == fullest]
-            best = (float(offered[fullest]), round(float(weight[into].sum())), int(accelerator[into[0]]))
-    return best
-
-
-def short_shares(flows: pd.DataFrame, t: Topology) -> list[tuple[float, str]]:
-    """(share of messages below a bandwidth-delay product of their path, workload), NIC rate times idle round trip."""
-    source, destination = flows.source.to_numpy(), flows.destination.to_numpy()
-    product = t.nic_rate[t.nic_of_accelerator[source]] * 2 * t.latency_s(source, destination)
-    is_short = flows.size_bytes.to_numpy() < product
-    shares = pd.Series(is_short, dtype=np.float64).groupby(flows.workload.astype(str).to_numpy()).mean()
-    return [(float(share), str(workload)) for workload, share in shares.items()]
 
 
 # --- rivals -----------------------------------------------------------------------------------------------------------
@@ -213,14 +108,49 @@ def contested(run: RunResults) -> dict[str, str]:
             continue
         own, other = format_value(means[name], meaning), format_value(means[best], meaning)
         if abs(apart) < FIDELITY_ERROR:
-            by = _percent(apart) if abs(apart) >= 0.0005 else "less than 0.1 %"
-            why = f"{by} apart in fluid, which may be {_percent(FIDELITY_ERROR)} off"
+            by = percent(apart) if abs(apart) >= 0.0005 else "less than 0.1 %"
+            why = f"{by} apart in fluid, which may be {percent(FIDELITY_ERROR)} off"
         elif gap.verdict == "unclear":
             why = "an interval that includes 0"
         else:
             continue
         found.setdefault(best, f"contested: {meaning.label} {other}, {name} {own}: {why}")
         found[name] = f"contested: {meaning.label} {own}, {best} {other}: {why}"
+    return found
+
+
+def contested_anew(run: RunResults) -> dict[str, str]:
+    """Variants left in fluid that are, in fluid, no further from the best one in packets than packets moved that one.
+
+    Its shift stands for what packets would do to the others.
+    """
+    whole = run.comparable()
+    key = main_metric(whole)
+    contenders = [name for name in whole.variants if name != whole.ideal_variant]
+    autos = [name for name in contenders if whole.escalation_of(name) is not None]
+    if key is None or not whole.mixes_fidelities(autos):
+        return {}
+    meaning = meaning_of(key)
+    sign = -1.0 if meaning.better == "higher" else 1.0
+    gaps = {name: gap for name in autos if (gap := disagreement(whole, name, key)) is not None}
+    ranked = sorted(gaps, key=lambda name: sign * (gaps[name].packet.mean or 0.0))
+    if not ranked:
+        return {}
+    best = ranked[0]
+    moved = gaps[best].relative.mean
+    if meaning.is_share:
+        moved = (gaps[best].packet.mean or 0.0) - (gaps[best].fluid.mean or 0.0)
+    shift = abs(moved or 0.0)
+    found = {}
+    for name in autos:
+        lead = paired_difference(*whole.paired(name, best, key), meaning.better, meaning.is_share)
+        apart = lead.difference.mean if meaning.is_share else lead.relative.mean
+        if not whole.compares_in_fluid(name, best) or apart is None or abs(apart) >= max(FIDELITY_ERROR, shift):
+            continue
+        found[name] = (
+            f"contested anew: {percent(apart)} from {best} in fluid, whose {meaning.label} packets moved by "
+            f"{percent(shift)}"
+        )
     return found
 
 
@@ -256,9 +186,9 @@ def _close(rivals: Sequence[str], scenarios: Mapping[str, Scenario], decision: D
 def _keep_within_budget(loaded: LoadedScenario, run: RunResults, decision: Decision, most: float) -> None:
     """Group by group, in the scenario's order, as long as the packet-hops of all together stay below the limit."""
     scenarios = dict(loaded.variants)
-    escalated = {label for label, _ in decision.escalated(loaded)}
-    in_packets = [s for s in scenarios.values() if s.first_fidelity == "packet"]
-    spent = float(sum(planned_cost(s, loaded.seeds[0]).packet_hops for s in in_packets) * len(loaded.seeds))
+    escalated = {label for label, _ in decision.to_run(loaded, run)}
+    in_packets = [name for name in scenarios if run.fidelity_of(name) == "packet"]
+    spent = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in in_packets)
     for rivals in groups_of_rivals(loaded.variants):
         chosen = [name for name in rivals if name in escalated]
         hops = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in chosen)
@@ -274,10 +204,10 @@ def _keep_within_budget(loaded: LoadedScenario, run: RunResults, decision: Decis
 
 
 def _packet_hops(scenario: Scenario, results: Sequence[VariantResult]) -> float:
-    """Of all seeds: what is planned, or what the fluid runs carried over their links, whichever is more."""
+    """Of all seeds: what is planned, or what the runs carried over their links, whichever is more."""
     planned = planned_cost(scenario, results[0].seed).packet_hops * len(results)
     carried = 0.0
     for result in results:
-        links = _columns(result, "links", ["tier", "wire_bytes"])
+        links = columns_of(result, "links", ["tier", "wire_bytes"])
         carried += float(links.wire_bytes[links.tier != "injection"].sum()) / scenario.packet.mtu_bytes
     return max(planned, carried)

@@ -13,7 +13,7 @@ from pathlib import Path
 from models.hardware import ACCELERATORS
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
-from sim.escalation import Decision, decide
+from sim.escalation import Decision, decide, decide_again
 from sim.results.headline import headline_of
 from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
@@ -82,7 +82,9 @@ def run_scenario(
                 folder.add(result)
                 progress.finish_run(f"{result.name}, seed {result.seed}")
             if run.num_finished == run.num_expected and any(s.fidelity == "auto" for _, s in loaded.variants):
-                _escalate(loaded, decide(loaded, run, max_packet_hops), progress, interruption, workers, folder)
+                decision = decide(loaded, run, max_packet_hops)
+                while _escalate(loaded, decision, progress, interruption, workers, folder):
+                    decide_again(loaded, run, decision, max_packet_hops)
     except KeyboardInterrupt:
         pass  # what is missing shows in the number of finished runs
     machine = {
@@ -117,28 +119,30 @@ def _escalate(
     interruption: Interruption,
     workers: int,
     folder: RunFolder,
-) -> None:
-    """Run again, packet by packet, what the decision says; each result keeps why, and the fluid metrics it replaces.
+) -> bool:
+    """Run packet by packet what the decision says and has not run yet; True when all of that is there.
 
-    Interrupted, what still awaits its packets counts as unfinished: half of a comparison would be of two fidelities.
+    Each result keeps why, and the fluid metrics that it replaces. Interrupted, what still awaits its packets counts as
+    unfinished: half of a comparison would be of two fidelities.
     """
     run = folder.run
-    again = decision.escalated(loaded)
+    again = decision.to_run(loaded, run)
     labels = [label for label, _ in again]
     fluid = {key: dict(result.metrics) for key, result in run.results.items() if key[0] in labels}
     notes = {
         label: {"because": because, "stays": decision.stays.get(label), "fluid": None}
         for label, because in decision.because.items()
     }
-    for label, seed in list(run.results):
-        if label in notes:
+    for (label, seed), result in list(run.results.items()):
+        if label in notes and (result.notes["fidelity"] == "fluid" or "escalation" not in result.notes):
             folder.note(label, seed, escalation=dict(notes[label]), awaits_packets=label in labels or None)
     jobs = _jobs(loaded, again)
     progress.total_runs += len(jobs)
     if not jobs or interruption.is_requested:
-        return
+        return False
     for result in _results(jobs, progress, interruption, workers, folder):
         folder.add(result)
         escalation = {**notes[result.name], "fluid": fluid[result.name, result.seed]}
         folder.note(result.name, result.seed, escalation=escalation)
         progress.finish_run(f"{result.name}, seed {result.seed}, packet by packet")
+    return run.num_finished == run.num_expected

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.escalation import contested, groups_of_rivals, largest_crowd, reasons_of_settings, short_shares
+from sim.escalation import contested, contested_anew, groups_of_rivals
+from sim.escalation_reasons import largest_crowd, reasons_of_settings, short_shares
 from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.results.headline import headline_of
 from sim.results.report import write_report
@@ -160,6 +161,19 @@ def test_an_answer_that_only_packets_have_concerns_all():
     assert found == dict.fromkeys("ab", "the answer, links.queue_wait_p99_s, is a metric of packets")
 
 
+def test_what_packets_moved_beyond_its_lead_is_contested_anew():
+    """In fluid 1.0 against 1.2 and 1.5; packets move it by 30 %: the first lead is open, the second is not."""
+    run = results_of({"best": [1.3, 1.3], "near": [1.2, 1.2], "far": [1.5, 1.5]})
+    for (name, _), result in run.results.items():
+        result.notes["escalation"] = {"because": [], "stays": None, "fluid": None}
+        if name == "best":
+            result.notes["fidelity"] = "packet"
+            result.notes["escalation"]["fluid"] = {"traffic.a.completion_time_s": 1.0}
+    assert contested_anew(run) == {
+        "near": "contested anew: 20.0\xa0% from best in fluid, whose completion time packets moved by 30.0\xa0%"
+    }
+
+
 def test_rivals_carry_the_same_traffic_over_the_same_cluster(tmp_path):
     tail = TWO_GROUPS + "  - {name: broken, faults: [{at: 1 us, link: leaf0-spine0, state: down}]}\n"
     groups = groups_of_rivals(loaded_of(tmp_path, tail).variants)
@@ -279,6 +293,18 @@ compare:
     assert [v["fidelity"] for v in summary["variants"].values()] == ["packet", "packet", "fluid"]
     assert summary["variants"]["sprayed"]["escalated_because"][0].startswith("rival of asked for")
     assert not run.compares_in_fluid("asked for", "fluid")
+
+
+def test_a_lead_that_packets_overturn_takes_the_next_group_along(tmp_path, monkeypatch):
+    """A second round runs what the first one's packets have put in doubt; the first's keep their fluid metrics."""
+    rounds = [{"four times as long": "contested anew: said so"}, {}]
+    monkeypatch.setattr("sim.escalation.contested_anew", lambda run: rounds.pop(0))
+    summary, run, _ = outcome_of(tmp_path, TWO_GROUPS)
+    assert rounds == [] and not summary["partial"]
+    assert {v["fidelity"] for v in summary["variants"].values()} == {"packet"}
+    assert summary["variants"]["four times as long"]["escalated_because"] == ["contested anew: said so"]
+    assert all("disagreement" in v for v in summary["variants"].values())
+    assert all("awaits_packets" not in result.notes for result in run.results.values())
 
 
 def test_interrupted_before_its_packets_it_is_partial_and_compares_only_what_is_whole(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sim.results.disagreement import draw_disagreement
+from sim.results.disagreement_figure import draw_disagreement
 from sim.results.drawing import (
     FAINT,
     INK,

@@ -28,9 +28,9 @@ from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_faults import build_fault
 from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
-from sim.scenario.cluster import Htsim
 from sim.scenario.errors import ScenarioError, suggestion
 from sim.scenario.explain import problem_at
+from sim.scenario.fabrics import Htsim
 from sim.scenario.load import LoadedScenario
 from sim.scenario.message_counts import MOST_BYTES
 from sim.scenario.schema import Scenario

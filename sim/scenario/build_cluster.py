@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from models.hardware import ACCELERATORS, Accelerator
 from sim.fabric.topology import HostKind, Link, LinkOverride, Topology, fat_tree, leaf_spine
-from sim.scenario.cluster import Cluster, FatTree, Host
-from sim.scenario.cluster import Link as LinkSchema
+from sim.scenario.cluster import Cluster, Host
+from sim.scenario.fabrics import FatTree
+from sim.scenario.fabrics import Link as LinkSchema
 
 
 def build_topology(cluster: Cluster) -> Topology:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.fabric.packet import PacketSettings
 from sim.fabric.topology import Topology, is_switch, link_ends
-from sim.scenario.cluster import Htsim
+from sim.scenario.fabrics import Htsim
 from sim.scenario.packets import Buffer, Marking
 from sim.scenario.paths import FlowletPaths
 from sim.scenario.schema import Scenario

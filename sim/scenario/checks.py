@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sim.scenario.cluster import Cluster, LeafSpine, Where
+from sim.scenario.cluster import Cluster, Where
+from sim.scenario.fabrics import LeafSpine
 from sim.scenario.message_counts import count_problems
 from sim.scenario.serving import Serving
 from sim.scenario.traffic import Collective, Incast, Permutation, Shift, Training, Workload

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
-from sim.scenario.cluster import Cluster, Htsim, Where
+from sim.scenario.cluster import Cluster, Where
+from sim.scenario.fabrics import Htsim
 from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
 from sim.scenario.paths import FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths

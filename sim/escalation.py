@@ -208,6 +208,8 @@ def _packet_hops(scenario: Scenario, results: Sequence[VariantResult]) -> float:
     planned = planned_cost(scenario, results[0].seed).packet_hops * len(results)
     carried = 0.0
     for result in results:
+        if "links" not in result.tables:
+            continue
         links = columns_of(result, "links", ["tier", "wire_bytes"])
         carried += float(links.wire_bytes[links.tier != "injection"].sum()) / scenario.packet.mtu_bytes
     return max(planned, carried)

@@ -361,13 +361,12 @@ def fat_tree(
                     [[edge[direction, leaf, i]] for i in range(edge_uplinks)]
                 )
             if pods > 1:
-                table[leaf, FAR] = builder.alternatives(
-                    [
-                        [edge[direction, leaf, i], core[direction, pod, i // edge_lanes * core_uplinks + n]]
-                        for i in range(edge_uplinks)
-                        for n in range(core_uplinks)
-                    ]
-                )
+                routes = [
+                    [edge[direction, leaf, i], core[direction, pod, i // edge_lanes * core_uplinks + n]]
+                    for i in range(edge_uplinks)
+                    for n in range(core_uplinks)
+                ]
+                table[leaf, FAR] = builder.alternatives(routes if direction == "up" else [r[::-1] for r in routes])
         tables[direction] = table
     far_paths = cores * core_lanes * edge_lanes
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scenario_texts import loaded, refusal
 
+from sim.fabric.topology import link_ends
 from sim.scenario.build import build
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_packets import packet_settings
@@ -126,6 +127,20 @@ def test_every_path_is_another_pair_of_links_and_spreads_evenly(tmp_path):
     spread = slice(t.segment_start[first + 24], t.segment_start[first + 25])
     shares = Counter(zip((t.link_tier[i] for i in t.segment_link[spread]), t.segment_share[spread], strict=True))
     assert shares == {("edge-aggregation", 1 / 4): 4, ("aggregation-core", 1 / 12): 12}
+
+
+def test_each_link_of_a_way_begins_where_the_one_before_ended(tmp_path):
+    t = topology_of(tmp_path, THREE_TIERS)
+
+    def ends(segment):
+        links = t.segment_link[t.segment_start[segment] : t.segment_start[segment + 1]]
+        return [link_ends(t.link_name[i]) for i in links]
+
+    for scope, there in ((1, 1), (2, 6)):
+        for path in range(t.scopes[scope].num_paths):
+            way = ends(t.leaf_up[0, scope] + path) + ends(t.leaf_down[there, scope] + path)
+            assert [end[1] for end in way[:-1]] == [end[0] for end in way[1:]]
+            assert (way[0][0], way[-1][1]) == ("edge0", f"edge{there}")
 
 
 @pytest.mark.parametrize("fidelity", ["fluid", "packet"])

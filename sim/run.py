@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +13,17 @@ from pathlib import Path
 from models.hardware import ACCELERATORS
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
+from sim.escalation import Decision, decide, decide_again
 from sim.results.headline import headline_of
 from sim.results.report import write_report
-from sim.results.run_results import RunResults
+from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import RunFolder
 from sim.scenario import build
 from sim.scenario.errors import Refused
 from sim.scenario.estimate import check_cost, estimate
 from sim.scenario.load import LoadedScenario
-from sim.workers import in_workers, one_by_one
+from sim.scenario.schema import Scenario
+from sim.workers import Job, in_workers, one_by_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +75,16 @@ def run_scenario(
         scenario_text=loaded.source_text,
     )
     folder = RunFolder.create(Path(out_dir), run, overwrite)
-    jobs = [(label, scenario, seed) for seed in loaded.seeds for label, scenario in loaded.variants]
+    first = [(label, scenario.in_fidelity(scenario.first_fidelity)) for label, scenario in loaded.variants]
     try:
         with Interruption() as interruption:
-            results = one_by_one(jobs, progress, interruption) if workers == 1 or len(jobs) == 1 else in_workers(
-                jobs, progress, interruption, min(workers, len(jobs)), folder.path, run
-            )  # fmt: skip
-            for result in results:
+            for result in _results(_jobs(loaded, first), progress, interruption, workers, folder):
                 folder.add(result)
                 progress.finish_run(f"{result.name}, seed {result.seed}")
+            if run.num_finished == run.num_expected and any(s.fidelity == "auto" for _, s in loaded.variants):
+                decision = decide(loaded, run, max_packet_hops)
+                while _escalate(loaded, decision, progress, interruption, workers, folder):
+                    decide_again(loaded, run, decision, max_packet_hops)
     except KeyboardInterrupt:
         pass  # what is missing shows in the number of finished runs
     machine = {
@@ -94,3 +98,51 @@ def run_scenario(
     elif not run.partial:
         raise KeyboardInterrupt
     return RunOutcome(folder.path, run.partial, headline)
+
+
+def _jobs(loaded: LoadedScenario, variants: Sequence[tuple[str, Scenario]]) -> list[Job]:
+    return [(label, scenario, seed) for seed in loaded.seeds for label, scenario in variants]
+
+
+def _results(
+    jobs: list[Job], progress: Progress, interruption: Interruption, workers: int, folder: RunFolder
+) -> Iterator[VariantResult]:
+    if workers == 1 or len(jobs) == 1:
+        return one_by_one(jobs, progress, interruption)
+    return in_workers(jobs, progress, interruption, min(workers, len(jobs)), folder.path, folder.run)
+
+
+def _escalate(
+    loaded: LoadedScenario,
+    decision: Decision,
+    progress: Progress,
+    interruption: Interruption,
+    workers: int,
+    folder: RunFolder,
+) -> bool:
+    """Run packet by packet what the decision says and has not run yet; True when all of that is there.
+
+    Each result keeps why, and the fluid metrics that it replaces. Interrupted, what still awaits its packets counts as
+    unfinished: half of a comparison would be of two fidelities.
+    """
+    run = folder.run
+    again = decision.to_run(loaded, run)
+    labels = [label for label, _ in again]
+    fluid = {key: dict(result.metrics) for key, result in run.results.items() if key[0] in labels}
+    notes = {
+        label: {"because": because, "stays": decision.stays.get(label), "fluid": None}
+        for label, because in decision.because.items()
+    }
+    for (label, seed), result in list(run.results.items()):
+        if label in notes and (result.notes["fidelity"] == "fluid" or "escalation" not in result.notes):
+            folder.note(label, seed, escalation=dict(notes[label]), awaits_packets=label in labels or None)
+    jobs = _jobs(loaded, again)
+    progress.total_runs += len(jobs)
+    if not jobs or interruption.is_requested:
+        return False
+    for result in _results(jobs, progress, interruption, workers, folder):
+        folder.add(result)
+        escalation = {**notes[result.name], "fluid": fluid[result.name, result.seed]}
+        folder.note(result.name, result.seed, escalation=escalation)
+        progress.finish_run(f"{result.name}, seed {result.seed}, packet by packet")
+    return run.num_finished == run.num_expected

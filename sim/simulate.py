@@ -40,7 +40,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         if workload.is_background:
             workload.start()
     is_partial = False
-    warnings: list[str] = []
+    warnings: list[str] = list(sim.notes)
     try:
         finished = AllOf(sim.clock, done) if done else sim.clock.event()  # never: it ends at max_time
         limit = sim.clock.timeout(scenario.max_time_s) if scenario.max_time_s is not None else None

@@ -166,7 +166,8 @@ def _write_table(
         summary = json.loads((folders[i] / "summary.json").read_text(encoding="utf-8"))
         for variant, content in summary["variants"].items():
             metrics = {key: _number(value) for key, value in content["metrics"].items()}
-            rows.append({"folder": folders[i].name, **set_here, "variant": variant, **metrics})
+            fidelity = {"fidelity": content["fidelity"]} if "fidelity" in content else {}
+            rows.append({"folder": folders[i].name, **set_here, "variant": variant, **fidelity, **metrics})
     pd.DataFrame(rows).to_csv(path, index=False)
 
 

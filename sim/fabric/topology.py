@@ -311,12 +311,17 @@ def fat_tree(
     edge_link: Link,
     core_link: Link,
     hosts: Sequence[HostKind],
+    edge_lanes: int = 1,
+    core_lanes: int = 1,
     overrides: Mapping[str, LinkOverride] | None = None,
 ) -> Topology:
     """A three-tier fat tree: aggregation j of a pod connects to cores j g … (j + 1) g - 1, g = cores / aggregations.
 
-    Inside a pod a path is the aggregation's number; between pods it is the core's, which fixes the aggregations.
+    edge_lanes, core_lanes   parallel links of each edge and aggregation, and of each aggregation and core
+    Inside a pod a path is the aggregation's number; between pods it is the core's, which fixes the aggregations. With
+    lanes it is the uplink of the edge, and the uplink of the aggregation:  edge_uplink · g · core_lanes + core_uplink.
 
+    Leaves out: between pods a path takes the same lane from the last aggregation down as up to the first one.
     Raises TopologyError on numbers that do not fit together.
     """
     if pods > 1 and (cores < 1 or cores % aggregations_per_pod):
@@ -326,21 +331,26 @@ def fat_tree(
     num_hosts, _ = _count_hosts(leaves, hosts_per_edge, hosts, "host")
     nics = _Nics(builder, hosts, host_link, 1, lambda h, i: h // hosts_per_edge)
     per_aggregation = max(cores // aggregations_per_pod, 1)
+    edge_uplinks, core_uplinks = aggregations_per_pod * edge_lanes, per_aggregation * core_lanes
     edge: dict[tuple[str, int, int], int] = {}
     core: dict[tuple[str, int, int], int] = {}
     for direction in ("up", "down"):
         for leaf in range(leaves):
-            for j in range(aggregations_per_pod):
+            for i in range(edge_uplinks):
+                j, lane = divmod(i, edge_lanes)
                 ends = (f"edge{leaf}", f"aggregation{leaf // edges_per_pod * aggregations_per_pod + j}")
-                edge[direction, leaf, j] = builder.link(
-                    ends, edge_link, "edge-aggregation", direction, group=leaf, leaf=leaf, spine=j
-                )
+                edge[direction, leaf, i] = builder.link(
+                    ends, edge_link, "edge-aggregation", direction, group=leaf, leaf=leaf, spine=j,
+                    lane=lane if edge_lanes > 1 else None,
+                )  # fmt: skip
         for pod in range(pods if pods > 1 else 0):
-            for c in range(cores):
+            for i in range(cores * core_lanes):
+                c, lane = divmod(i, core_lanes)
                 ends = (f"aggregation{pod * aggregations_per_pod + c // per_aggregation}", f"core{c}")
-                core[direction, pod, c] = builder.link(
-                    ends, core_link, "aggregation-core", direction, group=leaves + pod, leaf=pod, spine=c
-                )
+                core[direction, pod, i] = builder.link(
+                    ends, core_link, "aggregation-core", direction, group=leaves + pod, leaf=pod, spine=c,
+                    lane=lane if core_lanes > 1 else None,
+                )  # fmt: skip
     tables = {}
     for direction in ("up", "down"):
         table = np.full((leaves, 3), -1, np.int64)
@@ -348,12 +358,17 @@ def fat_tree(
             pod = leaf // edges_per_pod
             if edges_per_pod > 1:
                 table[leaf, SAME_POD] = builder.alternatives(
-                    [[edge[direction, leaf, j]] for j in range(aggregations_per_pod)]
+                    [[edge[direction, leaf, i]] for i in range(edge_uplinks)]
                 )
             if pods > 1:
-                routes = [[edge[direction, leaf, c // per_aggregation], core[direction, pod, c]] for c in range(cores)]
+                routes = [
+                    [edge[direction, leaf, i], core[direction, pod, i // edge_lanes * core_uplinks + n]]
+                    for i in range(edge_uplinks)
+                    for n in range(core_uplinks)
+                ]
                 table[leaf, FAR] = builder.alternatives(routes if direction == "up" else [r[::-1] for r in routes])
         tables[direction] = table
+    far_paths = cores * core_lanes * edge_lanes
 
     def plane_of(n: int) -> Int64:
         return np.append(np.zeros(n), 1).astype(np.int64)
@@ -363,8 +378,8 @@ def fat_tree(
         np.repeat(np.arange(pods), edges_per_pod).astype(np.int64),
         (
             _same_leaf(1),
-            Scope(aggregations_per_pod, plane_of(aggregations_per_pod), (aggregations_per_pod, 1), 1),
-            Scope(cores, plane_of(cores), (aggregations_per_pod, per_aggregation), 1),
+            Scope(edge_uplinks, plane_of(edge_uplinks), (edge_uplinks, 1), edge_lanes),
+            Scope(far_paths, plane_of(far_paths), (edge_uplinks, core_uplinks), core_lanes),
         ),
     )  # fmt: skip
 

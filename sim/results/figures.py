@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sim.results.disagreement_figure import draw_disagreement
 from sim.results.drawing import (
     FAINT,
     INK,
@@ -34,6 +35,7 @@ from sim.results.time_figures import draw_latency_over_time, draw_repetitions
 Drawing = Callable[[RunResults, dict[str, VariantStyle]], list[DrawnFigure]]
 
 DETAILS: dict[str, Drawing] = {
+    "disagreement": draw_disagreement,
     "flow times": draw_flow_times,
     "slowdown": draw_slowdowns,
     "latency": draw_latencies,
@@ -79,6 +81,7 @@ def draw_headline(
     factor, unit = common_unit(meaning, [reach, *(means[name].mean for name in shown)])
     row = 0.52 if len(shown) <= 8 else 0.44
     figure = new_figure(width_in, row * len(shown) + 1.25)
+    is_mixed = run.mixes_fidelities(shown)
     axes = figure.subplots()
     for y, name in enumerate(shown):
         estimate, colour = means[name], styles[name].colour
@@ -90,9 +93,11 @@ def draw_headline(
             axes.plot(seeds, np.full(len(seeds), y), "o", ms=4.5, mfc="white", mec=INK, mew=0.7, zorder=4)
         if estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
             axes.plot([estimate.low / factor, estimate.high / factor], [y, y], color=INK, lw=1.6, zorder=3)
-        best = "  ·  best" if is_lead and headline.best else ""
+        suffix = "  ·  best" if is_lead and headline.best else ""
+        if is_mixed:
+            suffix += f"  ·  {run.fidelity_of(name)}"
         axes.text(
-            0, y - 0.27, shortened(name, 34) + best, transform=axes.get_yaxis_transform(), va="bottom",
+            0, y - 0.27, shortened(name, 34) + suffix, transform=axes.get_yaxis_transform(), va="bottom",
             fontweight="bold", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 0.8}, zorder=2,
         )  # fmt: skip
         value, difference = _value_texts(run, name, meaning, values, (factor, unit))
@@ -135,16 +140,17 @@ def _value_texts(
     first = run.variants[0]
     if name == first or meaning.is_share:
         return text, ""
-    found = paired_difference(values[name], values[first], meaning.better)
+    found = paired_difference(*run.paired(name, first, meaning.key), meaning.better)
     relative = found.relative.mean
     tax = network_tax_key(run, meaning.key) if first == run.ideal_variant else None
     if tax is not None:
         relative = mean_interval(run.values(name, tax)).mean
     if relative is None:
         return text, ""
+    where = " in fluid" if run.compares_in_fluid(name, first) else ""
     if found.verdict == "no difference" or abs(relative) < 5e-4:
-        return text, "no difference"
-    return text, format_percent(Estimate(relative, None, None, 1))
+        return text, f"no difference{where}"
+    return text, format_percent(Estimate(relative, None, None, 1)) + where
 
 
 def _sentence_start(meaning: MetricMeaning) -> str:

@@ -88,19 +88,35 @@ class _Answer:
         self.known = [name for name in run.variants if self.mean[name].mean is not None]
         contenders = [name for name in self.known if name != run.ideal_variant]
         self.contenders = contenders if len(contenders) >= 1 else self.known
+        self.ranked = self.in_rank(self.contenders)
+
+    def in_rank(self, names: list[str]) -> list[str]:
+        """The best first. Where `fidelity: auto` left some in fluid, fluid ranks all, and packets what they have."""
         sign = -1.0 if self.meaning.better == "higher" else 1.0
-        self.ranked = sorted(self.contenders, key=lambda name: sign * (self.mean[name].mean or 0.0))
+
+        def own(name: str) -> float:
+            return sign * (self.mean[name].mean or 0.0)
+
+        if not self.run.mixes_fidelities(names):
+            return sorted(names, key=own)
+        fluid = {name: mean_interval(self.run.fluid_values(name, self.meaning.key)).mean for name in names}
+        by_fluid = sorted((n for n in names if fluid[n] is not None), key=lambda n: sign * (fluid[n] or 0.0))
+        packets = sorted((n for n in names if self.run.fidelity_of(n) == "packet"), key=own)
+        ranked = by_fluid
+        if not by_fluid or self.run.fidelity_of(by_fluid[0]) == "packet":
+            ranked = packets + [name for name in by_fluid if name not in packets]
+        return [name for name in ranked if self.difference(name, ranked[0]).difference.mean is not None]
 
     def difference(self, name: str, reference: str) -> Difference:
         return paired_difference(
-            self.values[name], self.values[reference], self.meaning.better, self.meaning.is_share
+            *self.run.paired(name, reference, self.meaning.key), self.meaning.better, self.meaning.is_share
         )
 
     def compose(self) -> tuple[str, str, str | None, list[str]]:
         best = self.ranked[0]
         if len(self.contenders) == 1:
             text, short = self.only(best)
-            return text + self.bound() + self.missing(), short, None, []
+            return text + self.bound() + self.missing() + self.fidelities(), short, None, []
         ties, clear, unclear = [], [], []
         for name in self.ranked[1:]:
             found = self.difference(name, best)
@@ -121,8 +137,8 @@ class _Answer:
             text, short = self.against(best, reference, self.in_order([best, *ties]))
             text += self.others(best, reference, clear, ties, unclear)
         if not clear:
-            return text + self.bound() + self.missing(), short, None, []
-        return text + self.bound() + self.missing(), short, best, ties
+            return text + self.bound() + self.missing() + self.fidelities(), short, None, []
+        return text + self.bound() + self.missing() + self.fidelities(), short, best, ties
 
     def in_order(self, names: list[str]) -> list[str]:
         return [name for name in self.run.variants if name in names]
@@ -211,10 +227,8 @@ class _Answer:
     def ratio(self, best: str, reference: str) -> tuple[str, str]:
         """How much better, with and without the interval: a factor from 1.5 on, a percentage below."""
         m = self.meaning
-        if m.better == "higher":
-            factor = ratio_of_means(self.values[best], self.values[reference])
-        else:
-            factor = ratio_of_means(self.values[reference], self.values[best])
+        ours, theirs = self.run.paired(best, reference, m.key)
+        factor = ratio_of_means(ours, theirs) if m.better == "higher" else ratio_of_means(theirs, ours)
         is_time = m.quantity in ("seconds", "milliseconds")
         if factor.mean is not None and factor.mean >= 1.5:
             bounds = _factor_bounds(factor)
@@ -254,6 +268,8 @@ class _Answer:
         ideal = self.run.ideal_variant
         if ideal is None or ideal in self.contenders or ideal not in self.known or self.meaning.is_share:
             return ""
+        if self.run.compares_in_fluid(ideal, self.ranked[0]):
+            return ""
         why_not = self.why_no_bound(ideal)
         if why_not:
             return f"; {ideal} gives {self.value(ideal)} (no bound here: {why_not})"
@@ -270,6 +286,16 @@ class _Answer:
             return f"{self.ranked[0]} is better"
         workloads = {meaning_of(key).workload for key in self.run.metric_keys()} - {None}
         return "several workloads share the hosts' links" if len(workloads) > 1 else ""
+
+    def fidelities(self) -> str:
+        """What of the comparison is of another fidelity than the best one's figures."""
+        best = self.ranked[0]
+        in_fluid = [n for n in self.ranked[1:] if self.run.compares_in_fluid(n, best)]
+        text = f"; {_listed(in_fluid)} {_are(in_fluid)} compared with it in fluid" if in_fluid else ""
+        apart = [name for name in self.contenders if name not in self.ranked]
+        if apart:
+            text += f"; {_listed(apart)} {_are(apart)} not compared: of another fidelity"
+        return text
 
     def missing(self) -> str:
         lost = [name for name in self.run.variants if name not in self.known]

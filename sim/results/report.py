@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
+from sim.results.disagreement import fidelity_table
 from sim.results.drawing import DrawnFigure, VariantStyle, image_bytes, style, variant_styles
 from sim.results.fault_lines import fault_lines
 from sim.results.figures import NARROW_IN, draw_all, draw_headline
@@ -172,6 +173,8 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         packets=side_by_side(run, styles, packet_metrics(run)),
         everything=side_by_side(run, styles, run.metric_keys()),
         sections=_sections(figures, run),
+        escalation=fidelity_table(run),
+        disagreement=next((_shown(drawn, run) for drawn in figures if drawn.key == "disagreement"), None),
         sources=combined.sources,
         fidelity=fidelities(run),
         faults=fault_lines(run),
@@ -194,7 +197,7 @@ def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
 def _sections(figures: Sequence[DrawnFigure], run: RunResults) -> list[dict[str, Any]]:
     sections: dict[str, list[dict[str, Any]]] = {}
     for drawn in figures:
-        if drawn.key != "headline":
+        if drawn.key not in ("headline", "disagreement"):
             sections.setdefault(drawn.section, []).append(_shown(drawn, run))
     return [{"name": name, "figures": shown} for name, shown in sections.items()]
 
@@ -220,6 +223,7 @@ def packet_metrics(run: RunResults) -> list[str]:
 def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequence[str]) -> dict[str, Any]:
     """Rows are variants, columns metrics; a cell has the mean, its interval, its difference, its rank."""
     columns, cells, whole = [], [], run.comparable()
+    is_mixed = run.mixes_fidelities(run.variants)
     for key in keys:
         meaning = meaning_of(key)
         estimates = {name: mean_interval(run.values(name, key)) for name in run.variants}
@@ -237,6 +241,7 @@ def side_by_side(run: RunResults, styles: Mapping[str, VariantStyle], keys: Sequ
             "name": name,
             "colour": to_hex(styles[name].colour),
             "is_ideal": name == run.ideal_variant,
+            "fidelity": run.fidelity_of(name) if is_mixed else "",
             "cells": [column[i] for column in cells],
         }
         for i, name in enumerate(run.variants)
@@ -264,7 +269,7 @@ def _cell(
     is_tax = first == run.ideal_variant and network_tax_key(run, key) is not None  # a column of its own
     if name != first and estimate.mean is not None and not is_tax:
         found = paired_difference(
-            run.values(name, key), run.values(first, key), meaning.better, meaning.is_share
+            *run.paired(name, first, key), meaning.better, meaning.is_share
         )
         shown = found.difference if meaning.is_share else found.relative
         if found.verdict == "no difference" or (found.verdict is None and found.difference.mean == 0):
@@ -273,6 +278,8 @@ def _cell(
             unit = "points" if meaning.is_share else "%"
             cell["difference"] = format_percent(shown).replace("%", unit, 1)
             cell["verdict"] = found.verdict or ""
+        if cell["difference"] and run.compares_in_fluid(name, first):
+            cell["difference"] = f"{cell['difference']} in fluid"
     return cell
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,10 @@ class VariantResult:
     tables   name → data frame; read from disk on demand once the result is stored
     notes    plain JSON values that belong to the result and to no clock: `fidelity` (str), `cost_sources`
              (source of cost figures → share of the simulated time), `warnings` (list of sentences),
-             `faults` (rows of the table of that name), `partial` (True when this very run was interrupted)
+             `faults` (rows of the table of that name), `partial` (True when this very run was interrupted),
+             `escalation` (under `fidelity: auto`: `because`, sentences; `stays`, why it is fluid all the same, or
+             None; `fluid`, the metrics of the fluid run that it replaces, or None), `awaits_packets` (True while the
+             run that replaces it is to come)
     """
 
     name: str
@@ -75,6 +78,40 @@ class RunResults:
         """The finished results of a variant, in the order of the seeds."""
         return [self.results[variant, seed] for seed in self.seeds if (variant, seed) in self.results]
 
+    def fidelity_of(self, variant: str) -> str | None:
+        """What its figures come from."""
+        results = self.of_variant(variant)
+        return str(results[0].notes["fidelity"]) if results and "fidelity" in results[0].notes else None
+
+    def escalation_of(self, variant: str) -> dict[str, Any] | None:
+        """Why `fidelity: auto` ran it in packets, or not; None where the scenario said the fidelity."""
+        results = self.of_variant(variant)
+        return results[0].notes.get("escalation") if results else None
+
+    def fluid_values(self, variant: str, key: str) -> list[float | None]:
+        """A metric over the seeds as fluid had it, under `fidelity: auto`; None where there is no fluid run."""
+        out: list[float | None] = []
+        for seed in self.seeds:
+            result = self.results.get((variant, seed))
+            value = None if result is None else _fluid_metrics(result).get(key)
+            out.append(None if is_missing(value) else value)
+        return out
+
+    def compares_in_fluid(self, a: str, b: str) -> bool:
+        """Whether `fidelity: auto` left the two at different fidelities, so that what both have is fluid."""
+        is_auto = self.escalation_of(a) is not None and self.escalation_of(b) is not None
+        return is_auto and self.fidelity_of(a) != self.fidelity_of(b)
+
+    def mixes_fidelities(self, variants: Sequence[str]) -> bool:
+        """Whether any two of these compare in fluid."""
+        return len({self.fidelity_of(name) for name in variants if self.escalation_of(name) is not None}) > 1
+
+    def paired(self, a: str, b: str, key: str) -> tuple[list[float | None], list[float | None]]:
+        """A metric of two variants, to be compared: of one fidelity, packets where both have them."""
+        if self.compares_in_fluid(a, b):
+            return self.fluid_values(a, key), self.fluid_values(b, key)
+        return self.values(a, key), self.values(b, key)
+
     def comparable(self) -> RunResults:
         """The run without results that were cut short: two variants cut at different times do not compare.
 
@@ -82,7 +119,7 @@ class RunResults:
         """
         if len(self.variants) == 1:
             return self
-        whole = {key: result for key, result in self.results.items() if not result.notes.get("partial")}
+        whole = {key: result for key, result in self.results.items() if _is_whole(result)}
         return replace(self, results=whole)
 
     @property
@@ -92,7 +129,17 @@ class RunResults:
     @property
     def num_finished(self) -> int:
         """Results that ran to their end; one that was interrupted is there but does not count."""
-        return sum(not result.notes.get("partial", False) for result in self.results.values())
+        return sum(map(_is_whole, self.results.values()))
+
+
+def _is_whole(result: VariantResult) -> bool:
+    return not (result.notes.get("partial") or result.notes.get("awaits_packets"))
+
+
+def _fluid_metrics(result: VariantResult) -> Metrics:
+    if result.notes.get("fidelity") == "fluid":
+        return result.metrics
+    return (result.notes.get("escalation") or {}).get("fluid") or {}
 
 
 def add_network_tax(run: RunResults) -> None:
@@ -110,5 +157,7 @@ def add_network_tax(run: RunResults) -> None:
         for key in [k for k in result.metrics if k.startswith("serving.") and k.endswith(ending)]:
             own = result.metrics[key]
             best = ideal.metrics.get(key) if ideal is not None else None
+            if ideal is not None and run.compares_in_fluid(result.name, ideal.name):
+                best = None
             tax = None if own is None or best is None or not best > 0 else own / best - 1
             result.metrics[key.removesuffix(ending) + ".network_tax"] = tax

@@ -106,6 +106,15 @@ class RunFolder:
         self.run.results[result.name, result.seed] = result
         self._write_summary(is_running=True)
 
+    def note(self, variant: str, seed: int, **notes: Any) -> None:
+        """Add notes to a stored result; a note of None is taken away."""
+        result = self.run.results[variant, seed]
+        result.notes.update(notes)
+        for key in [key for key, value in result.notes.items() if value is None]:
+            del result.notes[key]
+        assert isinstance(result.tables, StoredTables)
+        _write_result_file(result.tables.folder, result)
+
     def finish(self, partial: bool = False, machine: Mapping[str, Any] | None = None) -> None:
         """Write the final summary, and run.json with what is not reproducible (wall time, machine)."""
         self.run.partial = partial or self.run.num_finished < self.run.num_expected
@@ -149,13 +158,20 @@ def write_result(path: Path, run: RunResults, result: VariantResult) -> VariantR
         "version": run.version,
         "calibration": run.calibration or "",
     }
+    for stale in folder.glob("*.parquet"):  # of the fluid run that this one replaces
+        if stale.stem not in result.tables:
+            stale.unlink()
     for name, frame in result.tables.items():
         _write_table(folder / f"{name}.parquet", frame, provenance)
-    content = {"variant": result.name, "seed": result.seed, "metrics": result.metrics, "notes": result.notes}
-    write_atomically(folder / RESULT, _json_bytes(content))
+    _write_result_file(folder, result)
     return VariantResult(
         result.name, result.seed, dict(result.metrics), StoredTables(folder), dict(result.notes)
     )
+
+
+def _write_result_file(folder: Path, result: VariantResult) -> None:
+    content = {"variant": result.name, "seed": result.seed, "metrics": result.metrics, "notes": result.notes}
+    write_atomically(folder / RESULT, _json_bytes(content))
 
 
 def _write_table(path: Path, frame: pd.DataFrame, provenance: Mapping[str, str]) -> None:

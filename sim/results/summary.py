@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.results.disagreement import disagreement
 from sim.results.headline import headline_of
 from sim.results.metrics import meaning_of
 from sim.results.run_results import RunResults
@@ -45,11 +46,30 @@ def summary_of(run: RunResults) -> dict[str, Any]:
             if is_replicated
             else {key: results[0].metrics[key] for key in own}
         )
-        variants[variant] = {"metrics": metrics}
+        variants[variant] = {**_fidelity(run, variant, own), "metrics": metrics}
     summary["variants"] = variants
     if is_replicated:
         summary["differences"] = {variant: _differences(whole, variant, keys) for variant in run.variants[1:]}
     return plain_json(summary)
+
+
+def _fidelity(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Where the figures come from; under `fidelity: auto` also why, and fluid against packet."""
+    found: dict[str, Any] = {}
+    if (fidelity := run.fidelity_of(variant)) is not None:
+        found["fidelity"] = fidelity
+    if (escalation := run.escalation_of(variant)) is None:
+        return found
+    found["escalated_because"] = escalation["because"]
+    if escalation["stays"] is not None:
+        found["stays_fluid_because"] = escalation["stays"]
+    if escalation["fluid"] is not None:
+        found["disagreement"] = {
+            key: {"fluid": gap.fluid.mean, "packet": gap.packet.mean, "relative": gap.relative.mean}
+            for key in keys
+            if meaning_of(key).better is not None and (gap := disagreement(run, variant, key)) is not None
+        }
+    return found
 
 
 def _replicated(values: list[float | None]) -> dict[str, Any]:
@@ -66,7 +86,7 @@ def _differences(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str
     for key in keys:
         meaning = meaning_of(key)
         found = paired_difference(
-            run.values(variant, key), run.values(run.variants[0], key), meaning.better, meaning.is_share
+            *run.paired(variant, run.variants[0], key), meaning.better, meaning.is_share
         )
         if found.difference.mean is not None:
             out[key] = {
@@ -75,6 +95,7 @@ def _differences(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str
                 "relative": found.relative.mean,
                 "relative_ci95": _bounds(found.relative),
                 "verdict": found.verdict,
+                **({"fidelity": "fluid"} if run.compares_in_fluid(variant, run.variants[0]) else {}),
             }
     return out
 

@@ -30,6 +30,7 @@ from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
 from sim.scenario.errors import ScenarioError, suggestion
 from sim.scenario.explain import problem_at
+from sim.scenario.fabrics import Htsim
 from sim.scenario.load import LoadedScenario
 from sim.scenario.message_counts import MOST_BYTES
 from sim.scenario.schema import Scenario
@@ -41,7 +42,7 @@ from sim.workload.traffic import TrafficWorkload
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One variant with one seed, ready to start."""
+    """One variant with one seed, ready to start. notes: what of the scenario's files has no effect."""
 
     scenario: Scenario
     clock: Clock
@@ -49,6 +50,7 @@ class Simulation:
     fabric: MessageFabric
     workloads: tuple[Any, ...]
     faults: Faults
+    notes: tuple[str, ...] = ()
 
 
 def check(loaded: LoadedScenario) -> None:
@@ -93,7 +95,7 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         elif not isinstance(w, schema.Collective | schema.Training):
             field = "file" if isinstance(w, schema.Matrix) else "pattern"
             yield (*at, field), partial(_sources, scenario, w, topology, RandomStreams(seeds[0]))
-    if scenario.fidelity == "packet":
+    if scenario.fidelity != "fluid":
         yield ("packet", "buffer", "shared"), partial(packet_settings, scenario, topology)
     for i, fault in enumerate(scenario.faults):
         yield ("faults", i, "rate"), partial(build_fault, fault, topology)
@@ -135,7 +137,9 @@ def _check_scale(scenario: Scenario, servers: Sequence[Server]) -> None:
 def _check_answer(loaded: LoadedScenario, answer: str) -> None:
     """Refuses a metric that no run of the scenario can have: the workloads know their metrics before they run."""
     known: dict[str, None] = {}
-    for _, scenario in loaded.variants:
+    scenarios = [scenario for _, scenario in loaded.variants]
+    autos = [s for s in scenarios if s.fidelity == "auto" and not any(s.why_not("packet"))]
+    for scenario in [*scenarios, *(s.in_fidelity("packet") for s in autos)]:
         simulation = build(scenario, loaded.seeds[0])
         for w in simulation.workloads:
             known |= dict.fromkeys(f"{w.kind}.{w.name}.{metric}" for metric in w.metrics())
@@ -156,9 +160,12 @@ def build(scenario: Scenario, seed: int) -> Simulation:
     fabric = _fabric(scenario, topology, clock, streams.integer("paths"))
     workloads = tuple(_workload(scenario, w, topology, clock, fabric, streams) for w in scenario.workloads)
     faults = [build_fault(fault, topology) for fault in scenario.faults]
+    cluster_fabric = scenario.cluster.fabric
+    notes = cluster_fabric.notes(scenario.first_fidelity == "packet") if isinstance(cluster_fabric, Htsim) else []
     return Simulation(
-        scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s)
-    )
+        scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s),
+        tuple(notes),
+    )  # fmt: skip
 
 
 def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> MessageFabric:
@@ -169,7 +176,7 @@ def _fabric(scenario: Scenario, topology: Topology, clock: Clock, seed: int) -> 
         "window_s": getattr(paths, "window_s", None),
         "jitter_s": getattr(paths, "jitter_s", None),
     }
-    if scenario.fidelity == "packet":
+    if scenario.first_fidelity == "packet":
         return PacketFabric(clock, topology, paths.policy, settings=packet_settings(scenario, topology), **options)
     fluid = FluidSettings(packet.mtu_bytes, packet.header_bytes, scenario.fluid.tolerance, paths.fairness)
     return FluidFabric(clock, topology, paths.policy, settings=fluid, **options)

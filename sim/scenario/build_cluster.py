@@ -6,19 +6,21 @@ from dataclasses import replace
 
 from models.hardware import ACCELERATORS, Accelerator
 from sim.fabric.topology import HostKind, Link, LinkOverride, Topology, fat_tree, leaf_spine
-from sim.scenario.cluster import Cluster, FatTree, Host
-from sim.scenario.cluster import Link as LinkSchema
+from sim.scenario.cluster import Cluster, Host
+from sim.scenario.fabrics import FatTree
+from sim.scenario.fabrics import Link as LinkSchema
 
 
 def build_topology(cluster: Cluster) -> Topology:
-    f = cluster.fabric
+    f = cluster.tree
     hosts = [_host_kind(kind, count) for kind, count in cluster.host_groups]
     overrides = {o.link: LinkOverride(o.rate_bytes_per_s, o.latency_s) for o in f.links}
     if isinstance(f, FatTree):
         return fat_tree(
             pods=f.pods, edges_per_pod=f.edges_per_pod, aggregations_per_pod=f.aggregations_per_pod, cores=f.cores,
             hosts_per_edge=f.hosts_per_edge, host_link=_link(f.host_link), edge_link=_link(f.edge_link),
-            core_link=_link(f.core_link), hosts=hosts, overrides=overrides,
+            core_link=_link(f.core_link), edge_lanes=f.edge_lanes, core_lanes=f.core_lanes, hosts=hosts,
+            overrides=overrides,
         )  # fmt: skip
     return leaf_spine(
         leaves=f.leaves, spines=f.spines, hosts_per_leaf=f.hosts_per_leaf, host_link=_link(f.host_link),

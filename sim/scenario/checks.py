@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sim.scenario.cluster import Cluster, LeafSpine, Where
+from sim.scenario.cluster import Cluster, Where
+from sim.scenario.fabrics import LeafSpine
 from sim.scenario.message_counts import count_problems
 from sim.scenario.serving import Serving
 from sim.scenario.traffic import Collective, Incast, Permutation, Shift, Training, Workload
@@ -53,7 +54,7 @@ def _crossing_problems(cluster: Cluster, workload: Shift | Permutation, ranks_on
     """Patterns that go from leaf to leaf; ranks_on: how many ranks each leaf has, by the leaf of their host."""
     if isinstance(workload, Permutation) and not workload.cross_leaf:
         return
-    fabric = cluster.fabric
+    fabric = cluster.tree
     if len(ranks_on) == 1 and isinstance(fabric, LeafSpine) and fabric.attach == "rail":
         rails = cluster.host_groups[0][0].nics
         yield (

@@ -1,13 +1,13 @@
-"""The cluster of a scenario: fabric, links, hosts."""
+"""The cluster of a scenario: its fabric and its hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sim.scenario.errors import suggestion
+from sim.scenario.fabrics import Fabric, Htsim, LeafSpine, Tree
 from sim.scenario.link_names import wrong_link
 from sim.scenario.quantities import (
     LARGEST_COUNT,
@@ -23,114 +23,6 @@ from sim.scenario.quantities import (
 )
 
 Where = tuple[str | int, ...]
-MOST_LINKS = 1 << 22
-
-
-class Link(Part):
-    """A kind of link: one direction of it."""
-
-    rate_bytes_per_s: BytesPerS = Field(description="what one direction carries")
-    latency_s: Seconds = Field(description="propagation and switching, from end to end of the link")
-
-
-class LinkOverride(Part):
-    """One link that differs from its kind, in both directions."""
-
-    link: Text = Field(
-        description="which: 'leaf0-spine0' (every lane and plane of the pair), 'leaf0-spine0.lane1', "
-        "'plane1/leaf0-spine0', 'host3-leaf0'",
-        examples=["leaf0-spine0"],
-    )
-    rate_bytes_per_s: BytesPerS | None = None
-    latency_s: Seconds | None = None
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> LinkOverride:
-        if self.rate_bytes_per_s is None and self.latency_s is None:
-            raise refused(f"{self.link} is left as it is; give a rate or a latency")
-        return self
-
-
-class LeafSpine(Part):
-    """Every leaf has `lanes` links to every spine, in each of `planes` copies of the fabric."""
-
-    kind: Literal["leaf_spine"]
-    leaves: Count
-    spines: Count
-    hosts_per_leaf: Count = Field(
-        description="hosts on each leaf; with attach: rail, on each group of leaves, one leaf per NIC"
-    )
-    lanes: Count = Field(default=1, description="parallel links of each leaf-spine pair")
-    planes: Count = Field(default=1, description="independent copies of the fabric, a NIC port on each")
-    attach: Literal["host", "rail"] = Field(
-        default="host",
-        description="host: all NICs of a host on one leaf; rail: the i-th NIC of each host on leaf i",
-    )
-    host_link: Link
-    spine_link: Link
-    links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
-
-    @property
-    def num_leaves(self) -> int:
-        return self.leaves
-
-    def num_hosts(self, nics_per_host: int) -> int:
-        rails = nics_per_host if self.attach == "rail" else 1
-        return self.leaves // rails * self.hosts_per_leaf
-
-    def leaf_of_nic(self, host: int, nic: int, nics_per_host: int) -> int:
-        group = host // self.hosts_per_leaf
-        return group * nics_per_host + nic if self.attach == "rail" else group
-
-    @model_validator(mode="after")
-    def _fits_memory(self) -> LeafSpine:
-        num_links = self.leaves * self.spines * self.lanes * self.planes
-        if num_links > MOST_LINKS:
-            raise refused(
-                f"{num_links} leaf-spine links are more than {MOST_LINKS}; make the fabric smaller", "leaves"
-            )
-        return self
-
-
-class FatTree(Part):
-    """Three tiers; aggregation j of each pod connects to cores j·cores/aggregations_per_pod onwards."""
-
-    kind: Literal["fat_tree"]
-    pods: Count
-    edges_per_pod: Count
-    aggregations_per_pod: Count
-    cores: Count = Field(description="a multiple of aggregations_per_pod")
-    hosts_per_edge: Count
-    host_link: Link
-    edge_link: Link = Field(description="edge to aggregation")
-    core_link: Link = Field(description="aggregation to core")
-    links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
-
-    @property
-    def num_leaves(self) -> int:
-        return self.pods * self.edges_per_pod
-
-    def num_hosts(self, nics_per_host: int) -> int:
-        return self.pods * self.edges_per_pod * self.hosts_per_edge
-
-    def leaf_of_nic(self, host: int, nic: int, nics_per_host: int) -> int:
-        return host // self.hosts_per_edge
-
-    @model_validator(mode="after")
-    def _tiers_fit(self) -> FatTree:
-        if self.cores % self.aggregations_per_pod:
-            below = self.cores // self.aggregations_per_pod * self.aggregations_per_pod
-            raise refused(
-                f"{self.cores} cores are no multiple of {self.aggregations_per_pod} aggregations per pod; "
-                f"write for example {below + self.aggregations_per_pod}",
-                "cores",
-            )
-        if self.pods * (self.edges_per_pod * self.aggregations_per_pod + self.cores) > MOST_LINKS:
-            raise refused(f"the tree has more than {MOST_LINKS} links; make it smaller", "pods")
-        return self
-
-
-Fabric = Annotated[LeafSpine | FatTree, Field(discriminator="kind")]
 
 
 class Nic(Part):
@@ -194,13 +86,18 @@ class Cluster(Part):
     )
 
     @property
+    def tree(self) -> Tree:
+        """The fabric, whichever way it was written."""
+        return self.fabric.tree if isinstance(self.fabric, Htsim) else self.fabric
+
+    @property
     def host_groups(self) -> tuple[tuple[Host, int], ...]:
         """(kind, how many), in order."""
         if self.hosts is not None:
             return tuple((group, group.count) for group in self.hosts)
         if self.host is None:
             return ()
-        return ((self.host, self.fabric.num_hosts(self.host.nics)),)
+        return ((self.host, self.tree.num_hosts(self.host.nics)),)
 
     @property
     def num_hosts(self) -> int:
@@ -221,7 +118,7 @@ class Cluster(Part):
         host = 0
         for kind, count in self.host_groups:
             for _ in range(count):
-                leaf = self.fabric.leaf_of_nic(host, 0, kind.nics)
+                leaf = self.tree.leaf_of_nic(host, 0, kind.nics)
                 for _ in range(kind.accelerators):
                     hosts.append(host)
                     leaves.append(leaf)
@@ -250,8 +147,8 @@ class Cluster(Part):
             if name in names[:i]:
                 yield ("hosts", i, "name"), f"two kinds of hosts are named '{name}'; give each its own name"
         nics = {kind.nics for kind, _ in self.host_groups}
-        leaves = self.fabric.num_leaves
-        if isinstance(self.fabric, LeafSpine) and self.fabric.attach == "rail":
+        leaves = self.tree.num_leaves
+        if isinstance(self.tree, LeafSpine) and self.tree.attach == "rail":
             if len(nics) > 1:
                 yield (
                     ("hosts",),
@@ -266,7 +163,7 @@ class Cluster(Part):
                     f"write for example {leaves // rails * rails + rails}",
                 )
                 return
-        room = self.fabric.num_hosts(min(nics))
+        room = self.tree.num_hosts(min(nics))
         if self.hosts is not None and self.num_hosts != room:
             counts = " + ".join(str(count) for _, count in self.host_groups)
             yield (
@@ -281,7 +178,7 @@ class Cluster(Part):
 
     def _link_problems(self) -> Iterator[tuple[Where, str]]:
         seen: set[str] = set()
-        for i, name in enumerate(override.link for override in self.fabric.links):
+        for i, name in enumerate(override.link for override in self.tree.links):
             wrong = f"'{name}' is given twice; keep one" if name in seen else wrong_link(self, name)
             seen.add(name)
             if wrong is not None:

@@ -24,13 +24,15 @@ PACKET_HOPS_PER_S = 4e6
 class Estimate:
     """Of all variants and seeds together.
 
-    packet_hops   links that data packets cross; 0 in fluid
-    is_least      some workload's traffic is not known beforehand (serving, training without an end)
+    packet_hops       links that data packets cross; 0 in fluid
+    is_least          some workload's traffic is not known beforehand (serving, training without an end)
+    escalation_hops   what `fidelity: auto` adds if it runs everything again packet by packet
     """
 
     num_messages: int
     packet_hops: int
     is_least: bool
+    escalation_hops: int = 0
 
     def __str__(self) -> str:
         least = "at least " if self.is_least else ""
@@ -38,25 +40,40 @@ class Estimate:
         if self.packet_hops:
             seconds = self.packet_hops / PACKET_HOPS_PER_S
             text += f", {self.packet_hops:.2g} packet-hops: about {seconds:.0f} s of one core"
+        if self.escalation_hops:
+            seconds = self.escalation_hops / PACKET_HOPS_PER_S
+            text += f"; where fluid is not enough, up to {self.escalation_hops:.2g} packet-hops: {seconds:.0f} s more"
         return text
 
 
 def estimate(loaded: LoadedScenario) -> Estimate:
     """Add up what the workloads of every variant and seed will send."""
-    num_messages, packet_hops, is_least = 0, 0, False
+    num_messages, packet_hops, escalation_hops, is_least = 0, 0, 0, False
     for _, scenario in loaded.variants:
-        simulation = build.build(scenario, loaded.seeds[0])
-        for workload in simulation.workloads:
-            planned = getattr(workload, "planned", None)
-            if planned is None:
-                is_least = True
-                continue
-            graph, repeat = planned
-            is_least |= repeat is None
-            times = (repeat or 1) * len(loaded.seeds)
-            num_messages += graph.num_messages * times
-            if scenario.fidelity == "packet":
-                packet_hops += _packet_hops(scenario, simulation.topology, graph) * times
+        found = planned_cost(scenario, loaded.seeds[0])
+        num_messages += found.num_messages * len(loaded.seeds)
+        is_least |= found.is_least
+        if scenario.first_fidelity == "packet":
+            packet_hops += found.packet_hops * len(loaded.seeds)
+        elif scenario.fidelity == "auto" and not any(scenario.why_not("packet")):
+            escalation_hops += found.packet_hops * len(loaded.seeds)
+    return Estimate(num_messages, packet_hops, is_least, escalation_hops)
+
+
+def planned_cost(scenario: Scenario, seed: int) -> Estimate:
+    """What one run of a variant sends, as far as it is known; packet-hops also where `auto` begins in fluid."""
+    simulation = build.build(scenario, seed)
+    num_messages, packet_hops, is_least = 0, 0, False
+    for workload in simulation.workloads:
+        planned = getattr(workload, "planned", None)
+        if planned is None:
+            is_least = True
+            continue
+        graph, repeat = planned
+        is_least |= repeat is None
+        num_messages += graph.num_messages * (repeat or 1)
+        if scenario.fidelity != "fluid":
+            packet_hops += _packet_hops(scenario, simulation.topology, graph) * (repeat or 1)
     return Estimate(num_messages, packet_hops, is_least)
 
 

@@ -57,13 +57,11 @@ class Fault(Part):
         return self
 
 
-def fault_problems(cluster: Cluster, fault: Fault, fidelity: str) -> Iterator[tuple[Where, str]]:
-    """What does not fit the cluster, or the fidelity, as (path below the fault, sentence)."""
+def fault_problems(cluster: Cluster, fault: Fault) -> Iterator[tuple[Where, str]]:
+    """What does not fit the cluster, as (path below the fault, sentence)."""
     if fault.link is not None and (sentence := wrong_link(cluster, fault.link)) is not None:
         yield ("link",), sentence
     if fault.switch is not None and (sentence := wrong_switch(cluster, fault.switch)) is not None:
         yield ("switch",), sentence
     if fault.host is not None and fault.host >= cluster.num_hosts:
         yield ("host",), f"there is no host {fault.host}; hosts are 0 … {cluster.num_hosts - 1}"
-    if fault.loss is not None and fidelity == "fluid":
-        yield ("loss",), "fluid has no packets to lose; give the link a lower rate instead, or state: down"

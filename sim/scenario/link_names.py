@@ -31,14 +31,15 @@ class _Link(NamedTuple):
 
 def wrong_link(cluster: Cluster, name: str) -> str | None:
     """Why the cluster has no link of this name; None where it has one."""
-    fabric = cluster.fabric
+    fabric = cluster.tree
     ends = {("host", "leaf"): (cluster.num_hosts, fabric.num_leaves)}
-    planes, lanes = 1, 1
+    planes, lanes_to = 1, {"leaf": 1}
     if fabric.kind == "leaf_spine":
-        planes, lanes = fabric.planes, fabric.lanes
+        planes, lanes_to["spine"] = fabric.planes, fabric.lanes
         ends["leaf", "spine"] = (fabric.leaves, fabric.spines)
     else:
         num_aggregations = fabric.pods * fabric.aggregations_per_pod
+        lanes_to |= {"aggregation": fabric.edge_lanes, "core": fabric.core_lanes}
         ends["edge", "aggregation"] = (fabric.num_leaves, num_aggregations)
         ends["aggregation", "core"] = (num_aggregations, fabric.cores)
     match = _LINK.fullmatch(name)
@@ -50,6 +51,7 @@ def wrong_link(cluster: Cluster, name: str) -> str | None:
     }
     link = _Link(name, low=match["low"], high=match["high"], **number)  # type: ignore[arg-type]
     num_low, num_high = ends[link.low, link.high]
+    lanes = lanes_to[link.high]
     for word, index, count in (
         ("plane", link.plane, planes),
         (link.low, link.low_id, num_low),
@@ -71,7 +73,7 @@ def wrong_link(cluster: Cluster, name: str) -> str | None:
 
 def wrong_switch(cluster: Cluster, name: str) -> str | None:
     """Why the cluster has no switch of this name; None where it has one."""
-    fabric = cluster.fabric
+    fabric = cluster.tree
     planes = 1
     if fabric.kind == "leaf_spine":
         planes = fabric.planes
@@ -96,7 +98,7 @@ def wrong_switch(cluster: Cluster, name: str) -> str | None:
 
 
 def _wrong_switch_link(cluster: Cluster, link: _Link) -> str | None:
-    fabric = cluster.fabric
+    fabric = cluster.tree
     if fabric.kind == "leaf_spine":
         return f"'{link.name}': a fabric of one leaf uses no spine" if fabric.leaves == 1 else None
     per_pod = fabric.aggregations_per_pod
@@ -110,7 +112,7 @@ def _wrong_switch_link(cluster: Cluster, link: _Link) -> str | None:
 
 
 def _wrong_host_link(cluster: Cluster, link: _Link) -> str | None:
-    fabric = cluster.fabric
+    fabric = cluster.tree
     nics, hosts_before = 1, 0
     for kind, count in cluster.host_groups:
         if link.low_id < hosts_before + count:
@@ -118,7 +120,7 @@ def _wrong_host_link(cluster: Cluster, link: _Link) -> str | None:
             break
         hosts_before += count
     if link.lane is not None:
-        return f"'{link.name}': lanes are between leaves and spines; leave .lane{link.lane} out"
+        return f"'{link.name}': lanes are between switches; leave .lane{link.lane} out"
     if (link.nic is None) != (nics == 1):
         port = f"host{link.low_id}.nic0" if nics > 1 else f"host{link.low_id}"
         plural = "s" if nics > 1 else ""

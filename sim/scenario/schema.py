@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
+from sim.scenario.fabrics import Htsim
 from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
 from sim.scenario.paths import FlowletPaths, Fluid, PacketPaths, Paths, PlainPaths
@@ -63,7 +64,11 @@ class Scenario(Part):
     seeds: Annotated[Count, Field(le=MOST_SEEDS)] | None = Field(
         default=None, description="repeat with this many seeds, from `seed` on, and give intervals"
     )
-    fidelity: Literal["fluid", "packet", "auto"] = "fluid"
+    fidelity: Literal["fluid", "packet", "auto"] = Field(
+        default="fluid",
+        description="fluid: rates that share links fairly · packet: every packet · auto: fluid, and packet by packet "
+        "again where the two can differ (incast, loss, short flows, contested verdicts)",
+    )
     cluster: Cluster
     packet: Packet = Packet()
     fluid: Fluid = Fluid()
@@ -83,6 +88,34 @@ class Scenario(Part):
             return tuple(range(workload.num_accelerators))
         return tuple(range(self.cluster.num_accelerators))
 
+    @property
+    def first_fidelity(self) -> Literal["fluid", "packet"]:
+        """What its run begins with: under `auto` fluid, unless only packets can express it."""
+        if self.fidelity != "auto":
+            return self.fidelity
+        return "packet" if any(self.why_not("fluid")) else "fluid"
+
+    def in_fidelity(self, fidelity: Literal["fluid", "packet"]) -> Scenario:
+        """The same at one fidelity."""
+        return self if self.fidelity == fidelity else self.model_copy(update={"fidelity": fidelity})
+
+    def why_not(self, fidelity: Literal["fluid", "packet"]) -> Iterator[tuple[Where, str]]:
+        """What this fidelity cannot express, as (path, sentence)."""
+        if fidelity == "fluid":
+            if isinstance(self.paths, PacketPaths | FlowletPaths):
+                sentence = f"'{self.paths.policy}' decides packet by packet, which fluid cannot express"
+                yield ("paths", "policy"), f"{sentence}; write fidelity: packet, or policy: spray"
+            for i, fault in enumerate(self.faults):
+                if fault.loss is not None:
+                    sentence = "fluid has no packets to lose"
+                    yield ("faults", i, "loss"), f"{sentence}; give the link a lower rate instead, or state: down"
+            return
+        if self.paths.fairness == "message":
+            sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
+            yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
+        if self.faults and self.packet.ports == "lean":
+            yield ("packet", "ports"), "lean ports lose nothing, but links fail in this run; write ports: auto"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Scenario:
         problems = list(self._problems())
@@ -91,18 +124,17 @@ class Scenario(Part):
         return self
 
     def _problems(self) -> Iterator[tuple[Where, str]]:
-        if self.fidelity == "auto":
-            yield ("fidelity",), "'auto' arrives later; write fluid or packet until then"
-        if self.fidelity == "fluid" and isinstance(self.paths, PacketPaths | FlowletPaths):
-            sentence = f"'{self.paths.policy}' decides packet by packet, which fluid cannot express"
-            yield ("paths", "policy"), f"{sentence}; write fidelity: packet, or policy: spray"
-        if self.fidelity == "packet" and self.paths.fairness == "message":
-            sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
-            yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
-        if self.faults and self.fidelity == "packet" and self.packet.ports == "lean":
-            yield ("packet", "ports"), "lean ports lose nothing, but links fail in this run; write ports: auto"
+        if self.fidelity != "auto":
+            yield from self.why_not(self.fidelity)
+        elif any(self.why_not("fluid")):
+            yield from self.why_not("packet")
+        fabric = self.cluster.fabric
+        queue_bytes = fabric.queue_bytes if isinstance(fabric, Htsim) else None
+        if self.fidelity != "fluid" and queue_bytes is not None and queue_bytes < self.packet.mtu_bytes:
+            sentence = f"queues of {queue_bytes} B hold no packet of {self.packet.mtu_bytes} B; nothing would ever pass"
+            yield ("cluster", "fabric", "file"), f"{sentence}: give a smaller packet.mtu, or larger queues"
         for i, fault in enumerate(self.faults):
-            for path, sentence in fault_problems(self.cluster, fault, self.fidelity):
+            for path, sentence in fault_problems(self.cluster, fault):
                 yield ("faults", i, *path), sentence
         host_of, leaf_of = self.cluster.hosts_and_leaves()
         seen: set[str] = set()

@@ -13,6 +13,7 @@ import numpy as np
 
 from sim.collectives.algorithms import ALGORITHMS
 from sim.engine.clock import Clock
+from sim.escalation import FIDELITY_ERROR
 from sim.fabric.fluid import FluidFabric
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.messages import MessageGraph, message_graph
@@ -23,7 +24,6 @@ from sim.workload import patterns
 HOSTS = np.arange(64)
 LEAF = HOSTS // 8
 SEEDS = (1, 2, 3)
-MOST_APART = 0.05
 SHALLOW = PacketSettings(port_buffer_bytes=200_000)
 
 WHERE_NOT = (
@@ -114,8 +114,8 @@ def compare(
         pairs.append([completion_s(fabric, messages(seed)) for fabric in fabrics])
     fluid_s, packet_s = max(pairs, key=lambda pair: abs(pair[1] / pair[0] - 1))
     ratio = packet_s / fluid_s
-    passed = abs(ratio - 1) <= MOST_APART
-    target = f"{1 - MOST_APART:g} … {1 + MOST_APART:g}"
+    passed = abs(ratio - 1) <= FIDELITY_ERROR
+    target = f"{1 - FIDELITY_ERROR:g} … {1 + FIDELITY_ERROR:g}"
     return Comparison(name, policy, fluid_s * 1e6, packet_s * 1e6, ratio, target, passed, because)
 
 

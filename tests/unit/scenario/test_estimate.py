@@ -67,3 +67,18 @@ def test_what_costs_too_much_is_refused_with_what_would_fit():
     check_cost(Estimate(1, 10**12, False), 1e12)
     with pytest.raises(Refused, match=r"4e\+09 packet-hops \(17 minutes .* 50% of its bytes or seeds would fit"):
         check_cost(Estimate(1, 4 * 10**9, False), None)
+
+
+def test_auto_counts_what_may_follow_apart_from_what_is_certain(tmp_path):
+    """Three seeds of fluid that may all run again; where only packets can express a variant, that is certain."""
+    in_packets = estimate(loaded(tmp_path, LEAF_SPINE, "{accelerators: 1}")).packet_hops
+    scenario = loaded(tmp_path, LEAF_SPINE, "{accelerators: 1}", "auto")
+    found = estimate(scenario)
+    assert (found.packet_hops, found.escalation_hops) == (0, in_packets)
+    assert "; where fluid is not enough, up to " in str(found)
+    check_cost(found, most_packet_hops=1)
+    path = tmp_path / "scenario.yaml"
+    certain = estimate(load_scenario(path, ["paths.policy=spray_random"], False, None, None))
+    assert (certain.packet_hops, certain.escalation_hops) == (in_packets, 0)
+    with pytest.raises(Refused):
+        check_cost(certain, most_packet_hops=1)

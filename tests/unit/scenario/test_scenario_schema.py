@@ -365,7 +365,7 @@ def test_link_names(name):
         ("plane0/leaf0-spine0", "one plane only; leave plane0/ out"),
         ("host3-leaf0", "this NIC is on leaf 1; write 'host3-leaf1'"),
         ("host3.nic0-leaf1", "host 3 has 1 NIC; write 'host3-leaf1'"),
-        ("host3-leaf1.lane0", "lanes are between leaves and spines"),
+        ("host3-leaf1.lane0", "lanes are between switches"),
         ("spine0-leaf0", "no link is named 'spine0-leaf0'"),
         ("leaf0.nic0-spine0", "only hosts have NICs"),
         ("leaf99999999999-spine0", "no link is named"),
@@ -416,7 +416,7 @@ def test_fat_tree():
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("fidelity: auto", "'auto' arrives later; write fluid or packet until then"),
+        ("fidelity: auto\npaths: {policy: reps, fairness: message}", "a NIC serves queue pairs in turn"),
         ("paths: {policy: spray_random}", "'spray_random' decides packet by packet, which fluid cannot express"),
         ("fidelity: packet\npaths: {fairness: message}", "a NIC serves queue pairs in turn"),
         ("packet: {transport: {window: 80}}", "'80' is no window; write 1.5 bdp"),

@@ -1,0 +1,215 @@
+"""`fidelity: auto`: which variants run again packet by packet, and why.
+
+Every variant has run in fluid (or, where only packets can express it, in packets). A variant escalates for reasons of
+its own: what it asks of switches and transports, loss, an incast, short flows; and because its verdict against the
+best is contested. With it escalate its *rivals*, the variants of the same traffic on the same cluster: figures of two
+fidelities do not compare. See docs/decisions/009-escalation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sim.escalation_reasons import columns_of, percent, reasons_of_settings, reasons_of_traffic
+from sim.results.disagreement import disagreement
+from sim.results.main_metric import main_metric
+from sim.results.metrics import format_value, meaning_of
+from sim.results.run_results import RunResults, VariantResult
+from sim.results.statistics import mean_interval, paired_difference
+from sim.scenario.estimate import MOST_PACKET_HOPS, PACKET_HOPS_PER_S, planned_cost
+from sim.scenario.load import LoadedScenario
+from sim.scenario.schema import Scenario
+
+FIDELITY_ERROR = 0.05
+"""How far fluid and packets may lie apart where fluid is of use: what `spindle validate` holds them to."""
+
+@dataclass(slots=True)
+class Decision:
+    """because: sentences per variant that runs again (or ran in packets from the start); empty: fluid is enough.
+
+    stays: variants with reasons that fluid has to do for all the same, and why.
+    """
+
+    because: dict[str, list[str]] = field(default_factory=dict)
+    stays: dict[str, str] = field(default_factory=dict)
+
+    def to_run(self, loaded: LoadedScenario, run: RunResults) -> list[tuple[str, Scenario]]:
+        """What is to run again, at packet level, and has not."""
+        return [
+            (label, scenario.in_fidelity("packet"))
+            for label, scenario in loaded.variants
+            if self.because.get(label) and label not in self.stays and run.fidelity_of(label) == "fluid"
+        ]
+
+
+def decide(loaded: LoadedScenario, run: RunResults, most_packet_hops: float | None = None) -> Decision:
+    """From the first results of every variant and seed; depends on nothing else but the limit on packet-hops."""
+    autos = {label: scenario for label, scenario in loaded.variants if scenario.fidelity == "auto"}
+    decision = Decision({label: [] for label in autos})
+    for label, scenario in autos.items():
+        decision.because[label] += [_first_clause(sentence) for _, sentence in scenario.why_not("fluid")]
+        decision.because[label] += reasons_of_settings(scenario)
+        if scenario.first_fidelity == "fluid":
+            decision.because[label] += reasons_of_traffic(scenario, run.of_variant(label))
+    _complete(decision, contested(run), loaded, run, most_packet_hops)
+    return decision
+
+
+def decide_again(
+    loaded: LoadedScenario, run: RunResults, decision: Decision, most_packet_hops: float | None = None
+) -> None:
+    """Once packets are there: the best one may be another, or so far from fluid that its lead over fluid is open."""
+    _complete(decision, contested_anew(run), loaded, run, most_packet_hops)
+
+
+def _complete(
+    decision: Decision, contests: Mapping[str, str], loaded: LoadedScenario, run: RunResults, most: float | None
+) -> None:
+    for label, reason in contests.items():
+        if label in decision.because:
+            decision.because[label].append(reason)
+    for rivals in groups_of_rivals(loaded.variants):
+        _close(rivals, dict(loaded.variants), decision)
+    _keep_within_budget(loaded, run, decision, most or MOST_PACKET_HOPS)
+
+
+def _first_clause(sentence: str) -> str:
+    return sentence.partition(";")[0]
+
+
+# --- rivals -----------------------------------------------------------------------------------------------------------
+
+
+def contested(run: RunResults) -> dict[str, str]:
+    """Variants whose verdict on the metric that answers the question fluid cannot give, and the best with them.
+
+    Among those that ran in fluid: what ran in packets does not compare with them.
+    """
+    whole = run.comparable()
+    in_fluid = tuple(name for name in whole.variants if whole.fidelity_of(name) == "fluid")
+    whole = replace(whole, variants=in_fluid)
+    key = main_metric(whole)
+    contenders = [name for name in in_fluid if name != whole.ideal_variant]
+    if key is None or (run.answer is not None and key != run.answer):
+        missing = f"the answer, {run.answer}, is a metric of packets"
+        return dict.fromkeys(contenders, missing) if run.answer is not None else {}
+    meaning = meaning_of(key)
+    means = {name: mean_interval(whole.values(name, key)).mean for name in contenders}
+    sign = -1.0 if meaning.better == "higher" else 1.0
+    ranked = sorted((sign * mean, i) for i, mean in enumerate(means.values()) if mean is not None)
+    names = [contenders[i] for _, i in ranked]
+    found: dict[str, str] = {}
+    for name in names[1:]:
+        best = names[0]
+        gap = paired_difference(whole.values(name, key), whole.values(best, key), meaning.better, meaning.is_share)
+        apart = gap.difference.mean if meaning.is_share else gap.relative.mean
+        if apart is None:
+            continue
+        own, other = format_value(means[name], meaning), format_value(means[best], meaning)
+        if abs(apart) < FIDELITY_ERROR:
+            by = percent(apart) if abs(apart) >= 0.0005 else "less than 0.1 %"
+            why = f"{by} apart in fluid, which may be {percent(FIDELITY_ERROR)} off"
+        elif gap.verdict == "unclear":
+            why = "an interval that includes 0"
+        else:
+            continue
+        found.setdefault(best, f"contested: {meaning.label} {other}, {name} {own}: {why}")
+        found[name] = f"contested: {meaning.label} {own}, {best} {other}: {why}"
+    return found
+
+
+def contested_anew(run: RunResults) -> dict[str, str]:
+    """Variants left in fluid that are, in fluid, no further from the best one in packets than packets moved that one.
+
+    Its shift stands for what packets would do to the others.
+    """
+    whole = run.comparable()
+    key = main_metric(whole)
+    contenders = [name for name in whole.variants if name != whole.ideal_variant]
+    autos = [name for name in contenders if whole.escalation_of(name) is not None]
+    if key is None or not whole.mixes_fidelities(autos):
+        return {}
+    meaning = meaning_of(key)
+    sign = -1.0 if meaning.better == "higher" else 1.0
+    gaps = {name: gap for name in autos if (gap := disagreement(whole, name, key)) is not None}
+    ranked = sorted(gaps, key=lambda name: sign * (gaps[name].packet.mean or 0.0))
+    if not ranked:
+        return {}
+    best = ranked[0]
+    moved = gaps[best].relative.mean
+    if meaning.is_share:
+        moved = (gaps[best].packet.mean or 0.0) - (gaps[best].fluid.mean or 0.0)
+    shift = abs(moved or 0.0)
+    found = {}
+    for name in autos:
+        lead = paired_difference(*whole.paired(name, best, key), meaning.better, meaning.is_share)
+        apart = lead.difference.mean if meaning.is_share else lead.relative.mean
+        if not whole.compares_in_fluid(name, best) or apart is None or abs(apart) >= max(FIDELITY_ERROR, shift):
+            continue
+        found[name] = (
+            f"contested anew: {percent(apart)} from {best} in fluid, whose {meaning.label} packets moved by "
+            f"{percent(shift)}"
+        )
+    return found
+
+
+def groups_of_rivals(variants: Sequence[tuple[str, Scenario]]) -> list[list[str]]:
+    """Labels of variants that carry the same traffic over the same cluster."""
+    groups: dict[str, list[str]] = {}
+    for label, scenario in variants:
+        same = scenario.model_dump_json(include={"cluster", "workloads", "cost", "max_time_s"})
+        groups.setdefault(same, []).append(label)
+    return list(groups.values())
+
+
+def _close(rivals: Sequence[str], scenarios: Mapping[str, Scenario], decision: Decision) -> None:
+    """One that escalates takes its rivals along; what packets cannot express stays in fluid."""
+    why_not = {
+        name: [_first_clause(sentence) for _, sentence in scenarios[name].why_not("packet")]
+        for name in rivals
+        if scenarios[name].fidelity == "auto"
+    }
+    first = next(
+        (n for n in rivals if scenarios[n].fidelity == "packet" or (decision.because.get(n) and not why_not[n])), None
+    )
+    for name, sentences in why_not.items():
+        if first is not None and not decision.because[name]:
+            decision.because[name].append(f"rival of {first}: figures of two fidelities do not compare")
+        if decision.because[name] and sentences:
+            decision.stays[name] = sentences[0]
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def _keep_within_budget(loaded: LoadedScenario, run: RunResults, decision: Decision, most: float) -> None:
+    """Group by group, in the scenario's order, as long as the packet-hops of all together stay below the limit."""
+    scenarios = dict(loaded.variants)
+    escalated = {label for label, _ in decision.to_run(loaded, run)}
+    in_packets = [name for name in scenarios if run.fidelity_of(name) == "packet"]
+    spent = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in in_packets)
+    for rivals in groups_of_rivals(loaded.variants):
+        chosen = [name for name in rivals if name in escalated]
+        hops = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in chosen)
+        if spent + hops <= most:
+            spent += hops
+            continue
+        for name in chosen:
+            decision.stays[name] = (
+                f"it and its rivals need about {hops:.2g} packet-hops ({hops / PACKET_HOPS_PER_S / 60:.0f} minutes of "
+                f"one core), {spent + hops:.2g} with what runs in packets already, above the {most:.2g} allowed; allow "
+                f"them with --max-packet-hops {spent + hops:.2g}"
+            )
+
+
+def _packet_hops(scenario: Scenario, results: Sequence[VariantResult]) -> float:
+    """Of all seeds: what is planned, or what the runs carried over their links, whichever is more."""
+    planned = planned_cost(scenario, results[0].seed).packet_hops * len(results)
+    carried = 0.0
+    for result in results:
+        if "links" not in result.tables:
+            continue
+        links = columns_of(result, "links", ["tier", "wire_bytes"])
+        carried += float(links.wire_bytes[links.tier != "injection"].sum()) / scenario.packet.mtu_bytes
+    return max(planned, carried)

@@ -400,12 +400,17 @@ class PacketFabric(MessageFabric):
         return ports["paused"] / ps.PS_PER_S + open_s
 
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
-        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now."""
+        """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now.
+
+        What has begun to leave counts in the last bin as if it had left, up to what the link carries.
+        """
         width = float(1 << int(self._state.c["bin_shift"][0])) / ps.PS_PER_S
         used = min(max(int(np.ceil(self.clock.now / width)), 1), NUM_BINS) if self.clock.now > 0 else 0
         edges = np.minimum(np.arange(used + 1) * width, self.clock.now)
         capacity = self.topology.link_rate[:, None] * np.maximum(np.diff(edges), 1e-300)
-        return edges, self._state.series["bytes"][:used, : self.topology.num_links].T / capacity
+        utilisation = self._state.series["bytes"][:used, : self.topology.num_links].T / capacity
+        utilisation[:, -1:] = np.minimum(utilisation[:, -1:], 1.0)
+        return edges, utilisation
 
     def wait_series(self) -> np.ndarray:
         """[links, bins] seconds: the longest that a data packet had waited at the link's port when it began to leave,

@@ -361,6 +361,7 @@ class PacketFabric(MessageFabric):
         queue_wait_p50_s, queue_wait_p99_s   lower edges of bins an eighth of an octave wide; queue_wait_max_s is exact
         longest_queue_bytes                  of any port, the packet being sent included
         marked_share, dropped_share, trimmed_share   of the data packets that entered switches' ports
+        lost_share                           data packets that faulty links lost, of those that set out over any link
         max_paused_share                     of the whole time, of the link that was paused longest
         """
         waits = self._state.waits
@@ -378,6 +379,8 @@ class PacketFabric(MessageFabric):
         found["longest_queue_bytes"] = float(ports["longest_queue"].max())
         for name, column in (("marked_share", "marks"), ("dropped_share", "drops"), ("trimmed_share", "trims")):
             found[name] = int(ports[column].sum()) / entered if entered else None
+        sent = int(ports["data_packets"].sum())
+        found["lost_share"] = int(ports["losses"].sum()) / sent if sent else None
         paused = self._paused_s(now_s).max(initial=0.0)
         found["max_paused_share"] = float(paused) / now_s if now_s > 0 else None
         return found

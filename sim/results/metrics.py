@@ -63,6 +63,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "longest_queue_bytes": ("longest queue", "bytes", "lower", ""),
     "marked_share": ("packets marked", "share", "lower", ""),
     "dropped_share": ("packets dropped", "share", "lower", ""),
+    "lost_share": ("packets lost on faulty links", "share", "lower", ""),
     "trimmed_share": ("packets trimmed", "share", "lower", ""),
     "max_paused_share": ("time the most paused link stood", "share", "lower", ""),
     "bus_bytes_per_s": ("bus bandwidth", "bytes_per_s", "higher", ""),

@@ -44,7 +44,8 @@ MAIN_ENDINGS = (
 PACKET_ENDINGS = (
     ".reorder.max_displacement", ".reorder.max_held_bytes", ".retransmitted_share", ".spurious_retransmissions",
     ".jain_index", "links.queue_wait_p50_s", "links.queue_wait_p99_s", "links.longest_queue_bytes",
-    "links.marked_share", "links.dropped_share", "links.trimmed_share", "links.max_paused_share",
+    "links.marked_share", "links.dropped_share", "links.trimmed_share", "links.lost_share",
+    "links.max_paused_share",
 )  # fmt: skip
 """What the variants' packets went through: the price of a gain stands next to it."""
 

@@ -27,6 +27,7 @@ from sim.results.headline import Headline, headline_of
 from sim.results.latency_figures import draw_flow_times, draw_latencies
 from sim.results.main_metric import network_tax_key
 from sim.results.metrics import MetricMeaning, common_unit, cut_at_zero, format_percent, format_value, meaning_of
+from sim.results.packet_figures import draw_price_of_reordering, draw_waits
 from sim.results.run_results import RunResults
 from sim.results.slowdown_figures import draw_slowdowns
 from sim.results.statistics import Estimate, mean_interval, paired_difference, present
@@ -42,6 +43,8 @@ DETAILS: dict[str, Drawing] = {
     "load map": draw_load_maps,
     "tier balance": draw_tier_balance,
     "utilisation": draw_utilisation,
+    "price of reordering": draw_price_of_reordering,
+    "waits": draw_waits,
     "latency over time": draw_latency_over_time,
     "repetitions": draw_repetitions,
 }

@@ -39,6 +39,17 @@ def admit(state, first, last, now):
 
 
 @njit(cache=True)
+def _event(state, p, what, now):
+    """What happens at port p. All of a packet's way is compiled into this one function, once."""
+    if what == lean.DELIVERY:
+        ends.deliver(state, p, now)
+        return
+    if what == lean.END:
+        ports.finish(state, p, now)
+    ends.pick(state, p, now)
+
+
+@njit(cache=True)
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
     c = state.c[0]
@@ -46,10 +57,9 @@ def _deliveries(state, now):
         key = state.keys[c.key]
         if key & wheel.PHASE:
             return
-        lean_ports.look_ahead(state, c.key)
         c.key += 1
         c.num_events += 1
-        ends.deliver(state, key & (wheel.PHASE - 1), now)
+        _event(state, key & (wheel.PHASE - 1), lean.DELIVERY, now)
 
 
 @njit(cache=True)
@@ -87,7 +97,7 @@ def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
     while True:
-        p = NONE
+        p, what = NONE, lean.WOKEN
         if c.key < c.num_keys and wheel.key_time(state) == now:
             p = state.keys[c.key] & (wheel.PHASE - 1)
         if c.num_woken > 0 and (p == NONE or state.woken[0] < p):
@@ -101,8 +111,8 @@ def _picks(state, now):
         else:
             c.key += 1
             c.num_events += 1
-            ports.finish(state, p, now)
-        ends.pick(state, p, now)
+            what = lean.END
+        _event(state, p, what, now)
 
 
 @njit(cache=True)
@@ -139,12 +149,7 @@ def _plain_stretch(state, before):
         now = c.now = time
         lean_ports.look_ahead(state, i)
         i += 1
-        p = key & (wheel.PHASE - 1)
-        if key & wheel.PHASE:
-            ports.finish(state, p, now)
-            ends.pick(state, p, now)
-        else:
-            ends.deliver(state, p, now)
+        _event(state, key & (wheel.PHASE - 1), lean.END if key & wheel.PHASE else lean.DELIVERY, now)
         is_open = (c.num_woken | c.num_ready | c.num_batch | c.num_starting | c.num_fired) != 0
     if i > first:
         c.key = i

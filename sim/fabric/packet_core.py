@@ -59,6 +59,20 @@ def _start_pieces(state):
     state.c[0].num_starting = 0
 
 
+DELIVERY, END, WOKEN = range(3)
+
+
+@njit(cache=True)
+def _event(state, p, what, now):
+    """What happens at port p. All of a packet's way is compiled into this one function, once."""
+    if what == DELIVERY:
+        ends.deliver(state, p, now)
+        return
+    if what == END:
+        ports.finish_at_source(state, p, now)
+    ports.pick_at_source(state, p, now)
+
+
 @njit(cache=True)
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
@@ -69,7 +83,7 @@ def _deliveries(state, now):
             return
         c.key += 1
         c.num_events += 1
-        ends.deliver(state, key & (wheel.PHASE - 1), now)
+        _event(state, key & (wheel.PHASE - 1), DELIVERY, now)
 
 
 @njit(cache=True)
@@ -77,7 +91,7 @@ def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
     while True:
-        p = NONE
+        p, what = NONE, WOKEN
         if c.key < c.num_keys and wheel.key_time(state) == now:
             p = state.keys[c.key] & (wheel.PHASE - 1)
         if c.num_woken > 0 and (p == NONE or state.woken[0] < p):
@@ -95,8 +109,8 @@ def _picks(state, now):
         else:
             c.key += 1
             c.num_events += 1
-            ports.finish_at_source(state, p, now)
-        ports.pick_at_source(state, p, now)
+            what = END
+        _event(state, p, what, now)
 
 
 @njit(cache=True)
@@ -116,11 +130,7 @@ def _plain_stretch(state, before):
         now = start + (key >> 32)
         ports.look_ahead(state, i)
         i += 1
-        if key & wheel.PHASE:
-            ports.finish_at_source(state, key & (wheel.PHASE - 1), now)
-            ports.pick_at_source(state, key & (wheel.PHASE - 1), now)
-        else:
-            ends.deliver(state, key & (wheel.PHASE - 1), now)
+        _event(state, key & (wheel.PHASE - 1), END if key & wheel.PHASE else DELIVERY, now)
         is_open = (c.num_woken | c.num_ready | c.num_batch | c.num_starting | c.num_fired) != 0
     if i > first:
         c.key = i

@@ -284,7 +284,7 @@ def give_packet(state, k):
     c.num_free_packets += 1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]
@@ -311,7 +311,7 @@ def _goes_early(state, p, packet):
     return state.is_early[p if following == AT_SWITCH else following]
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def pick_at_source(state, p, now):
     """A source port is free: acknowledgements first, then the piece whose turn it is, which goes to the end."""
     port = state.ports[p]
@@ -344,7 +344,7 @@ def pick_at_source(state, p, now):
     port.wire_last = k
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def finish_at_source(state, p, now):
     """A source port has sent a packet's last bit. Where all packets come over equally long links from such ports,
     they come in the order in which they were sent: they enter the next port now, with the time of their arrival."""

@@ -114,7 +114,7 @@ def _look_ahead(state, place):
         slot = np.int64(state.slots[slot].next)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def empty(state, bucket):
     """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]

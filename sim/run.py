@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.results.headline import headline_of
 from sim.results.report import write_report
-from sim.results.run_results import RunResults
+from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import RunFolder
 from sim.scenario import build
 from sim.scenario.errors import Refused
 from sim.scenario.estimate import check_cost, estimate
 from sim.scenario.load import LoadedScenario
+from sim.scenario.schema import Scenario
 from sim.workers import in_workers, one_by_one
 
 
@@ -28,6 +30,11 @@ class RunOutcome:
     out_dir: Path
     partial: bool
     headline: str
+
+
+def identity(scenario: Scenario) -> str:
+    """What decides a variant's results, as text: all but its names, its question and which seeds repeat it."""
+    return scenario.model_dump_json(exclude={"name", "question", "answer", "seed", "seeds"})
 
 
 def calibration_fingerprint() -> str:
@@ -44,6 +51,8 @@ def run_scenario(
     overwrite: bool = False,
     trace: bool = False,
     max_packet_hops: float | None = None,
+    is_part_of_study: bool = False,
+    known: Mapping[tuple[str, int], VariantResult] | None = None,
 ) -> RunOutcome:
     """Check, run and report a loaded scenario; results do not depend on the number of workers.
 
@@ -51,6 +60,8 @@ def run_scenario(
     but no report, and marks it partial; a second one gives up what is under way. Raises KeyboardInterrupt when the
     results are whole and only the report is missing, ScenarioError before anything runs when the scenario cannot
     be built, and Refused for `trace`, which is not there yet, and for packets over more links than `max_packet_hops`.
+    A part of a study keeps metrics only and writes no report of its own; `known` holds results, by (identity, seed),
+    that are taken over instead of being simulated again.
     """
     if trace:
         raise Refused("--trace has no timeline to write yet; leave it out: flows, batches, token times are in tables/")
@@ -68,18 +79,26 @@ def run_scenario(
         variants=tuple(label for label, _ in loaded.variants),
         version=version("spindle-sim"),
         calibration=calibration_fingerprint(),
-        ideal_variant=next((label for label, s in loaded.variants if s.paths.policy == "ideal"), None),
+        ideal_variant=_ideal_of(loaded),
         scenario_text=loaded.source_text,
+        axes=loaded.axes,
+        sides=loaded.sides,
     )
     folder = RunFolder.create(Path(out_dir), run, overwrite)
     jobs = [(label, scenario, seed) for seed in loaded.seeds for label, scenario in loaded.variants]
+    if known:
+        for label, scenario, seed in jobs:
+            if (found := known.get((identity(scenario), seed))) is not None:
+                folder.add(replace(found, name=label, tables={}))
+                progress.finish_run(f"{label}, seed {seed}")
+        jobs = [job for job in jobs if (job[0], job[2]) not in run.results]
     try:
         with Interruption() as interruption:
-            results = one_by_one(jobs, progress, interruption) if workers == 1 or len(jobs) == 1 else in_workers(
-                jobs, progress, interruption, min(workers, len(jobs)), folder.path, run
+            results = one_by_one(jobs, progress, interruption) if workers == 1 or len(jobs) <= 1 else in_workers(
+                jobs, progress, interruption, min(workers, len(jobs)), folder.path, run, not is_part_of_study
             )  # fmt: skip
             for result in results:
-                folder.add(result)
+                folder.add(replace(result, tables={}) if is_part_of_study and workers == 1 else result)
                 progress.finish_run(f"{result.name}, seed {result.seed}")
     except KeyboardInterrupt:
         pass  # what is missing shows in the number of finished runs
@@ -89,8 +108,21 @@ def run_scenario(
     }  # fmt: skip
     folder.finish(machine=machine)
     headline = headline_of(run).sentence if run.results else "nothing was finished"
-    if not interruption.is_requested:
+    if is_part_of_study:
+        pass
+    elif not interruption.is_requested:
         write_report([folder.path], folder.path / "report.html")
     elif not run.partial:
         raise KeyboardInterrupt
     return RunOutcome(folder.path, run.partial, headline)
+
+
+def _ideal_of(loaded: LoadedScenario) -> str | None:
+    """The variant with an ideal fabric; with axes, the contender that has one under all circumstances."""
+    ideal = [label for label, scenario in loaded.variants if scenario.paths.policy == "ideal"]
+    if not loaded.axes:
+        return next(iter(ideal), None)
+    contenders = list(loaded.axes.values())[-1]
+    labels = [label for label, _ in loaded.variants]
+    each = len(contenders)
+    return next((name for i, name in enumerate(contenders) if set(labels[i::each]) <= set(ideal)), None)

@@ -215,10 +215,10 @@ def _in_use(state, piece, first_path, choices, stride, turn):
 
 @njit(cache=True)
 def _is_in_use(state, piece, first_path, stride):
+    num_left = 0
     for path in range(first_path, first_path + stride):
-        if _blocked_above(state, piece, path) == NONE:
-            return True
-    return False
+        num_left += _blocked_above(state, piece, path) == NONE
+    return num_left > 0
 
 
 @njit(cache=True)

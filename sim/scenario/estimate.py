@@ -44,19 +44,32 @@ class Estimate:
 def estimate(loaded: LoadedScenario) -> Estimate:
     """Add up what the workloads of every variant and seed will send."""
     num_messages, packet_hops, is_least = 0, 0, False
+    known: dict[str, Estimate] = {}
     for _, scenario in loaded.variants:
-        simulation = build.build(scenario, loaded.seeds[0])
-        for workload in simulation.workloads:
-            planned = getattr(workload, "planned", None)
-            if planned is None:
-                is_least = True
-                continue
-            graph, repeat = planned
-            is_least |= repeat is None
-            times = (repeat or 1) * len(loaded.seeds)
-            num_messages += graph.num_messages * times
-            if scenario.fidelity == "packet":
-                packet_hops += _packet_hops(scenario, simulation.topology, graph) * times
+        sent = scenario.model_dump_json(include={"cluster", "workloads", "packet", "fidelity"})
+        if sent not in known:
+            known[sent] = _of_variant(scenario, loaded)
+        num_messages += known[sent].num_messages
+        packet_hops += known[sent].packet_hops
+        is_least |= known[sent].is_least
+    return Estimate(num_messages, packet_hops, is_least)
+
+
+def _of_variant(scenario: Scenario, loaded: LoadedScenario) -> Estimate:
+    """Of a variant's seeds; what it sends does not depend on its path policy."""
+    num_messages, packet_hops, is_least = 0, 0, False
+    simulation = build.build(scenario, loaded.seeds[0])
+    for workload in simulation.workloads:
+        planned = getattr(workload, "planned", None)
+        if planned is None:
+            is_least = True
+            continue
+        graph, repeat = planned
+        is_least |= repeat is None
+        times = (repeat or 1) * len(loaded.seeds)
+        num_messages += graph.num_messages * times
+        if scenario.fidelity == "packet":
+            packet_hops += _packet_hops(scenario, simulation.topology, graph) * times
     return Estimate(num_messages, packet_hops, is_least)
 
 

@@ -208,8 +208,12 @@ def distinct(findings: Sequence[Finding]) -> list[Finding]:
     return kept
 
 
-def answer_of(findings: Sequence[Finding]) -> str:
-    """One computed sentence: how often each side (without sides: contender) wins, by how much at most, and where."""
+def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
+    """One computed sentence. Of all cases (sets of circumstances), how often each side (without sides: contender) wins, by how much at
+    most, and where.
+
+    is_short leaves out the last two, and the confidence, as for a title.
+    """
     findings = [finding for finding in distinct(findings) if finding.ranked]
     if not findings:
         return "No answer yet: no run was finished."
@@ -219,18 +223,20 @@ def answer_of(findings: Sequence[Finding]) -> str:
     undecided = {name: groups.pop(name, []) for name in ("no difference", "contested")}
     parts = []
     for name, won in sorted(groups.items(), key=lambda item: -len(item[1])):
-        parts.append(f"{name} wins {len(won)} of {len(findings)}{_at_most(won)}")
+        parts.append(f"{name} wins {len(won)}{'' if is_short else _at_most(won)}")
     if undecided["no difference"]:
-        parts.append(f"no difference in {len(undecided['no difference'])} (within 1 %)")
+        parts.append(f"no difference in {len(undecided['no difference'])}{'' if is_short else ' (within 1 %)'}")
     if undecided["contested"]:
-        parts.append(f"{len(undecided['contested'])} contested (the interval includes 0)")
+        parts.append(f"{len(undecided['contested'])} contested{'' if is_short else ' (the interval includes 0)'}")
+    text = f"Of {len(findings)} case{'s' * (len(findings) > 1)} {'; '.join(parts)}"
+    if is_short:
+        return text
     single = sum(finding.num_seeds == 1 for finding in findings)
     seeds = max(finding.num_seeds for finding in findings)
     confidence = f"{seeds} seeds, 95 % CI" if seeds > 1 else "one seed: luck not excluded"
     if single and seeds > 1:
         confidence += f"; {single} with one seed"
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]} ({confidence})."
+    return f"{text} ({confidence})."
 
 
 def _at_most(won: Sequence[Finding]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from sim.results.statistics import Estimate, mean_interval, ratio_of_means
 from sim.results.study import Finding, Verdict, answer_of, findings_of, is_ordered
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")
-ROW_IN, HEAD_IN = 0.36, 0.34
+ROW_IN, GROUP_ROWS = 0.34, 0.95
 EVEN, UNSURE = "#ececea", "#ffffff"
 DEEPEST = 0.25
 """A gain from which on a cell of the map has the full colour of its winner."""
@@ -70,14 +71,15 @@ def draw_map(runs: Sequence[tuple[str, RunResults, Sequence[Finding]]]) -> Drawn
                 rows.append(row)
             cells[row, finding.circumstances[0][1]] = finding
     groups = list(dict.fromkeys(label for label, _ in rows))
-    height = ROW_IN * (len(rows) + 0.35 * (len(groups) - 1)) + HEAD_IN + 1.35
-    figure = new_figure(WIDTH_IN, height)
+    figure = new_figure(WIDTH_IN, ROW_IN * (len(rows) + GROUP_ROWS * len(groups)) + 1.5)
     axes = figure.subplots()
     colours = colours_of(sides_of([run for _, run, _ in runs]))
-    ticks, y, last = [], 0.0, rows[0][0]
+    ticks, y, group = [], 0.0, None
     for row in rows:
-        if row[0] != last:
-            y, last = y + 0.35, row[0]
+        if row[0] != group:
+            group = row[0]
+            axes.text(-0.49, y + 0.16, literal(group), va="center", fontweight="bold", fontsize=9.5, color=INK)
+            y += GROUP_ROWS
         ticks.append((y, row))
         for x, column in enumerate(columns):
             if (row, column) in cells:
@@ -91,12 +93,6 @@ def draw_map(runs: Sequence[tuple[str, RunResults, Sequence[Finding]]]) -> Drawn
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    for group in groups:
-        at = [tick for tick, row in ticks if row[0] == group]
-        axes.text(
-            -0.24, (at[0] + at[-1]) / 2, literal(group), transform=axes.get_yaxis_transform(), ha="right", va="center",
-            fontsize=9.5, fontweight="bold", color=INK,
-        )  # fmt: skip
     _draw_legend(axes, colours)
     everything = [finding for _, _, findings in runs for finding in findings]
     other = "other side" if any(finding.has_sides for finding in everything) else "next"
@@ -104,7 +100,8 @@ def draw_map(runs: Sequence[tuple[str, RunResults, Sequence[Finding]]]) -> Drawn
     put_title(figure, title, WIDTH_IN)
     caption = (
         "Each cell names the best contender and how much less its mean is than the other side's best "
-        "(without sides: than the next one's). Grey: within 1 % of one another; white: the 95 % interval includes 0."
+        "(without sides: than the next one's). Grey: within 1 % of one another; white: the 95 % interval includes 0; "
+        "*: one seed."
     )
     return DrawnFigure("study-map", "Answer", title, caption, f"{caption} {answer_of(everything)}", figure)
 
@@ -136,7 +133,7 @@ def _draw_legend(axes: Axes, colours: Mapping[str, str]) -> None:
     shown = [*colours.items(), ("no difference (within 1 %)", EVEN), ("contested", UNSURE)]
     handles = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="#b0b0b0", lw=0.6) for _, colour in shown]
     axes.legend(
-        handles, [literal(name) for name, _ in shown], loc="upper center", bbox_to_anchor=(0.36, -0.005), ncol=4,
+        handles, [literal(name) for name, _ in shown], loc="upper center", bbox_to_anchor=(0.45, 0.0), ncol=4,
         handlelength=1.1, handleheight=1.1, fontsize=8.8, columnspacing=1.6,
     )  # fmt: skip
 
@@ -163,29 +160,24 @@ def draw_course(run: RunResults, colours: Mapping[str, str]) -> DrawnFigure | No
     is_relative = all(finding.ideal is not None for finding in findings)
     entries = list(run.axes[along])
     meaning = findings[0].meaning
-    means = [mean_interval(values).mean for finding in findings for values in finding.values.values()]
-    factor, unit = (1.0, "") if is_relative else common_unit(meaning, means)
+    everything = [mean_interval(values).mean for finding in findings for values in finding.values.values()]
+    factor, unit = (1.0, "") if is_relative else common_unit(meaning, everything)
     for i, (panel, found) in enumerate(panels.items()):
         axes = grid[i // columns, i % columns]
         by_entry = {finding.entry(along): finding for finding in found}
-        largest, smallest = _draw_lines(axes, entries, by_entry, colours, is_relative, factor)
+        means = _draw_lines(axes, entries, by_entry, colours, is_relative, factor)
         axes.set_title(literal(panel or run.scenario_name))
-        axes.set_xticks(range(len(entries)), [literal(entry) for entry in entries])
-        axes.set_xlim(-0.35, len(entries) - 0.65)
-        if max((len(entry) for entry in entries), default=0) > 12:
-            axes.tick_params(axis="x", labelrotation=18)
-        if spans_decades(smallest, largest):
-            axes.set_yscale("log")
-            plain_log_ticks(axes.yaxis, largest / smallest)
-        elif is_relative:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+        width = max(8, 42 // (columns * len(entries)) + 4)
+        axes.set_xticks(range(len(entries)), [textwrap.fill(literal(entry), width) for entry in entries])
+        axes.set_xlim(-0.45, len(entries) - 0.55)
+        _scale(axes, means + [1.0] * is_relative)
     words = "times as long as on an ideal fabric" if is_relative else f"{meaning.label} ({unit})"
     grid[0, 0].set_ylabel(literal(words))
     for i in range(len(panels), blocks * columns):
         grid[i // columns, i % columns].set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=min(6, len(labels)), fontsize=8.8)
-    title = answer_of(findings).rsplit(" (", 1)[0]
+    title = f"{run.scenario_name}: {answer_of(findings, is_short=True).replace('Of', 'of', 1)}"
     put_title(figure, title, WIDTH_IN)
     caption = (
         f"{meaning.label[:1].upper()}{meaning.label[1:]} of each contender by {along.replace('_', ' ')}"
@@ -202,8 +194,8 @@ def _draw_lines(
     colours: Mapping[str, str],
     is_relative: bool,
     factor: float,
-) -> tuple[float, float]:
-    """Draws each contender; returns the largest and the smallest mean. Contenders stand a little beside each other."""
+) -> list[float]:
+    """Draws each contender, a little beside the others; returns the means. Only quantities are joined by lines."""
     names = list(dict.fromkeys(name for finding in by_entry.values() for name in finding.values))
     means: list[float] = []
     for k, name in enumerate(names):
@@ -216,14 +208,27 @@ def _draw_lines(
         y = np.array([e.mean for _, e in known], dtype=float)
         low = np.array([e.mean if e.low is None else e.low for _, e in known], dtype=float)
         high = np.array([e.mean if e.high is None else e.high for _, e in known], dtype=float)
-        line = "-" if len(entries) > 1 else ""
+        line = "-" if is_ordered(entries) else ""
         axes.errorbar(
             x, y, np.vstack((y - low, high - y)), color=colours[name], marker=MARKERS[k % len(MARKERS)], ms=4.2, lw=1.5,
             ls=line, elinewidth=1.1, capsize=1.8, label=literal(name), alpha=0.95,
         )  # fmt: skip
         means += list(y)
-    axes.axhline(1, color=QUIET, lw=0.8, ls=(0, (3, 2)), zorder=1) if is_relative else None
-    return max(means, default=1.0), min(means, default=1.0)
+    if is_relative:
+        axes.axhline(1, color=QUIET, lw=0.8, ls=(0, (3, 2)), zorder=1)
+    return means
+
+
+def _scale(axes: Axes, means: Sequence[float]) -> None:
+    """Limits by the means, so that one wide interval does not flatten all the rest, and no less than 4 % apart."""
+    low, high = min(means), max(means)
+    if spans_decades(low / 4, high):
+        axes.set(yscale="log", ylim=(low / 1.12, high * 1.25))
+        plain_log_ticks(axes.yaxis, 4 * high / low)
+        return
+    span = max(high - low, 0.04 * high)
+    axes.set_ylim(low - 0.12 * span, low + 1.22 * span)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _estimate(finding: Finding, name: str, is_relative: bool, factor: float) -> Estimate:

@@ -90,6 +90,7 @@ def in_workers(
     Raises BrokenProcessPool when a worker dies, unless an interruption was asked for: what ends a whole group of
     processes (SIGTERM) ends workers too.
     """
+    run = replace(run, results={})  # pickled for each job, while results are added to the other one
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, context, _initialise, (reports, stop)) as pool:

@@ -209,8 +209,8 @@ def distinct(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
-    """One computed sentence. Of all cases (sets of circumstances), how often each side (without sides: contender) wins, by how much at
-    most, and where.
+    """One computed sentence: of all cases (sets of circumstances), how many each side (without sides: contender) wins,
+    by how much at most, and where.
 
     is_short leaves out the last two, and the confidence, as for a title.
     """

@@ -19,7 +19,7 @@ from sim.results.study import Finding, Verdict, answer_of, courses_of, findings_
 from sim.results.study_figures import colours_of, contenders_of, draw_course, draw_map
 
 TEMPLATE = "study.html.jinja"
-WINNERS, PAIRS = "winners.csv", "pairs.csv"
+WINNERS, PAIRS, MARKDOWN = "winners.csv", "pairs.csv", "study.md"
 COSTS = (
     "links.queue_wait_p99_s", "links.longest_queue_bytes", ".reorder.max_displacement", ".reorder.max_held_bytes",
     ".retransmitted_share", "links.max_paused_share", "links.dropped_share", "links.trimmed_share",
@@ -29,16 +29,19 @@ COSTS = (
 
 
 def write_study(runs: Sequence[RunResults], target: Path) -> Path:
-    """Write the report, its figures as PNG, and winners.csv and pairs.csv beside it; returns the report's path.
+    """Write the report, and beside it its figures as PNG, its tables as CSV and a page to quote from; returns the
+    report's path.
 
     winners.csv   a row per circumstances and contender: mean, interval, relative difference to the best
     pairs.csv     a row per circumstances and ordered pair: relative difference of the first to the second
+    study.md      the answer, the flip points and how much longer than the best each contender takes, as Markdown
     """
     folder = target.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     found = [(run, findings_of(run)) for run in runs]
     for name, frame in ((WINNERS, winners_table(found)), (PAIRS, pairs_table(found))):
         write_atomically(target.parent / name, frame.to_csv(index=False).encode())
+    write_atomically(target.parent / MARKDOWN, markdown(found).encode())
     colours = colours_of(contenders_of(runs))
     with style():
         lead = draw_map([(short_name(run, runs), run, findings) for run, findings in found])
@@ -198,6 +201,30 @@ def pairs_table(found: Found) -> pd.DataFrame:
                         "low": relative.low, "high": relative.high, "state": verdict.state,
                     })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def markdown(found: Found) -> str:
+    """Question, answer and flip points, and a table per run: each contender over the best, its interval in brackets."""
+    runs = [run for run, _ in found]
+    lines = [f"# {title_of(runs)}", "", str(runs[0].question or ""), "", answer_of([f for _, f in _each(found)])]
+    flips = [row for run, findings in found for row in _course_rows(run, findings) if row["flips"] != "none"]
+    if flips:
+        lines += ["", "| along | with | flips |", "|---|---|---|"]
+        lines += [f"| {row['axis']} | {row['others']} | {row['flips']} |" for row in flips]
+    for run, findings in found:
+        contenders = [name for name in run.contenders if name != run.ideal_variant]
+        lines += ["", f"## {short_name(run, runs)}", "", answer_of(findings), ""]
+        lines += [f"| case | {' | '.join(contenders)} | decision |", f"|---|{'---|' * len(contenders)}---|"]
+        for finding in findings:
+            cells = ["–" if name not in finding.ranked else _over_best(finding, name) for name in contenders]
+            lines.append(f"| {finding.label} | {' | '.join(cells)} | {finding.decision} |")
+    return "\n".join(lines) + "\n"
+
+
+def _over_best(finding: Finding, name: str) -> str:
+    if name == finding.ranked[0]:
+        return f"**{format_value(mean_interval(finding.values[name]).mean, finding.meaning)}**"
+    return format_percent(finding.difference(name, finding.ranked[0]).relative)
 
 
 def _each(found: Found) -> list[tuple[RunResults, Finding]]:

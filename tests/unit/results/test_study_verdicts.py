@@ -155,6 +155,9 @@ def test_the_report_of_a_study(folders, tmp_path):
     assert len(winners) == 4 * 3
     row = winners[(winners.circumstances == "ring, 4:1") & (winners.contender == "ethereal")].iloc[0]
     assert row.over_best == pytest.approx(0.5) and row.best == "spray" and row.decision == "spraying"
+    text = (tmp_path / "study" / "study.md").read_text().replace("\u00a0", " ")
+    assert "| ring, 2:1 | +100 % [100, 100] | **1.000 s** | +20.0 % [20.0, 20.0] | one path |" in text
+    assert "| oversubscription | ring | one path → spraying between 2:1 and 4:1 |" in text
     pairs = pd.read_csv(tmp_path / "study" / "pairs.csv")
     assert len(pairs) == 4 * 3 * 2
     assert {path.name for path in (tmp_path / "study" / "figures").iterdir()} == {

@@ -46,8 +46,9 @@ class Verdict:
 
     @property
     def gain(self) -> Estimate:
-        """By which share the best is below the other (above, where more is better)."""
-        return self.difference.relative.mapped(lambda r: abs(r / (1 + r)))
+        """By which share the best is below the other (above, where more is better): 1 - best / other."""
+        sign = 1 if (self.difference.relative.mean or 0.0) >= 0 else -1
+        return self.difference.relative.mapped(lambda r: sign * r / (1 + r))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def test_contested_where_the_interval_includes_zero():
         run.results["ring, 1:1, spray", seed].metrics[KEY] *= factor
     (finding,) = findings_of(run)
     assert finding.decision == "contested"
+    assert finding.verdict.gain.low < 0 < finding.verdict.gain.mean < finding.verdict.gain.high
     assert "1 contested" in answer_of([finding])
 
 

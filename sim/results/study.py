@@ -57,6 +57,7 @@ class Finding:
 
     circumstances  (axis, entry) of each
     ideal          the values on an ideal fabric, which is no contender; None where the run has none
+    source         the scenario it comes from
     """
 
     circumstances: tuple[tuple[str, str], ...]
@@ -64,6 +65,7 @@ class Finding:
     values: dict[str, Values]
     sides: dict[str, str]
     ideal: Values | None = None
+    source: str = ""
     ranked: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ def findings_of(run: RunResults) -> list[Finding]:
             {name: whole.values(v, key) for name, v in case.variants.items() if name != run.ideal_variant},
             run.sides,
             whole.values(case.variants[run.ideal_variant], key) if run.ideal_variant in case.variants else None,
+            run.scenario_name,
         )
         for case in run.cases()
     ]
@@ -201,12 +204,20 @@ def courses_of(run: RunResults, findings: Sequence[Finding]) -> Iterator[Course]
 
 
 def distinct(findings: Sequence[Finding]) -> list[Finding]:
-    """Each set of values once: the runs of a study share the circumstances that they start from."""
+    """Each case once: the scenarios of a study share the circumstances that they start from. A case is known by its
+    values, which of one scenario's may be equal by nature; a contender or a seed may be missing on one side."""
     kept: list[Finding] = []
     for finding in findings:
-        if not any(finding.values == other.values and finding.ideal == other.ideal for other in kept):
+        if not any(other.source != finding.source and _are_equal(finding, other) for other in kept):
             kept.append(finding)
     return kept
+
+
+def _are_equal(a: Finding, b: Finding) -> bool:
+    pairs = [(a.values[name], b.values[name]) for name in a.values if name in b.values]
+    if a.ideal is not None and b.ideal is not None:
+        pairs.append((a.ideal, b.ideal))
+    return bool(pairs) and all(x == y for left, right in pairs for x, y in zip(left, right, strict=False))
 
 
 def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:

@@ -208,9 +208,9 @@ def _draw_lines(
         y = np.array([e.mean for _, e in known], dtype=float)
         low = np.array([e.mean if e.low is None else e.low for _, e in known], dtype=float)
         high = np.array([e.mean if e.high is None else e.high for _, e in known], dtype=float)
-        line = "-" if is_ordered(entries) else ""
+        line, marker = "-" if is_ordered(entries) else "", MARKERS[list(colours).index(name) % len(MARKERS)]
         axes.errorbar(
-            x, y, np.vstack((y - low, high - y)), color=colours[name], marker=MARKERS[k % len(MARKERS)], ms=4.2, lw=1.5,
+            x, y, np.vstack((y - low, high - y)), color=colours[name], marker=marker, ms=4.2, lw=1.5,
             ls=line, elinewidth=1.1, capsize=1.8, label=literal(name), alpha=0.95,
         )  # fmt: skip
         means += list(y)

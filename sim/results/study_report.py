@@ -207,6 +207,7 @@ def markdown(found: Found) -> str:
     """Question, answer and flip points, and a table per run: each contender over the best, its interval in brackets."""
     runs = [run for run, _ in found]
     lines = [f"# {title_of(runs)}", "", str(runs[0].question or ""), "", answer_of([f for _, f in _each(found)])]
+    lines += ["", *_map_lines(found)]
     flips = [row for run, findings in found for row in _course_rows(run, findings) if row["flips"] != "none"]
     if flips:
         lines += ["", "| along | with | flips |", "|---|---|---|"]
@@ -219,6 +220,32 @@ def markdown(found: Found) -> str:
             cells = ["–" if name not in finding.ranked else _over_best(finding, name) for name in contenders]
             lines.append(f"| {finding.label} | {' | '.join(cells)} | {finding.decision} |")
     return "\n".join(lines) + "\n"
+
+
+def _map_lines(found: Found) -> list[str]:
+    """The map as a table: a column per entry of the first axis; a cell has the best and its gain on the other side."""
+    runs = [run for run, _ in found]
+    columns = list(dict.fromkeys(entry for run in runs for entry in next(iter(run.axes.values()))))
+    rows: dict[str, dict[str, str]] = {}
+    for run, finding in _each(found):
+        (_, first), *others = finding.circumstances or (("", ""),)
+        row = ", ".join([short_name(run, runs), *(entry for _, entry in others)])
+        rows.setdefault(row, {})[first] = _short_lead(finding)
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for row, cells in rows.items():
+        lines.append(f"| {row} | {' | '.join(cells.get(column, '') for column in columns)} |")
+    return lines
+
+
+def _short_lead(finding: Finding) -> str:
+    """`adaptive −2.9 % [−4.3, −1.6]`; = within 1 %, ? contested, * one seed."""
+    verdict = finding.side_verdict if finding.has_sides else finding.verdict
+    if verdict is None:
+        return "–"
+    if verdict.state == "no difference":
+        return f"{verdict.best} = {verdict.other}"
+    mark = {"clear": "", "contested": " ?", "one seed": " *"}[verdict.state]
+    return f"{verdict.best} {format_percent(verdict.gain.mapped(lambda gain: -gain))}{mark}"
 
 
 def _over_best(finding: Finding, name: str) -> str:

@@ -159,6 +159,8 @@ def test_the_report_of_a_study(folders, tmp_path):
     assert row.over_best == pytest.approx(0.5) and row.best == "spray" and row.decision == "spraying"
     text = (tmp_path / "study" / "study.md").read_text().replace("\u00a0", " ")
     assert "| ring, 2:1 | +100 % [100, 100] | **1.000 s** | +20.0 % [20.0, 20.0] | one path |" in text
+    assert "| oversubscription, 2:1 | ethereal −16.7 % [−16.7, −16.7] |" in text
+    assert "| oversubscription, 1:1 | ethereal = spray |" in text
     assert "| oversubscription | ring | one path → spraying between 2:1 and 4:1 |" in text
     pairs = pd.read_csv(tmp_path / "study" / "pairs.csv")
     assert len(pairs) == 4 * 3 * 2

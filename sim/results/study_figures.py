@@ -170,6 +170,7 @@ def draw_course(run: RunResults, colours: Mapping[str, str]) -> DrawnFigure | No
         width = max(8, 42 // (columns * len(entries)) + 4)
         axes.set_xticks(range(len(entries)), [textwrap.fill(literal(entry), width) for entry in entries])
         axes.set_xlim(-0.45, len(entries) - 0.55)
+        axes.set_xlabel(literal(along.replace("_", " ")))
         _scale(axes, means + [1.0] * is_relative)
     words = "times as long as on an ideal fabric" if is_relative else f"{meaning.label} ({unit})"
     grid[0, 0].set_ylabel(literal(words))

@@ -57,7 +57,7 @@ def write_study(runs: Sequence[RunResults], target: Path) -> Path:
         question=runs[0].question or f"How do the variants of {runs[0].scenario_name} compare?",
         answer=answer_of([finding for _, findings in found for finding in findings]),
         lead=shown[0],
-        courses=[row for run, findings in found for row in _course_rows(run, findings)],
+        courses=[row for run, findings in found for row in _course_rows(run, findings, runs)],
         parts=[_part(run, findings, figure) for (run, findings), figure in zip(found, shown[1:], strict=True)],
         warnings=list(dict.fromkeys(warning for run in runs for warning in collected_warnings(run))),
     )  # fmt: skip
@@ -93,14 +93,14 @@ def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _course_rows(run: RunResults, findings: Sequence[Finding]) -> list[dict[str, str]]:
+def _course_rows(run: RunResults, findings: Sequence[Finding], runs: Sequence[RunResults]) -> list[dict[str, str]]:
     rows = []
     for course in courses_of(run, findings):
         stretches = [f"{a if a == b else f'{a} … {b}'}: {decision}" for a, b, decision in course.stretches]
         flips = [f"{x} → {y} between {a} and {b}" for a, x, b, y in course.flips]
         rows.append({
-            "axis": course.axis.replace("_", " "), "others": course.others, "course": "; ".join(stretches),
-            "flips": "; ".join(flips) or "none",
+            "scenario": short_name(run, runs), "axis": course.axis.replace("_", " "), "others": course.others,
+            "course": "; ".join(stretches), "flips": "; ".join(flips) or "none",
         })  # fmt: skip
     return rows
 
@@ -208,10 +208,10 @@ def markdown(found: Found) -> str:
     runs = [run for run, _ in found]
     lines = [f"# {title_of(runs)}", "", str(runs[0].question or ""), "", answer_of([f for _, f in _each(found)])]
     lines += ["", *_map_lines(found)]
-    flips = [row for run, findings in found for row in _course_rows(run, findings) if row["flips"] != "none"]
+    flips = [row for run, findings in found for row in _course_rows(run, findings, runs) if row["flips"] != "none"]
     if flips:
-        lines += ["", "| along | with | flips |", "|---|---|---|"]
-        lines += [f"| {row['axis']} | {row['others']} | {row['flips']} |" for row in flips]
+        lines += ["", "| scenario | along | with | flips |", "|---|---|---|---|"]
+        lines += [f"| {row['scenario']} | {row['axis']} | {row['others']} | {row['flips']} |" for row in flips]
     for run, findings in found:
         contenders = [name for name in run.contenders if name != run.ideal_variant]
         lines += ["", f"## {short_name(run, runs)}", "", answer_of(findings), ""]

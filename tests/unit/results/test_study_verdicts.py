@@ -152,7 +152,7 @@ def test_the_report_of_a_study(folders, tmp_path):
     assert "one path → spraying between 2:1 and 4:1" in page
     assert "−16.7 % [−16.7, −16.7] against spray" in page
     assert "longest queue" in page
-    assert "<script" not in page and "src=\"http" not in page
+    assert "<script" not in page and 'src="http' not in page
     winners = pd.read_csv(tmp_path / "study" / "winners.csv")
     assert len(winners) == 4 * 3
     row = winners[(winners.circumstances == "ring, 4:1") & (winners.contender == "ethereal")].iloc[0]
@@ -161,7 +161,7 @@ def test_the_report_of_a_study(folders, tmp_path):
     assert "| ring, 2:1 | +100 % [100, 100] | **1.000 s** | +20.0 % [20.0, 20.0] | one path |" in text
     assert "| oversubscription, 2:1 | ethereal −16.7 % [−16.7, −16.7] |" in text
     assert "| oversubscription, 1:1 | ethereal = spray |" in text
-    assert "| oversubscription | ring | one path → spraying between 2:1 and 4:1 |" in text
+    assert "| oversubscription | oversubscription | ring | one path → spraying between 2:1 and 4:1 |" in text
     pairs = pd.read_csv(tmp_path / "study" / "pairs.csv")
     assert len(pairs) == 4 * 3 * 2
     assert {path.name for path in (tmp_path / "study" / "figures").iterdir()} == {

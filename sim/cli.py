@@ -153,6 +153,37 @@ def sweep(
 
 
 @app.command()
+def study(
+    folder: Annotated[Path, typer.Argument(help="folder of scenario files (YAML)", show_default=False)],
+    settings: SetOption = None,
+    seeds: SeedsOption = None,
+    small: SmallOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run every scenario of a folder, a run folder each, and write one report: who wins where, and where that flips."""
+    from sim.engine.progress import Progress
+    from sim.study import load_study, run_study
+
+    loaded = load_study(folder, settings or [], small, seeds)
+    target = output_folder(f"{folder.resolve().name} study", out, force)
+    num_runs = sum(len(each.variants) * len(each.seeds) for each in loaded.values())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Progress(num_runs, quiet) as progress:
+            outcome = run_study(loaded, target, workers or _usual_workers(num_runs), progress, overwrite=force)
+    except Exception as error:
+        fail(error, target)
+    if not quiet:
+        print_text(f"{outcome.headline}\n{outcome.report}")
+    if outcome.partial:
+        typer.echo(f"interrupted: the results in {target} are partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run folders", show_default=False)],
     out: Annotated[

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +33,11 @@ class RunOutcome:
     headline: str
 
 
+def identity(scenario: Scenario) -> str:
+    """What decides a variant's results, as text: all but its names, its question and which seeds repeat it."""
+    return scenario.model_dump_json(exclude={"name", "question", "answer", "seed", "seeds"})
+
+
 def calibration_fingerprint() -> str:
     """Names the numbers that times come from: today the hardware presets behind the roofline."""
     return "roofline-" + hashlib.sha256(repr(sorted(ACCELERATORS.items())).encode()).hexdigest()[:12]
@@ -47,6 +52,8 @@ def run_scenario(
     overwrite: bool = False,
     trace: bool = False,
     max_packet_hops: float | None = None,
+    is_part_of_study: bool = False,
+    known: Mapping[tuple[str, int], VariantResult] | None = None,
 ) -> RunOutcome:
     """Check, run and report a loaded scenario; results do not depend on the number of workers.
 
@@ -54,6 +61,8 @@ def run_scenario(
     but no report, and marks it partial; a second one gives up what is under way. Raises KeyboardInterrupt when the
     results are whole and only the report is missing, ScenarioError before anything runs when the scenario cannot
     be built, and Refused for `trace`, which is not there yet, and for packets over more links than `max_packet_hops`.
+    A part of a study keeps metrics only and writes no report of its own; `known` holds results, by (identity, seed),
+    that are taken over instead of being simulated again.
     """
     if trace:
         raise Refused("--trace has no timeline to write yet; leave it out: flows, batches, token times are in tables/")
@@ -71,19 +80,29 @@ def run_scenario(
         variants=tuple(label for label, _ in loaded.variants),
         version=version("spindle-sim"),
         calibration=calibration_fingerprint(),
-        ideal_variant=next((label for label, s in loaded.variants if s.paths.policy == "ideal"), None),
+        ideal_variant=_ideal_of(loaded),
         scenario_text=loaded.source_text,
+        axes=loaded.axes,
+        sides=loaded.sides,
     )
     folder = RunFolder.create(Path(out_dir), run, overwrite)
     first = [(label, scenario.in_fidelity(scenario.first_fidelity)) for label, scenario in loaded.variants]
+    jobs = _jobs(loaded, first)
+    if known:
+        for label, scenario, seed in jobs:
+            if (found := known.get((identity(scenario), seed))) is not None:
+                folder.add(replace(found, name=label, tables={}))
+                progress.finish_run(f"{label}, seed {seed}")
+        jobs = [job for job in jobs if (job[0], job[2]) not in run.results]
+    keeps_tables = not is_part_of_study
     try:
         with Interruption() as interruption:
-            for result in _results(_jobs(loaded, first), progress, interruption, workers, folder):
+            for result in _results(jobs, progress, interruption, workers, folder, keeps_tables):
                 folder.add(result)
                 progress.finish_run(f"{result.name}, seed {result.seed}")
             if run.num_finished == run.num_expected and any(s.fidelity == "auto" for _, s in loaded.variants):
                 decision = decide(loaded, run, max_packet_hops)
-                while _escalate(loaded, decision, progress, interruption, workers, folder):
+                while _escalate(loaded, decision, progress, interruption, workers, folder, keeps_tables):
                     decide_again(loaded, run, decision, max_packet_hops)
     except KeyboardInterrupt:
         pass  # what is missing shows in the number of finished runs
@@ -93,7 +112,9 @@ def run_scenario(
     }  # fmt: skip
     folder.finish(machine=machine)
     headline = headline_of(run).sentence if run.results else "nothing was finished"
-    if not interruption.is_requested:
+    if is_part_of_study:
+        pass
+    elif not interruption.is_requested:
         write_report([folder.path], folder.path / "report.html")
     elif not run.partial:
         raise KeyboardInterrupt
@@ -105,11 +126,19 @@ def _jobs(loaded: LoadedScenario, variants: Sequence[tuple[str, Scenario]]) -> l
 
 
 def _results(
-    jobs: list[Job], progress: Progress, interruption: Interruption, workers: int, folder: RunFolder
+    jobs: list[Job],
+    progress: Progress,
+    interruption: Interruption,
+    workers: int,
+    folder: RunFolder,
+    keeps_tables: bool,
 ) -> Iterator[VariantResult]:
-    if workers == 1 or len(jobs) == 1:
-        return one_by_one(jobs, progress, interruption)
-    return in_workers(jobs, progress, interruption, min(workers, len(jobs)), folder.path, folder.run)
+    if workers == 1 or len(jobs) <= 1:
+        for result in one_by_one(jobs, progress, interruption):
+            yield result if keeps_tables else replace(result, tables={})
+    else:
+        num = min(workers, len(jobs))
+        yield from in_workers(jobs, progress, interruption, num, folder.path, folder.run, keeps_tables)
 
 
 def _escalate(
@@ -119,6 +148,7 @@ def _escalate(
     interruption: Interruption,
     workers: int,
     folder: RunFolder,
+    keeps_tables: bool,
 ) -> bool:
     """Run packet by packet what the decision says and has not run yet; True when all of that is there.
 
@@ -140,9 +170,20 @@ def _escalate(
     progress.total_runs += len(jobs)
     if not jobs or interruption.is_requested:
         return False
-    for result in _results(jobs, progress, interruption, workers, folder):
+    for result in _results(jobs, progress, interruption, workers, folder, keeps_tables):
         folder.add(result)
         escalation = {**notes[result.name], "fluid": fluid[result.name, result.seed]}
         folder.note(result.name, result.seed, escalation=escalation)
         progress.finish_run(f"{result.name}, seed {result.seed}, packet by packet")
     return run.num_finished == run.num_expected
+
+
+def _ideal_of(loaded: LoadedScenario) -> str | None:
+    """The variant with an ideal fabric; with axes, the contender that has one under all circumstances."""
+    ideal = [label for label, scenario in loaded.variants if scenario.paths.policy == "ideal"]
+    if not loaded.axes:
+        return next(iter(ideal), None)
+    contenders = list(loaded.axes.values())[-1]
+    labels = [label for label, _ in loaded.variants]
+    each = len(contenders)
+    return next((name for i, name in enumerate(contenders) if set(labels[i::each]) <= set(ideal)), None)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _initialise(reports: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(job: Job, out_dir: Path, run: RunResults) -> VariantResult | None:
+def _work(job: Job, out_dir: Path, run: RunResults, keeps_tables: bool) -> VariantResult | None:
     label, scenario, seed = job
     if _stop.is_set():
         return None
@@ -71,23 +72,33 @@ def _work(job: Job, out_dir: Path, run: RunResults) -> VariantResult | None:
             raise KeyboardInterrupt
         _reports.put((f"{label}, seed {seed}", *standing))
 
-    return write_result(out_dir, run, simulate(scenario, seed, label, report))
+    result = simulate(scenario, seed, label, report)
+    return write_result(out_dir, run, result if keeps_tables else replace(result, tables={}))
 
 
 def in_workers(
-    jobs: list[Job], progress: Progress, interruption: Interruption, workers: int, out_dir: Path, run: RunResults
+    jobs: list[Job],
+    progress: Progress,
+    interruption: Interruption,
+    workers: int,
+    out_dir: Path,
+    run: RunResults,
+    keeps_tables: bool = True,
 ) -> Iterator[VariantResult]:
     """In processes, in the order in which they end; an interruption ends them all where they are.
 
     Raises BrokenProcessPool when a worker dies, unless an interruption was asked for: what ends a whole group of
     processes (SIGTERM) ends workers too.
     """
+    run = replace(run, results={})  # pickled for each job, while results are added to the other one
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, context, _initialise, (reports, stop)) as pool:
         try:
             with _interrupts_held():  # each worker starts when its first job is submitted
-                pending: set[Future[VariantResult | None]] = {pool.submit(_work, job, out_dir, run) for job in jobs}
+                pending: set[Future[VariantResult | None]] = {
+                    pool.submit(_work, job, out_dir, run, keeps_tables) for job in jobs
+                }
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 if interruption.is_requested:

@@ -197,11 +197,39 @@ def _in_turn(state, piece, leaf, plane):
 
 
 @njit(cache=True)
+def _in_use(state, piece, first_path, choices, stride, turn):
+    """The leaf's choice whose turn it is among those with a path in use; `turn` itself where there is none."""
+    num_left = 0
+    for i in range(choices):
+        num_left += _is_in_use(state, piece, first_path + i * stride, stride)
+    if num_left == 0:
+        return turn
+    skip = turn % num_left
+    for i in range(choices):
+        if _is_in_use(state, piece, first_path + i * stride, stride):
+            if skip == 0:
+                return np.int64(i)
+            skip -= 1
+    return turn
+
+
+@njit(cache=True)
+def _is_in_use(state, piece, first_path, stride):
+    num_left = 0
+    for path in range(first_path, first_path + stride):
+        num_left += _blocked_above(state, piece, path) == NONE
+    return num_left > 0
+
+
+@njit(cache=True)
 def _shortest(state, piece, leaf, plane):
-    """By the leaf's queue, then by the next switch's; among equals the next from `turn` on."""
+    """By the leaf's queue, then by the next switch's; among equals the next from `turn` on.
+
+    Turns count the leaf's links in use: if all were counted, the one after a dead link would take its share too.
+    """
     scope = state.scopes[piece.scope]
     choices, stride = scope.leaf_choices // state.c[0].num_planes, max(scope.next_choices, 1)
-    turn = state.turns[leaf, plane]
+    turn = _in_use(state, piece, plane * choices * stride, choices, stride, np.int64(state.turns[leaf, plane]))
     state.turns[leaf, plane] += 1
     best, least, least_next = plane * choices * stride, np.int64(2**62), np.int64(2**62)
     for i in range(choices):

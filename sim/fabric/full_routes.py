@@ -37,7 +37,7 @@ def aim(state, r, now):
                 piece.remembered[i] = piece.remembered[i + 1]
         else:
             _draw(state, piece)
-    else:
+    elif state.c[0].num_withdrawn == 0:  # else the first path of a new piece was drawn among all
         return
     if state.c[0].num_withdrawn > 0:
         detours.avoid(state, piece)

@@ -22,6 +22,7 @@ from sim.results.statistics import (
     paired_difference,
     ratio_of_means,
 )
+from sim.results.study import answer_of, findings_of
 
 NAMED_AT_MOST = 3
 LIKE_IDEAL = 1e-4
@@ -49,11 +50,14 @@ def headline_of(run: RunResults) -> Headline:
     (network tax: ±1 percentage point). It is compared with the first variant of the scenario, or the worst
     one if the first ties. An ideal fabric is no contender; where one workload has it to itself and nothing is
     better under another variant, it is a bound. Of a run that was interrupted, only
-    results that reached their end are compared. It never says yes or no: what the question wants is not
-    computed.
+    results that reached their end are compared. Of a run with axes it counts who wins under how many circumstances. It
+    never says yes or no: what the question wants is not computed.
     """
     whole = run.comparable()
     key = main_metric(whole)
+    if run.axes:
+        answer = answer_of(findings_of(run))
+        return Headline(answer, answer, key)
     ending = f"; partial: {_finished(run)}" if run.partial else ""
     lost = unserved(whole)
     none_served = [f"no request of {_named(w)} was served{': ' if why else ''}{why}" for w, why in lost.items()]

@@ -6,7 +6,6 @@ side, the details and where every number comes from. Nothing is loaded from else
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,9 +28,11 @@ from sim.results.metrics import (
     format_value,
     meaning_of,
 )
+from sim.results.report_parts import collected_warnings, data_uri, fidelities
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.statistics import Estimate, mean_interval, paired_difference
 from sim.results.store import read_run, write_atomically
+from sim.results.study_report import write_study
 
 TEMPLATE = "report.html.jinja"
 MAIN_METRICS_AT_MOST = 6
@@ -79,7 +80,10 @@ def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
     target = Path(target)
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         target = target / "report.html"
-    combined = combine([(Path(path).resolve().name, read_run(path)) for path in out_dirs])
+    labelled = [(Path(path).resolve().name, read_run(path)) for path in out_dirs]
+    if all(run.axes for _, run in labelled):
+        return write_study([run for _, run in labelled], target)
+    combined = combine(labelled)
     figures = draw_all(combined.run)
     folder = target.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         headline=headline,
         num_expected=run.num_expected,
         lead=lead and _shown(lead, run),
-        lead_narrow=_data_uri(narrow[0], run) if narrow else "",
+        lead_narrow=data_uri(narrow[0], run) if narrow else "",
         table=side_by_side(run, styles, main_metrics(run)),
         packets=side_by_side(run, styles, packet_metrics(run)),
         everything=side_by_side(run, styles, run.metric_keys()),
@@ -184,13 +188,9 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
     )
 
 
-def _data_uri(drawn: DrawnFigure, run: RunResults) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(image_bytes(drawn.figure, "svg", run)).decode()
-
-
 def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
     return {
-        "uri": _data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
+        "uri": data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
         "fidelity": fidelities(run), "percentiles": drawn.percentiles, "key": drawn.key,
     }  # fmt: skip
 
@@ -284,19 +284,6 @@ def _cell(
     return cell
 
 
-def fidelities(run: RunResults) -> str:
-    """The fidelity of the results, by variant where they differ."""
-    by_variant = {
-        name: str(results[0].notes["fidelity"])
-        for name in run.variants
-        if (results := run.of_variant(name)) and "fidelity" in results[0].notes
-    }
-    kinds = list(dict.fromkeys(by_variant.values()))
-    if len(kinds) <= 1:
-        return kinds[0] if kinds else ""
-    return "; ".join(f"{kind}: {', '.join(n for n, k in by_variant.items() if k == kind)}" for kind in kinds)
-
-
 def cost_shares(run: RunResults) -> list[dict[str, str]]:
     """Share of the simulated time by the source of its cost figures: mean over results, and the range."""
     shares: dict[str, list[float]] = {}
@@ -314,20 +301,3 @@ def cost_shares(run: RunResults) -> list[dict[str, str]]:
             text = format_percent(Estimate(mean, low, high, len(values)), signed=False)
         rows.append({"name": name, "share": text})
     return rows
-
-
-def collected_warnings(run: RunResults) -> list[str]:
-    """Each warning once, with the variants it concerns, and what is missing from a partial run."""
-    concerned: dict[str, dict[str, None]] = {}
-    for (variant, _), result in run.results.items():
-        for warning in result.notes.get("warnings", ()):
-            concerned.setdefault(str(warning), {})[variant] = None
-        if result.notes.get("partial"):
-            concerned.setdefault("This run was interrupted: its tables end early", {})[variant] = None
-    out = []
-    if run.partial:
-        out.append(f"Partial: {run.num_finished} of {run.num_expected} runs finished.")
-    for warning, variants in concerned.items():
-        is_everywhere = len(variants) == len(run.variants)
-        out.append(warning if is_everywhere else f"{warning} ({', '.join(variants)})")
-    return out

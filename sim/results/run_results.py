@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -34,13 +35,25 @@ class VariantResult:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of circumstances of a run with axes: (axis, entry) of each, and the variant of each contender."""
+
+    circumstances: tuple[tuple[str, str], ...]
+    variants: dict[str, str]
+
+
 @dataclass(slots=True)
 class RunResults:
     """A run: its variants in the scenario's order, its seeds, and the results there are so far.
 
     partial       the run was interrupted: some (variant, seed) may be missing
     answer        the metric that answers the question, where the scenario names it
-    ideal_variant the variant whose path policy is `ideal`, against which the network tax is taken
+    ideal_variant the variant whose path policy is `ideal`, against which the network tax is taken; with axes the
+                  contender
+    axes          names of each axis' entries: variants are their product, the last axis fastest; its entries are the
+                  contenders, the others the circumstances. Empty where variants are a plain list
+    sides         side of each contender that is on one
     """
 
     scenario_name: str
@@ -54,6 +67,35 @@ class RunResults:
     answer: str | None = None
     ideal_variant: str | None = None
     scenario_text: str = ""
+    axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sides: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """What is compared: the entries of the last axis, or the variants."""
+        return list(self.axes.values())[-1] if self.axes else self.variants
+
+    def cases(self) -> list[Case]:
+        """Every set of circumstances, in the order of the variants; a plain list of variants is one case."""
+        names = list(self.axes)[:-1]
+        each = len(self.contenders)
+        combinations = product(*(self.axes[name] for name in names))
+        return [
+            Case(
+                tuple(zip(names, combination, strict=True)),
+                dict(zip(self.contenders, self.variants[i * each : (i + 1) * each], strict=True)),
+            )
+            for i, combination in enumerate(combinations)
+        ]
+
+    def in_place_of(self, contender: str | None) -> dict[str, str]:
+        """For each variant, the one under the same circumstances of that contender; empty where there is none."""
+        return {
+            variant: case.variants[contender]
+            for case in self.cases()
+            for variant in case.variants.values()
+            if contender in case.variants
+        }
 
     def metric_keys(self) -> list[str]:
         """All metric keys, in the order in which the results first name them."""
@@ -152,8 +194,9 @@ def add_network_tax(run: RunResults) -> None:
     if run.ideal_variant is None:
         return
     ending = ".p99_itl_ms"
-    for (_, seed), result in run.results.items():
-        ideal = run.results.get((run.ideal_variant, seed))
+    ideal_of = run.in_place_of(run.ideal_variant)
+    for (variant, seed), result in run.results.items():
+        ideal = run.results.get((ideal_of.get(variant, ""), seed))
         for key in [k for k in result.metrics if k.startswith("serving.") and k.endswith(ending)]:
             own = result.metrics[key]
             best = ideal.metrics.get(key) if ideal is not None else None

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from sim.results.summary import plain_json, summary_of
 __all__ = ["RunFolder", "RunFolderError", "RunResults", "StoredTables", "VariantResult", "read_run"]
 
 SUMMARY, SCENARIO, RESULT, RUN = "summary.json", "scenario.yaml", "result.json", "run.json"
+
+
+QUICK_S, SUMMARY_PAUSES = 0.05, 20.0
+"""A summary that took longer than this is written again after so many times what was more."""
 
 
 class RunFolderError(Exception):
@@ -65,12 +70,14 @@ class StoredTables(Mapping[str, pd.DataFrame]):
 class RunFolder:
     """Where a run is written: `create`, then `add` per finished result, then `finish`.
 
-    A killed run leaves every result that was added, and a summary.json of them marked partial.
+    A killed run leaves every result that was added, and a summary.json marked partial, of all of them or, where
+    writing it takes long, of most.
     """
 
     def __init__(self, path: Path, run: RunResults) -> None:
         self.path = Path(path)
         self.run = run
+        self._next_summary_s = 0.0
 
     @classmethod
     def create(cls, path: Path, run: RunResults, overwrite: bool = False) -> RunFolder:
@@ -104,7 +111,11 @@ class RunFolder:
         if not isinstance(result.tables, StoredTables):
             result = write_result(self.path, self.run, result)
         self.run.results[result.name, result.seed] = result
-        self._write_summary(is_running=True)
+        started_s = time.monotonic()
+        if started_s >= self._next_summary_s:
+            self._write_summary(is_running=True)
+            ended_s = time.monotonic()
+            self._next_summary_s = ended_s + SUMMARY_PAUSES * max(0.0, ended_s - started_s - QUICK_S)
 
     def note(self, variant: str, seed: int, **notes: Any) -> None:
         """Add notes to a stored result; a note of None is taken away."""
@@ -222,6 +233,8 @@ def read_run(path: Path) -> RunResults:
             partial=bool(summary.get("partial", False)),
             answer=summary.get("answer"),
             ideal_variant=summary.get("ideal_variant"),
+            axes={axis: tuple(entries) for axis, entries in summary.get("axes", {}).items()},
+            sides=dict(summary.get("sides", {})),
             scenario_text=scenario.read_text(encoding="utf-8") if scenario.is_file() else "",
         )
         slugs = variant_slugs(run.variants)

@@ -19,7 +19,8 @@ def summary_of(run: RunResults) -> dict[str, Any]:
     """The content of summary.json.
 
     With one seed a metric is a number; with several it is {mean, ci95, values}, values in the order of the
-    seeds, and `differences` compares every later variant with the first, seed by seed.
+    seeds, and `differences` compares every later variant with the first, seed by seed; with axes, with the first
+    contender under the same circumstances.
     """
     keys, whole = run.metric_keys(), run.comparable()
     is_replicated = len(run.seeds) > 1
@@ -37,6 +38,9 @@ def summary_of(run: RunResults) -> dict[str, Any]:
     for name in ("answer", "ideal_variant"):
         if getattr(run, name) is not None:
             summary[name] = getattr(run, name)
+    for name in ("axes", "sides"):
+        if getattr(run, name):
+            summary[name] = getattr(run, name)
     variants: dict[str, Any] = {}
     for variant in run.variants:
         results = run.of_variant(variant)
@@ -49,7 +53,12 @@ def summary_of(run: RunResults) -> dict[str, Any]:
         variants[variant] = {**_fidelity(run, variant, own), "metrics": metrics}
     summary["variants"] = variants
     if is_replicated:
-        summary["differences"] = {variant: _differences(whole, variant, keys) for variant in run.variants[1:]}
+        first_of = run.in_place_of(run.contenders[0])
+        summary["differences"] = {
+            variant: _differences(whole, variant, first_of[variant], keys)
+            for variant in run.variants
+            if variant != first_of[variant]
+        }
     return plain_json(summary)
 
 
@@ -81,12 +90,12 @@ def _bounds(estimate: Estimate) -> list[float | None]:
     return [estimate.low, estimate.high]
 
 
-def _differences(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str, Any]:
+def _differences(run: RunResults, variant: str, first: str, keys: Sequence[str]) -> dict[str, Any]:
     out = {}
     for key in keys:
         meaning = meaning_of(key)
         found = paired_difference(
-            *run.paired(variant, run.variants[0], key), meaning.better, meaning.is_share
+            *run.paired(variant, first, key), meaning.better, meaning.is_share
         )
         if found.difference.mean is not None:
             out[key] = {
@@ -95,7 +104,7 @@ def _differences(run: RunResults, variant: str, keys: Sequence[str]) -> dict[str
                 "relative": found.relative.mean,
                 "relative_ci95": _bounds(found.relative),
                 "verdict": found.verdict,
-                **({"fidelity": "fluid"} if run.compares_in_fluid(variant, run.variants[0]) else {}),
+                **({"fidelity": "fluid"} if run.compares_in_fluid(variant, first) else {}),
             }
     return out
 

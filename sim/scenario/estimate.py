@@ -49,8 +49,12 @@ class Estimate:
 def estimate(loaded: LoadedScenario) -> Estimate:
     """Add up what the workloads of every variant and seed will send."""
     num_messages, packet_hops, escalation_hops, is_least = 0, 0, 0, False
+    known: dict[str, Estimate] = {}
     for _, scenario in loaded.variants:
-        found = planned_cost(scenario, loaded.seeds[0])
+        sent = scenario.model_dump_json(include={"cluster", "workloads", "packet", "fidelity"})
+        if sent not in known:
+            known[sent] = planned_cost(scenario, loaded.seeds[0])
+        found = known[sent]
         num_messages += found.num_messages * len(loaded.seeds)
         is_least |= found.is_least
         if scenario.first_fidelity == "packet":
@@ -61,7 +65,10 @@ def estimate(loaded: LoadedScenario) -> Estimate:
 
 
 def planned_cost(scenario: Scenario, seed: int) -> Estimate:
-    """What one run of a variant sends, as far as it is known; packet-hops also where `auto` begins in fluid."""
+    """What one run of a variant sends, as far as it is known; packet-hops also where `auto` begins in fluid.
+
+    What it sends does not depend on its path policy.
+    """
     simulation = build.build(scenario, seed)
     num_messages, packet_hops, is_least = 0, 0, False
     for workload in simulation.workloads:

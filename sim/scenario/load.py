@@ -10,15 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from sim.scenario.document import Node, mapping_node, parse_document, read_text
-from sim.scenario.errors import Place, Problem, ScenarioError, merged_problems, quoted
+from sim.scenario.errors import Place, Problem, ScenarioError, merged_problems
 from sim.scenario.explain import problem_at, problems_of
-from sim.scenario.merge import item_name, merged, setting_place, with_setting
+from sim.scenario.merge import merged, setting_place, with_setting
 from sim.scenario.schema import MOST_SEEDS, Scenario, ScenarioFile
-
-ONLY_VARIANT = "run"
-MOST_VARIANTS = 1000
-MOST_VALUES_IN_VARIANTS = 500_000
-_NOT_IN_VARIANTS = ("seed", "seeds", "question", "answer", "compare", "small")
+from sim.scenario.variants import ONLY_VARIANT, variants_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +23,8 @@ class LoadedScenario:
 
     seeds        seed … seed + N − 1
     variants     (label, scenario), in the order of `compare`; one named `run` without it
+    axes         of a `compare` with axes: names of each axis' entries; the variants are their product, the last axis
+                 fastest. sides: which side an entry of the last axis is on
     source_text  the file as read; `overrides` and `is_small` say what was changed for this run
     """
 
@@ -40,6 +38,8 @@ class LoadedScenario:
     overrides: tuple[str, ...] = ()
     is_small: bool = False
     trees: dict[str, Node] = field(default_factory=dict, repr=False)
+    axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sides: dict[str, str] = field(default_factory=dict)
 
     def error(self, variant: str, path: Sequence[str | int], sentence: str) -> ScenarioError:
         """An error about a part of a variant, found after loading, with the line of that part.
@@ -74,7 +74,7 @@ def load_scenario(
     if changes is not None and changes.value is not None:
         _mapping(changes, "small")
         if small:
-            _validated(_variants(root), path.parent)
+            _validated(variants_of(root).variants, path.parent)
             root = merged(root, changes)
     elif small:
         raise ScenarioError.at(Place(str(path)), "has no `small:` block; add one, or leave --small out")
@@ -84,7 +84,8 @@ def load_scenario(
         if number is not None:
             option = Place(f"--{key}")
             root = merged(root, mapping_node({key: Node(number, option)}, option, {key: option}))
-    variants = _variants(root)
+    compared = variants_of(root)
+    variants = compared.variants
     _check_settings(overrides, [node for _, node in variants])
     valid = _validated(variants, path.parent)
     first = valid[0][1]
@@ -99,6 +100,8 @@ def load_scenario(
         overrides=tuple(overrides),
         is_small=small,
         trees=dict(variants),
+        axes=compared.axes,
+        sides=compared.sides,
     )
 
 
@@ -142,78 +145,6 @@ def _mapping(node: Node, what: str) -> Node:
     return node
 
 
-def _variants(root: Node) -> list[tuple[str, Node]]:
-    """Each entry of `compare` merged over the rest; the place of every part survives."""
-    base = _without(root, "compare", "small")
-    compare = root.child("compare")
-    if compare is None:
-        return [(ONLY_VARIANT, base)]
-    place = root.key_places["compare"]
-    if not compare.sequence:
-        raise ScenarioError.at(
-            place,
-            "compare is a list of variants; write for example `- {name: spray, paths: {policy: spray}}`, or leave it "
-            "out to run the scenario alone",
-            "compare",
-        )
-    if len(compare.sequence) > MOST_VARIANTS:
-        raise ScenarioError.at(place, f"more than {MOST_VARIANTS} variants", "compare")
-    problems: list[Problem] = []
-    variants: dict[str, Node] = {}
-    for i, entry in enumerate(compare.sequence):
-        label = item_name(entry)
-        wrong = _wrong_entry(entry, label, i, list(variants))
-        if wrong:
-            problems += wrong
-            continue
-        variants[str(label)] = merged(base, _without(entry, "name"))
-    if problems:
-        raise ScenarioError(problems)
-    if sum(node.num_values for node in variants.values()) > MOST_VALUES_IN_VARIANTS:
-        raise ScenarioError.at(
-            place,
-            f"its variants hold more than {MOST_VALUES_IN_VARIANTS} values; split the file",
-        )
-    return list(variants.items())
-
-
-def _wrong_entry(entry: Node, label: str | None, i: int, labels: list[str]) -> list[Problem]:
-    field = f"compare.{label}" if label else f"compare[{i}]"
-    if entry.mapping is None:
-        return [
-            Problem(
-                entry.place,
-                field,
-                f"{quoted(entry.plain())} is not a mapping; write name and what it changes",
-            )
-        ]
-    name = entry.child("name")
-    if name is None:
-        return [Problem(entry.place, field, "has no name; write for example `name: spray`")]
-    if label is None:
-        return [Problem(name.place, f"{field}.name", f"{quoted(name.plain())} is not text; put it in quotes")]
-    if not label.strip() or not label.isprintable() or len(label) > 120:
-        return [
-            Problem(name.place, f"{field}.name", "a variant's name is one line of at most 120 characters")
-        ]
-    if label in labels:
-        return [Problem(name.place, field, f"two variants are named '{label}'; give each its own name")]
-    return [
-        Problem(
-            entry.key_places[key],
-            f"{field}.{key}",
-            f"'{key}' is the same for all variants; move it to the top",
-        )
-        for key in _NOT_IN_VARIANTS
-        if key in entry.mapping
-    ]
-
-
-def _without(node: Node, *keys: str) -> Node:
-    entries = {key: child for key, child in (node.mapping or {}).items() if key not in keys}
-    return mapping_node(entries, node.place, {key: node.key_places[key] for key in entries})
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a scenario file, for editors."""
     schema = ScenarioFile.model_json_schema()
@@ -239,4 +170,4 @@ def _write_defaults_with_units(schema: Any) -> None:
             _write_defaults_with_units(item)
 
 
-__all__ = ["MOST_SEEDS", "LoadedScenario", "json_schema", "load_scenario"]
+__all__ = ["MOST_SEEDS", "ONLY_VARIANT", "LoadedScenario", "json_schema", "load_scenario"]

@@ -103,6 +103,11 @@ def _overlay(node: Node | None, parts: list[str], value: Node, place: Place, pat
     return mapping_node({key: below}, place, {key: place})
 
 
+def _lists_variants(path: str) -> bool:
+    """`compare`, or one of its axes: `compare.policy`. A list in a variant lies deeper."""
+    return path == "compare" or (path.startswith("compare.") and path.count(".") == 1)
+
+
 def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path: str, root: Node) -> Node:
     names = [name for name in map(item_name, node.sequence or ()) if name is not None]
     # Names may contain dots ("1.5 to 1"), so the longest run of parts that is a name wins.
@@ -118,7 +123,7 @@ def _item_overlay(node: Node, parts: list[str], value: Node, place: Place, path:
             raise ScenarioError.at(place, "a name cannot be set: items are addressed by it")
         item = next(item for item in node.sequence or () if item_name(item) == name)
         # A variant's entry says little: what is a list shows in the scenario that it is merged over.
-        shape = merged(root, item) if path == "compare" else item
+        shape = merged(root, item) if _lists_variants(path) else item
         below = _overlay(shape, parts[length:], value, place, f"{path}.{name}", root)
         entries = {"name": Node(name, place), **(below.mapping or {})}
         return sequence_node((mapping_node(entries, place, {"name": place, **below.key_places}),), place)

@@ -164,14 +164,21 @@ class Variant(Part):
     model_config = ConfigDict(extra="allow")
 
     name: Label
+    side: Label | None = Field(
+        default=None,
+        description="of an entry of the last axis: what it stands for, such as `spraying`; the report then also says "
+        "which side is better, and where",
+    )
 
 
 class ScenarioFile(Scenario):
     """A scenario file as written: a scenario, its variants, and what `--small` changes."""
 
-    compare: tuple[Variant, ...] | None = Field(
+    compare: tuple[Variant, ...] | dict[str, tuple[Variant, ...]] | None = Field(
         default=None,
-        description="variants, each merged over the scenario; without it there is one, named run",
+        description="variants, each merged over the scenario; without it there is one, named run. Several lists under "
+        "names of their own are axes: a variant for each combination of their entries. The last axis holds what is "
+        "compared, the others the circumstances, each in its order",
     )
     small: dict[str, Any] | None = Field(
         default=None, description="merged over the scenario by `run --small`"

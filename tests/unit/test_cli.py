@@ -325,7 +325,7 @@ def test_version_and_help(spindle):
     assert spindle("--version") == (0, "0.1.0\n", "")
     code, out, _ = spindle("--help")
     assert code == 0
-    for command in ("run", "sweep", "report", "validate", "bench", "calibrate", "schema", "list"):
+    for command in ("run", "sweep", "study", "report", "validate", "bench", "calibrate", "schema", "list"):
         assert command in out
 
 

@@ -192,6 +192,28 @@ def test_sprayed_windows_stall_and_then_avoid_the_dead_path(policy):
     assert policy in ("flowlet", "reps", "adaptive") or faults.rows()[0]["moved_bytes"] > 0
 
 
+@pytest.mark.parametrize("policy", ["spray_random", "spray_round_robin", "reps", "spray", "adaptive"])
+def test_sprayed_messages_that_begin_when_routing_knows_lose_nothing(policy):
+    fabric = network(policy, spines=4)
+    strike(fabric, fault(fabric, "leaf0-spine0", 0.0), convergence_s=0.0)
+    fabric.clock.run(until=1e-6)
+    results = carry(fabric, [0, 1, 2, 3], [4, 5, 6, 7], 16)
+    assert results.retransmitted.sum() == 0
+    assert column(fabric, "losses") == 0
+
+
+def test_an_adaptive_leaf_shares_a_dead_links_packets_among_all_others():
+    """A lone sender's packets find all queues empty, so that it is their turn that decides: 3 links, 8 of 24 each.
+
+    Were turns counted over all four links, the one after the dead one would carry half.
+    """
+    fabric = network("adaptive", spines=4)
+    strike(fabric, fault(fabric, "leaf0-spine1", 0.0), convergence_s=0.0)
+    fabric.clock.run(until=1e-6)
+    carry(fabric, [0], [4], 24)
+    assert [of_link(fabric, f"leaf0->spine{i}", "data_packets") for i in range(4)] == [8, 0, 8, 8]
+
+
 def test_a_dead_link_elsewhere_concerns_only_those_who_go_there():
     for destination, share in ((4, 500), (8, 0)):
         fabric = network("spray", leaves=3)

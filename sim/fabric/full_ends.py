@@ -131,7 +131,7 @@ def _may_send(state, piece):
     return has_packet and piece.in_flight < transports.packets_allowed(state, piece)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def offer(state, r, now):
     """A piece may have become ready: it joins the ring of its source port, or waits until its pace lets it."""
     piece = state.pieces[r]
@@ -172,7 +172,7 @@ def arm(state, r, now):
     alarms.push(state, piece.deadline, alarms.piece_code(state, alarms.TIMEOUT, r))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _next_packet(state, r, now):
     """The packet that piece r sends now."""
     c = state.c[0]
@@ -219,7 +219,7 @@ def _draw_next(state, r):
             routes.aim(state, r)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def pick(state, p, now):
     """Port p is free: control first, then data, or at a source port the piece whose turn it is."""
     port = state.ports[p]
@@ -290,7 +290,7 @@ def deliver(state, p, now):
 # --- the receiver -----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _receive(state, k, now):
     """Packet k has arrived, with or without its payload. True: it has become an answer; otherwise it is gone."""
     kind = _answer_due(state, k, now)
@@ -394,7 +394,7 @@ def _note_what_is_there(piece, packet):
 # --- the sender hears -------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _answered(state, k, now):
     packet = state.packets[k]
     r = np.int64(packet.piece)
@@ -452,7 +452,7 @@ def _credit_ack(piece, seq):
     return 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _selectively(state, r, packet, now):
     """An acknowledgement by packet."""
     piece = state.pieces[r]
@@ -484,7 +484,7 @@ def _selectively(state, r, packet, now):
     transports.on_ack(state, r, newly, packet.marks, delay, is_loss, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _find_gaps(state, piece):
     """The gap rule: what `gap` later packets have overtaken is lost. Returns whether any was."""
     found = False

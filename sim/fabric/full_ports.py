@@ -185,7 +185,7 @@ def enter(state, p, k, came_over, now):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def loses(state, p, packet, now):
     """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
     into nothing, so that what was on its way when it died or was repaired is lost as well."""
@@ -201,7 +201,7 @@ def loses(state, p, packet, now):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def finish(state, p, now):
     """Port p has sent its packet's last bit."""
     state.ports[p].is_busy = False

@@ -120,23 +120,24 @@ def _send(state, p, k, now):
 
 
 @njit(cache=True, forceinline=True)
-def _fetch_next_port(state, packet):
-    if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
-        prefetch(state.ports, packet.route[packet.hop + 1], 2)  # type: ignore[call-arg]
-    else:
-        prefetch(state.pieces, packet.piece, 2)  # type: ignore[call-arg]
-
-
-@njit(cache=True, forceinline=True)
 def look_ahead(state, i):
-    """Have what an event soon after the i-th of this bucket needs brought into the cache: the port that its packet
-    comes to, or its piece. (Its own port and packet are on their way since its bucket came next: see wheel.empty.)"""
+    """Have what the events of this bucket after its i-th need brought into the cache: first their ports, then those
+    ports' packets, then the ports or pieces that these come to.
+
+    A large fabric does not fit into it, and events come in no order of memory. In lockstep a bucket holds a thousand;
+    where it holds a few, wheel.empty has looked into the next ones.
+    """
     c = state.c[0]
-    mask = (1 << 31) - 1
-    if i + 2 < c.num_keys:
-        k = state.ports[state.keys[i + 2] & mask].wire_first
-        if k != NONE:
-            _fetch_next_port(state, state.packets[k])
+    if i + 8 < c.num_keys:
+        prefetch(state.ports, state.keys[i + 8] & (wheel.PHASE - 1), 2)  # type: ignore[call-arg]
+    if i + 4 < c.num_keys:
+        wheel.fetch_packets(state, state.keys[i + 4] & (wheel.PHASE - 1), state.keys[i + 4] & wheel.PHASE == 0)
+    if i + 2 < c.num_keys and state.keys[i + 2] & wheel.PHASE == 0:
+        packet = state.packets[state.ports[state.keys[i + 2] & (wheel.PHASE - 1)].wire_first]
+        if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
+            prefetch(state.ports, packet.route[packet.hop + 1], 2)  # type: ignore[call-arg]
+        else:
+            prefetch(state.pieces, packet.piece, 2)  # type: ignore[call-arg]
 
 
 @njit(cache=True, forceinline=True)
@@ -284,7 +285,7 @@ def give_packet(state, k):
     c.num_free_packets += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]

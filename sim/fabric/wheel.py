@@ -94,19 +94,24 @@ def first_time(state, bucket):
 
 
 @njit(cache=True, forceinline=True)
+def fetch_packets(state, p, is_delivery):
+    """Have the packets that an event at port p is about brought into the cache."""
+    port = state.ports[p]
+    if is_delivery and port.wire_first != NONE:
+        prefetch(state.packets, port.wire_first, 1)  # type: ignore[call-arg]
+    if port.data_first != NONE:
+        prefetch(state.packets, port.data_first, 1)  # type: ignore[call-arg]
+    if port.ack_first != NONE:
+        prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
+
+
+@njit(cache=True, forceinline=True)
 def _look_ahead(state, place):
-    """Have what the events of the next two buckets need brought into the cache: the ports, then their packets. A large
-    fabric does not fit into it, and events come in no order of memory."""
+    """Have what the events of the next two buckets need brought into the cache: the ports, then their packets."""
     mask = len(state.buckets) - 1
     slot = np.int64(state.buckets[(place + 1) & mask])
     while slot != NONE:
-        port = state.ports[slot >> 1]
-        if slot & 1 == 0 and port.wire_first != NONE:
-            prefetch(state.packets, port.wire_first, 1)  # type: ignore[call-arg]
-        if port.data_first != NONE:
-            prefetch(state.packets, port.data_first, 1)  # type: ignore[call-arg]
-        if port.ack_first != NONE:
-            prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
+        fetch_packets(state, slot >> 1, slot & 1 == 0)
         slot = np.int64(state.slots[slot].next)
     slot = np.int64(state.buckets[(place + 2) & mask])
     while slot != NONE:
@@ -114,7 +119,7 @@ def _look_ahead(state, place):
         slot = np.int64(state.slots[slot].next)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def empty(state, bucket):
     """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]

@@ -128,12 +128,12 @@ def look_ahead(state, i):
     where it holds a few, wheel.empty has looked into the next ones.
     """
     c = state.c[0]
+    if i + 16 < c.num_keys:
+        prefetch(state.ports, state.keys[i + 16] & (wheel.PHASE - 1), 2)  # type: ignore[call-arg]
     if i + 8 < c.num_keys:
-        prefetch(state.ports, state.keys[i + 8] & (wheel.PHASE - 1), 2)  # type: ignore[call-arg]
-    if i + 4 < c.num_keys:
-        wheel.fetch_packets(state, state.keys[i + 4] & (wheel.PHASE - 1), state.keys[i + 4] & wheel.PHASE == 0)
-    if i + 2 < c.num_keys and state.keys[i + 2] & wheel.PHASE == 0:
-        packet = state.packets[state.ports[state.keys[i + 2] & (wheel.PHASE - 1)].wire_first]
+        wheel.fetch_packets(state, state.keys[i + 8] & (wheel.PHASE - 1), state.keys[i + 8] & wheel.PHASE == 0)
+    if i + 4 < c.num_keys and state.keys[i + 4] & wheel.PHASE == 0:
+        packet = state.packets[state.ports[state.keys[i + 4] & (wheel.PHASE - 1)].wire_first]
         if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:
             prefetch(state.ports, packet.route[packet.hop + 1], 2)  # type: ignore[call-arg]
         else:

@@ -82,6 +82,7 @@ def _reset(piece):
     piece.checked = 0
     piece.num_lost = 0
     piece.is_armed = False
+    piece.is_careful = False
     piece.retransmitted = 0
     piece.timeouts = 0
     piece.heard = 0
@@ -504,6 +505,7 @@ def _go_back(state, r, packet, now):
     piece = state.pieces[r]
     newly = max(np.int64(packet.seq) - piece.known, 0)
     if newly > 0:
+        piece.is_careful = False
         piece.known = packet.seq
         piece.acknowledged = packet.seq
         piece.deadline = now + state.c[0].rto
@@ -535,6 +537,7 @@ def time_out(state, r, now):
     if c.goes_back:
         piece.next_seq = piece.known
         piece.in_flight = 0
+        piece.is_careful = True
     else:
         for seq in range(np.int64(piece.known), np.int64(piece.timer_seq)):
             if _has(piece.acked, seq) or _has(piece.lost, seq):

@@ -84,6 +84,7 @@ PIECE = ps.in_lines(
         ("num_lost", "i4"),
         ("timer_seq", "i4"),  # what was sent before the timer last started
         ("is_armed", "?"),
+        ("is_careful", "?"),  # it goes back and has timed out: one packet until something is acknowledged
         ("deadline", "i8"),
         ("acked", "u8", (REORDER_WINDOW // 64,)),  # bit of seq % 1024, of those from the in-order point on
         ("lost", "u8", (REORDER_WINDOW // 64,)),  # to be sent again
@@ -167,7 +168,6 @@ COUNTERS = np.dtype(
         ("is_faulty", "?"),  # a link has failed: acknowledgements and credit may be lost
         ("num_alarms", "i8"),
         ("num_pieces", "i8"),  # so far
-        ("paced_bytes_per_ps", "f8"),
     ],
     align=True,
 )

@@ -80,6 +80,8 @@ def begin(state, r):
 
 @njit(cache=True, forceinline=True)
 def packets_allowed(state, piece):
+    if piece.is_careful:
+        return 1
     return max(int64(piece.cwnd / state.c[0].mtu_bytes), 1)
 
 

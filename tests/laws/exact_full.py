@@ -370,7 +370,18 @@ class SelectiveSender(FullSender):
 
 @dataclass(eq=False, kw_only=True)
 class GoBackSender(FullSender):
-    """Goes back to the in-order point at a negative acknowledgement, and at a timeout."""
+    """Goes back to the in-order point at a negative acknowledgement, and at a timeout; after a timeout it sends one
+    packet at a time until something new is acknowledged."""
+
+    is_careful: bool = False
+
+    def allowed(self) -> int:
+        return 1 if self.is_careful else super().allowed()
+
+    def alarm(self, now_ps: int) -> bool:
+        timed_out = super().alarm(now_ps)
+        self.is_careful |= timed_out
+        return timed_out
 
     def hear(self, answer: Answer, now_ps: int) -> None:
         assert isinstance(answer, FullAnswer)
@@ -378,6 +389,7 @@ class GoBackSender(FullSender):
             return
         newly = max(0, answer.cumulative - self.cumulative)
         if newly > 0:
+            self.is_careful = False
             self.cumulative = self.num_acknowledged = answer.cumulative
             self.restart_timer(now_ps)
             self.next_seq = max(self.next_seq, self.cumulative)

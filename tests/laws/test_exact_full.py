@@ -242,30 +242,29 @@ def test_go_back_n():
 
     4 goes at 1120, 5 at 2120. 4 is received at 3100 and discarded: back to 2, at 3120. 2, 3, 4, 5 go until 3520; the
     first 5 is in service (3100-4100; discarded, no second NAK), so 2 finds room, and 3, 4, 5 do not. 2 takes 4100-5100;
-    at 5120, 3 is next to be acknowledged, and due at 15,120 (alarm at 10,000). Then 3, 4, 5 go; 3 takes 15,220-16,220,
-    4 waits, 5 is dropped; known at 16,240 and 17,240, due at 27,240. 5 goes until 27,340, and is served until 28,340.
+    at 5120, 3 is next to be acknowledged, and due at 15,120 (alarm at 10,000). Then 3 goes alone, and takes 15,220-16,220;
+    known at 16,240, it lets 4 and 5 go: 4 takes 16,340-17,340, and 5 until 18,340.
     """
     outcome = line([Piece(0, 6 * FULL, 4, ack_every=1)], port_limit=200, rto_ps=10_000, receiver="go_back_n")
-    assert outcome.received_ps == [28_340]
-    assert outcome.acknowledged_ps == [28_360]
-    assert outcome.drops == [0, 6, 0, 0]
-    assert (outcome.sent_packets, outcome.retransmitted) == ([14], [8])
-    assert (outcome.discarded, outcome.duplicates, outcome.timeouts) == ([2], [0], [2])
+    assert outcome.received_ps == [18_340]
+    assert outcome.acknowledged_ps == [18_360]
+    assert outcome.drops == [0, 5, 0, 0]
+    assert (outcome.sent_packets, outcome.retransmitted) == ([13], [7])
+    assert (outcome.discarded, outcome.duplicates, outcome.timeouts) == ([2], [0], [1])
     assert outcome.ack_packets == [0, 0, 7, 7]
     assert (outcome.max_displacement, outcome.max_held_bytes) == ([0], [0])
 
 
 def test_go_back_n_answers_a_duplicate_at_once():
-    """As in `test_a_drop_is_recovered_by_a_timeout`, 2 and 3 are dropped; at 5000 all four are sent again, 0 first.
+    """As in `test_a_drop_is_recovered_by_a_timeout`, 2 and 3 are dropped; at 5000, 0 is sent again, alone.
 
-    They come to port 1 at 5100, 5200, 5300 (no room), 5400 (none); 0 and 1 are duplicates at 6100 and 7100. The first
-    tells of 2 at 6120, when nothing is left to send until 11,120. 2 takes 11,220-12,220, 3 until 13,220.
+    It is a duplicate at 6100, which tells of 2 at 6120: 2 and 3 go. 2 takes 6220-7220, 3 until 8220.
     """
     outcome = line([Piece(0, 4 * FULL, 9)], port_limit=200, rto_ps=5000, receiver="go_back_n")
-    assert (outcome.duplicates, outcome.discarded, outcome.drops) == ([2], [0], [0, 4, 0, 0])
-    assert (outcome.sent_packets, outcome.retransmitted) == ([10], [6])
-    assert outcome.received_ps == [13_220]
-    assert outcome.ack_packets == [0, 0, 4, 4]
+    assert (outcome.duplicates, outcome.discarded, outcome.drops) == ([1], [0], [0, 2, 0, 0])
+    assert (outcome.sent_packets, outcome.retransmitted) == ([7], [3])
+    assert outcome.received_ps == [8220]
+    assert outcome.ack_packets == [0, 0, 3, 3]
 
 
 def test_go_back_n_goes_back_for_a_trimmed_packet():

@@ -177,3 +177,15 @@ def test_full_ports_without_limits_are_lean_ports(policy):
     full = carry(network(policy), *shift, MB)
     assert lean.received_s.tolist() == full.received_s.tolist()
     assert lean.acknowledged_s.tolist() == full.acknowledged_s.tolist()
+
+
+def test_a_sender_that_goes_back_gets_past_a_collision_with_itself():
+    """Its second packet, shorter and over the other spine, always takes the only place before its first one."""
+    t = leaf_spine(leaves=2, spines=2, hosts_per_leaf=1, host_link=Link(50e9, 0.0), spine_link=Link(50e9, 5e-7),
+                   hosts=[HostKind(2)])  # fmt: skip
+    options = PacketSettings(ack_every=1, port_buffer_bytes=4096, retransmission_timeout_s=20e-6, goes_back=True)
+    fabric = PacketFabric(Clock(), t, "spray", settings=options)
+    transfer = fabric.start(message_graph([0], [1], [4032 + 2000]))
+    fabric.clock.run(until=1e-3)
+    assert transfer.results.delivered_bytes[0] == 4032 + 2000
+    assert fabric._state.ports["drops"].sum() == 2  # at first, and after the demand to go back; then the timer

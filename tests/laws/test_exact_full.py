@@ -242,8 +242,8 @@ def test_go_back_n():
 
     4 goes at 1120, 5 at 2120. 4 is received at 3100 and discarded: back to 2, at 3120. 2, 3, 4, 5 go until 3520; the
     first 5 is in service (3100-4100; discarded, no second NAK), so 2 finds room, and 3, 4, 5 do not. 2 takes 4100-5100;
-    at 5120, 3 is next to be acknowledged, and due at 15,120 (alarm at 10,000). Then 3 goes alone, and takes 15,220-16,220;
-    known at 16,240, it lets 4 and 5 go: 4 takes 16,340-17,340, and 5 until 18,340.
+    at 5120, 3 is next to be acknowledged, and due at 15,120 (alarm at 10,000). Then 3 goes alone, and takes
+    15,220-16,220; known at 16,240, it lets 4 and 5 go: 4 takes 16,340-17,340, and 5 until 18,340.
     """
     outcome = line([Piece(0, 6 * FULL, 4, ack_every=1)], port_limit=200, rto_ps=10_000, receiver="go_back_n")
     assert outcome.received_ps == [18_340]

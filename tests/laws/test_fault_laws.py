@@ -23,6 +23,7 @@ def cases(draw):
         st.floats(0, 1e-3),
         st.floats(1e-6, 4e-3),
         st.sampled_from([None, None, 1e9]),
+        st.none(),  # no packets to lose
     )
     return {
         "is_tree": draw(st.booleans()), "leaves": draw(st.integers(1, 3)), "hosts": draw(st.integers(2, 3)),
@@ -53,27 +54,31 @@ def things(topology):
     return [links for links in found if links]
 
 
-def run(case):
-    topology = topology_of(case)
-    fabric = FluidFabric(
-        Clock(), topology, case["policy"], settings=FluidSettings(tolerance=case["tolerance"]), seed=case["seed"]
-    )
-    known = things(topology)
+def begin(case, fabric, most_bytes, within_s):
+    """(the faults, the transfer) of a case, whose faults are (which, at_s, lasts_s, rate, loss); some messages wait for
+    others."""
+    known = things(fabric.topology)
     faults = [
-        Fault(f"fault {i}", known[which % len(known)], rate, at_s, at_s + lasts_s)
-        for i, (which, at_s, lasts_s, rate) in enumerate(case["faults"])
+        Fault(f"fault {i}", known[which % len(known)], rate, at_s, at_s + lasts_s, loss)
+        for i, (which, at_s, lasts_s, rate, loss) in enumerate(case["faults"])
     ]
     Faults(fabric.clock, fabric, faults, case["convergence_s"]).start()
     rng = np.random.default_rng(case["seed"])
-    n = topology.num_accelerators
+    n = fabric.topology.num_accelerators
     source = rng.integers(0, n, case["num"])
     destination = (source + 1 + rng.integers(0, n - 1, case["num"])) % n
     tail = np.arange(0, case["num"] - 1, 3)
     graph = message_graph(
-        source, destination, rng.integers(0, 3_000_000, case["num"]), edges=(tail, tail + 1),
-        earliest_s=rng.random(case["num"]) * 1e-3, queue_pairs=rng.integers(1, 3, case["num"]),
+        source, destination, rng.integers(0, most_bytes, case["num"]), edges=(tail, tail + 1),
+        earliest_s=rng.random(case["num"]) * within_s, queue_pairs=rng.integers(1, 3, case["num"]),
     )  # fmt: skip
-    return fabric, faults, fabric.start(graph)
+    return faults, fabric.start(graph)
+
+
+def run(case):
+    settings = FluidSettings(tolerance=case["tolerance"])
+    fabric = FluidFabric(Clock(), topology_of(case), case["policy"], settings=settings, seed=case["seed"])
+    return fabric, *begin(case, fabric, 3_000_000, 1e-3)
 
 
 @settings(max_examples=80, deadline=None)

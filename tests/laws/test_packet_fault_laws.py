@@ -3,11 +3,10 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fault_laws import things, topology_of
+from test_fault_laws import begin, topology_of
 
 from sim.engine.clock import Clock
-from sim.fabric.faults import Fault, Faults
-from sim.fabric.messages import DELIVERED, message_graph
+from sim.fabric.messages import DELIVERED
 from sim.fabric.packet import PacketFabric, PacketSettings
 
 POLICIES = (
@@ -34,7 +33,7 @@ def cases(draw):
         st.floats(0, 1e-4),
         st.floats(1e-6, 5e-4),
         st.sampled_from([(None, None), (None, None), (1e9, None), (None, 0.02), (None, 1.0)]),
-    )
+    ).map(lambda fault: (*fault[:3], *fault[3]))  # rate, loss
     return {
         "is_tree": draw(st.booleans()), "leaves": draw(st.integers(1, 3)), "hosts": draw(st.integers(2, 3)),
         "spines": draw(st.integers(1, 3)), "lanes": draw(st.integers(1, 2)), "planes": draw(st.integers(1, 2)),
@@ -45,25 +44,9 @@ def cases(draw):
 
 
 def run(case):
-    topology = topology_of(case)
     options = PacketSettings(has_faults=True, **case["transport"])
-    fabric = PacketFabric(Clock(), topology, case["policy"], settings=options, seed=case["seed"])
-    known = things(topology)
-    faults = [
-        Fault(f"fault {i}", known[which % len(known)], rate, at_s, at_s + lasts_s, loss)
-        for i, (which, at_s, lasts_s, (rate, loss)) in enumerate(case["faults"])
-    ]
-    Faults(fabric.clock, fabric, faults, case["convergence_s"]).start()
-    rng = np.random.default_rng(case["seed"])
-    n = topology.num_accelerators
-    source = rng.integers(0, n, case["num"])
-    destination = (source + 1 + rng.integers(0, n - 1, case["num"])) % n
-    tail = np.arange(0, case["num"] - 1, 3)
-    graph = message_graph(
-        source, destination, rng.integers(0, 400_000, case["num"]), edges=(tail, tail + 1),
-        earliest_s=rng.random(case["num"]) * 1e-4, queue_pairs=rng.integers(1, 3, case["num"]),
-    )  # fmt: skip
-    transfer = fabric.start(graph)
+    fabric = PacketFabric(Clock(), topology_of(case), case["policy"], settings=options, seed=case["seed"])
+    _, transfer = begin(case, fabric, 400_000, 1e-4)
     fabric.clock.run(until=transfer.done)
     fabric.settle()
     return fabric, transfer
@@ -81,7 +64,7 @@ def test_every_byte_arrives_once_all_is_repaired_and_every_packet_is_accounted_f
     assert (results.received_s <= results.acknowledged_s).all()
     assert int(fabric._state.c["num_free_packets"][0]) == len(fabric._state.packets)
     _, utilisation = fabric.link_series()
-    assert utilisation.max() <= 1 + 1e-4 or any(rate for *_, (rate, _) in case["faults"])
+    assert utilisation.max() <= 1 + 1e-4 or any(rate for *_, rate, _ in case["faults"])
 
 
 @settings(max_examples=15, deadline=None)

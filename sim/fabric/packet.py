@@ -25,6 +25,8 @@ from sim.fabric.topology import Topology
 
 NUM_BINS = 256
 FIRST_PACKETS = 1 << 12
+MOST_PACKETS = 1 << 25
+"""Under way at once: some gigabytes of them."""
 UNLIMITED = 2**60
 """Bytes."""
 
@@ -484,6 +486,11 @@ class PacketFabric(MessageFabric):
 
     def _grow_packets(self, room: int) -> None:
         have = len(self._state.packets)
+        if room > MOST_PACKETS:
+            raise RuntimeError(
+                f"{have:,} packets are under way at {self.clock.now:.6g} s: senders put more on the network than it ever "
+                "delivers; give a longer retransmission_timeout, a smaller window, or finite buffers"
+            )
         self._replace(packets=copied(self._state.packets, self._for_packets(room)["packets"]))
         c = self._state.c[0]
         self._state.packets["next"][have:room] = np.append(np.arange(have + 1, room), c["free_packet"])

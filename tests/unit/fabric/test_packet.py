@@ -302,3 +302,14 @@ def test_a_full_packet_log_counts_what_it_leaves_out():
     _, whole, _ = logged(log_rows=10_000)
     _, part, missing = logged(log_rows=100)
     assert (len(part), missing) == (100, len(whole) - 100)
+
+
+def test_a_network_that_fills_without_end_says_so_before_memory_does(monkeypatch):
+    monkeypatch.setattr("sim.fabric.packet.MOST_PACKETS", 1 << 13)
+    link = Link(50e9, 5e-7)
+    t = leaf_spine(leaves=2, spines=1, hosts_per_leaf=16, host_link=link, spine_link=link, hosts=[HostKind(32)])
+    clock = Clock()
+    fabric = PacketFabric(clock, t, "ecmp", settings=PacketSettings(window_packets=1000))
+    transfer = fabric.start(message_graph(range(16), [16] * 16, [1000 * 4032] * 16))
+    with pytest.raises(RuntimeError, match=r"8,192 packets are under way at .* s: .*retransmission_timeout"):
+        clock.run(transfer.done)

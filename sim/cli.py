@@ -53,6 +53,12 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="worker processes; results do not depend on it", show_default=False),
 ]
+PacketHopsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-packet-hops", min=1, help="refuse runs estimated above this [default: 2e9]", show_default=False
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress and no summary, errors only")]
 
 
@@ -78,15 +84,7 @@ def run(
     force: ForceOption = False,
     workers: WorkersOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="also write a timeline (arrives later)")] = False,
-    max_packet_hops: Annotated[
-        float | None,
-        typer.Option(
-            "--max-packet-hops",
-            min=1,
-            help="refuse runs estimated above this [default: 2e9]",
-            show_default=False,
-        ),
-    ] = None,
+    max_packet_hops: PacketHopsOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a scenario, all its variants and seeds, and write tables, figures and report.html."""
@@ -161,6 +159,7 @@ def study(
     out: OutOption = None,
     force: ForceOption = False,
     workers: WorkersOption = None,
+    max_packet_hops: PacketHopsOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run every scenario of a folder, a run folder each, and write one report: who wins where, and where that flips."""
@@ -173,7 +172,13 @@ def study(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:
-            outcome = run_study(loaded, target, workers or _usual_workers(num_runs), progress, overwrite=force)
+            outcome = run_study(
+                loaded, target, workers or _usual_workers(num_runs), progress, overwrite=force,
+                max_packet_hops=max_packet_hops,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the results in {target} are partial", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         fail(error, target)
     if not quiet:

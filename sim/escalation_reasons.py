@@ -38,8 +38,7 @@ def reasons_of_settings(scenario: Scenario) -> list[str]:
         reasons.append(f"transport: {transport.kind} steers by queues and losses, which fluid does not have")
     if transport.receiver == "go_back_n":
         reasons.append("loss: a receiver that goes back loses what is behind a gap, and fluid loses nothing")
-    imported = getattr(scenario.cluster.fabric, "queue_bytes", None)
-    if packet.buffer is not None or imported is not None:
+    if packet.buffer is not None or scenario.imported_buffer_bytes is not None:
         reasons.append("loss: buffers are finite, and fluid has no queue that could overflow")
     if packet.ecn is not None or packet.pfc or packet.trim:
         reasons.append("loss: switches mark, pause or trim by their queues, which fluid does not have")

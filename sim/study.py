@@ -12,7 +12,9 @@ from sim.results.store import read_run
 from sim.results.study import answer_of, findings_of
 from sim.results.study_report import write_study
 from sim.run import identity, run_scenario
+from sim.scenario import build
 from sim.scenario.errors import Problem, Refused, ScenarioError
+from sim.scenario.estimate import check_cost, estimate
 from sim.scenario.load import LoadedScenario, load_scenario
 
 REPORT = "report.html"
@@ -50,6 +52,11 @@ def load_study(
     if problems:
         raise ScenarioError(problems)
     for stem, each in loaded.items():
+        if any(scenario.fidelity == "auto" for _, scenario in each.variants):
+            raise Refused(
+                f"{folder / stem}.yaml has fidelity: auto, which decides by the tables of its runs, and a study keeps "
+                "metrics only; write fidelity: packet, or fluid, or run it with `spindle run`"
+            )
         if not each.axes:
             raise Refused(
                 f"{folder / stem}.yaml has no axes, so that it does not say who competes under which circumstances; "
@@ -59,19 +66,30 @@ def load_study(
 
 
 def run_study(
-    loaded: Mapping[str, LoadedScenario], out_dir: Path, workers: int, progress: Progress, *, overwrite: bool = False
+    loaded: Mapping[str, LoadedScenario],
+    out_dir: Path,
+    workers: int,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
+    max_packet_hops: float | None = None,
 ) -> StudyOutcome:
     """Run every scenario into out_dir/<file> and write out_dir/report.html, winners.csv and pairs.csv.
 
     What two scenarios have in common (a circumstance from which each varies something else) is simulated once. Run
-    folders hold metrics only; `spindle run` on a single file keeps flows and links too.
+    folders hold metrics only; `spindle run` on a single file keeps flows and links too. Everything is checked before
+    anything runs; packets over more links than `max_packet_hops` in one scenario are Refused.
     """
+    for each in loaded.values():
+        build.check(each)
+        check_cost(estimate(each), max_packet_hops)
     known: dict[tuple[str, int], VariantResult] = {}
     runs, partial = [], False
     for stem, each in loaded.items():
         outcome = run_scenario(
-            each, out_dir / stem, workers, progress, overwrite=overwrite, is_part_of_study=True, known=known
-        )
+            each, out_dir / stem, workers, progress, overwrite=overwrite, max_packet_hops=max_packet_hops,
+            is_part_of_study=True, known=known,
+        )  # fmt: skip
         run = read_run(outcome.out_dir)
         runs.append(run)
         identities = {label: identity(scenario) for label, scenario in each.variants}

@@ -488,8 +488,8 @@ class PacketFabric(MessageFabric):
         have = len(self._state.packets)
         if room > MOST_PACKETS:
             raise RuntimeError(
-                f"{have:,} packets are under way at {self.clock.now:.6g} s: senders put more on the network than it ever "
-                "delivers; give a longer retransmission_timeout, a smaller window, or finite buffers"
+                f"{have:,} packets are under way at {self.clock.now:.6g} s: senders put more on the network than it "
+                "ever delivers; give a longer retransmission_timeout, a smaller window, or finite buffers"
             )
         self._replace(packets=copied(self._state.packets, self._for_packets(room)["packets"]))
         c = self._state.c[0]

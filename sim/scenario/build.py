@@ -161,7 +161,10 @@ def build(scenario: Scenario, seed: int) -> Simulation:
     workloads = tuple(_workload(scenario, w, topology, clock, fabric, streams) for w in scenario.workloads)
     faults = [build_fault(fault, topology) for fault in scenario.faults]
     cluster_fabric = scenario.cluster.fabric
-    notes = cluster_fabric.notes(scenario.first_fidelity == "packet") if isinstance(cluster_fabric, Htsim) else []
+    notes: list[str] = []
+    if isinstance(cluster_fabric, Htsim):
+        has_own = scenario.packet.buffer is not None or scenario.packet.is_lossless
+        notes = cluster_fabric.notes(scenario.first_fidelity == "packet", has_own)
     return Simulation(
         scenario, clock, topology, fabric, workloads, Faults(clock, fabric, faults, scenario.paths.convergence_s),
         tuple(notes),

@@ -8,7 +8,6 @@ import numpy as np
 
 from sim.fabric.packet import PacketSettings
 from sim.fabric.topology import Topology, is_switch, link_ends
-from sim.scenario.fabrics import Htsim
 from sim.scenario.packets import Buffer, Marking
 from sim.scenario.paths import FlowletPaths
 from sim.scenario.schema import Scenario
@@ -23,9 +22,9 @@ def packet_settings(scenario: Scenario, topology: Topology) -> PacketSettings:
     transport, mtu = packet.transport, packet.mtu_bytes
     size, unit = transport.window
     product = _bandwidth_delay_bytes(topology, mtu)
-    is_lossless = bool(packet.pfc) or (packet.pfc is None and transport.kind == "dcqcn" and not packet.trim)
-    imported = None if is_lossless else _imported_buffer(scenario)
-    buffer = packet.buffer or imported or _own_buffer(transport.kind, product, mtu)
+    is_lossless, imported = packet.is_lossless, scenario.imported_buffer_bytes
+    own = _own_buffer(transport.kind, product, mtu)
+    buffer = packet.buffer or (own if imported is None else Buffer.model_construct(per_port_bytes=imported))
     marking = packet.ecn or _own_marking(transport.kind, product, topology)
     trims = packet.trim if packet.trim is not None else transport.kind in ("nscc", "ndp") and not is_lossless
     pause_above, resume_below = _pauses(scenario, topology, buffer) if is_lossless else (None, None)
@@ -60,14 +59,6 @@ def _bandwidth_delay_bytes(t: Topology, mtu: int) -> float:
     rate = float(t.nic_rate[0])
     latency_s = t.latency_s(np.zeros(t.num_accelerators, np.int64), np.arange(t.num_accelerators))
     return rate * 2 * float(latency_s.max()) + 4 * mtu
-
-
-def _imported_buffer(scenario: Scenario) -> Buffer | None:
-    """What a topology file of htsim's gives every port. Lossless switches keep a buffer of their own: theirs has to
-    hold what is still on its way when they pause a link."""
-    fabric = scenario.cluster.fabric
-    size = fabric.queue_bytes if isinstance(fabric, Htsim) else None
-    return None if size is None else Buffer.model_construct(per_port_bytes=size)
 
 
 def _own_buffer(kind: str, product: float, mtu: int) -> Buffer:

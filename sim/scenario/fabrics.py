@@ -173,11 +173,14 @@ class Htsim(Part):
         sizes = set(self.topo.queues())
         return sizes.pop() if len(sizes) == 1 else None
 
-    def notes(self, is_packet: bool) -> list[str]:
-        """What of the file has no effect."""
+    def notes(self, is_packet: bool, has_own_buffer: bool) -> list[str]:
+        """What of the file has no effect; has_own_buffer: packet.buffer, or lossless links, say what switches hold."""
         notes = list(self.topo.unused)
         sizes = self.topo.queues()
-        if is_packet and self.queue_bytes is None and any(sizes):
+        if is_packet and has_own_buffer and any(sizes):
+            name = self.file.name
+            notes.append(f"{name}: Queue_Up and Queue_Down are not used: packet.buffer or lossless links decide")
+        elif is_packet and self.queue_bytes is None and any(sizes):
             notes.append(
                 f"{self.file.name}: Queue_Up and Queue_Down are not used: they differ, or some are missing, and the "
                 "switches have one buffer size; give packet.buffer"

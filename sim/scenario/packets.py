@@ -156,6 +156,11 @@ class Packet(Part):
         description="rows of table `packets` at most: each packet at each link, for small runs; about 70 bytes a row",
     )
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether switches pause their links: asked for, or because dcqcn needs it."""
+        return bool(self.pfc) or (self.pfc is None and self.transport.kind == "dcqcn" and not self.trim)
+
     @model_validator(mode="after")
     def _fits(self) -> Packet:
         problems = [*self._problems()]

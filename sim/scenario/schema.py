@@ -95,6 +95,15 @@ class Scenario(Part):
             return self.fidelity
         return "packet" if any(self.why_not("fluid")) else "fluid"
 
+    @property
+    def imported_buffer_bytes(self) -> int | None:
+        """What a topology file of htsim's gives every port, where nothing else decides. Lossless switches keep a buffer
+        of their own: theirs has to hold what is still on its way when they pause a link."""
+        fabric = self.cluster.fabric
+        if not isinstance(fabric, Htsim) or self.packet.buffer is not None or self.packet.is_lossless:
+            return None
+        return fabric.queue_bytes
+
     def in_fidelity(self, fidelity: Literal["fluid", "packet"]) -> Scenario:
         """The same at one fidelity."""
         return self if self.fidelity == fidelity else self.model_copy(update={"fidelity": fidelity})
@@ -113,8 +122,16 @@ class Scenario(Part):
         if self.paths.fairness == "message":
             sentence = "a NIC serves queue pairs in turn, so that fairness by message has no meaning packet by packet"
             yield ("paths", "fairness"), f"{sentence}; leave it out, or write fidelity: fluid"
-        if self.faults and self.packet.ports == "lean":
+        if self.packet.ports != "lean":
+            return
+        if self.faults:
             yield ("packet", "ports"), "lean ports lose nothing, but links fail in this run; write ports: auto"
+        if self.imported_buffer_bytes is not None:
+            sentence = "lean ports have no limits, but the topology file gives queues"
+            yield ("packet", "ports"), f"{sentence}; write ports: auto"
+        if self.paths.policy in ("adaptive", "flowlet", "reps"):
+            sentence = f"'{self.paths.policy}' looks at queues, gaps or marks, which lean ports do not have"
+            yield ("packet", "ports"), f"{sentence}; write ports: auto"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Scenario:
@@ -128,8 +145,7 @@ class Scenario(Part):
             yield from self.why_not(self.fidelity)
         elif any(self.why_not("fluid")):
             yield from self.why_not("packet")
-        fabric = self.cluster.fabric
-        queue_bytes = fabric.queue_bytes if isinstance(fabric, Htsim) else None
+        queue_bytes = self.imported_buffer_bytes
         if self.fidelity != "fluid" and queue_bytes is not None and queue_bytes < self.packet.mtu_bytes:
             sentence = f"queues of {queue_bytes} B hold no packet of {self.packet.mtu_bytes} B; nothing would ever pass"
             yield ("cluster", "fabric", "file"), f"{sentence}: give a smaller packet.mtu, or larger queues"

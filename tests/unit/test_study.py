@@ -82,6 +82,13 @@ def test_a_single_file_gives_the_same_report(folder, tmp_path):
     assert list((tmp_path / "one").rglob("*.parquet"))
 
 
+def test_what_no_scenario_may_cost_is_refused_before_anything_runs(folder, tmp_path):
+    loaded = load_study(folder, ["fidelity=packet"])
+    with pytest.raises(Refused, match="--max-packet-hops"):
+        run_study(loaded, tmp_path / "out", 1, Progress(24, quiet=True), max_packet_hops=10.0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_study_is_refused(folder, tmp_path):
     with pytest.raises(Refused, match="is no folder"):
         load_study(folder / "base.yaml")
@@ -90,6 +97,9 @@ def test_what_is_no_study_is_refused(folder, tmp_path):
         load_study(tmp_path / "empty")
     (folder / "c.yaml").write_text(BASE[: BASE.index("compare:")])
     with pytest.raises(Refused, match=r"c.yaml has no axes"):
+        load_study(folder)
+    (folder / "c.yaml").write_text(BASE + "fidelity: auto\n")
+    with pytest.raises(Refused, match=r"c.yaml has fidelity: auto, .* write fidelity: packet, or fluid"):
         load_study(folder)
     (folder / "c.yaml").write_text(BASE.replace("ecmp}}", "ecpm}}"))
     with pytest.raises(ScenarioError, match=r"c.yaml:\d+: .*did you mean 'ecmp'"):

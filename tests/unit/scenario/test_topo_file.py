@@ -184,6 +184,9 @@ def test_queue_sizes_that_are_all_the_same_are_the_buffers_of_packets(tmp_path):
     assert packet_settings(own, build_topology(own.cluster)).port_buffer_bytes == 50_000
     lossless = scenario_of(tmp_path, alike, "fidelity=packet", "packet.transport={kind: dcqcn}")
     assert packet_settings(lossless, build_topology(lossless.cluster)).port_buffer_bytes is None
+    for has_own in (own, lossless):
+        (note,) = build(has_own, 1).notes
+        assert note == "x.topo: Queue_Up and Queue_Down are not used: packet.buffer or lossless links decide"
     (note,) = build(scenario_of(tmp_path, sizes, "fidelity=packet"), 1).notes
     assert note.startswith("x.topo: Queue_Up and Queue_Down are not used: they differ, or some are missing")
     assert build(scenario_of(tmp_path, sizes), 1).notes == ()
@@ -195,6 +198,16 @@ def test_queues_too_small_for_a_packet_are_refused(tmp_path):
     )
     folder = folder_of(tmp_path, sizes)
     assert "queues of 4000 B hold no packet of 4096 B" in refusal(folder, SCENARIO, "fidelity=packet")
+    assert scenario_of(tmp_path, sizes, "fidelity=packet", "packet.pfc=true").imported_buffer_bytes is None
+
+
+def test_lean_ports_do_not_pass_over_queues(tmp_path):
+    sizes = TWO_TIERS.replace("Radix_Up 4", "Radix_Up 4\nQueue_Up 90000\nqueue_down 90000").replace(
+        "Bundle 2", "Bundle 2\nQueue_Down 90000"
+    )
+    folder = folder_of(tmp_path, sizes)
+    words = "lean ports have no limits, but the topology file gives queues; write ports: auto"
+    assert words in refusal(folder, SCENARIO, "fidelity=packet", "packet.ports=lean")
 
 
 def test_what_the_highest_tier_says_of_links_up_is_noted(tmp_path):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from sim.results.drawing import (
@@ -50,39 +49,39 @@ def draw_price_of_reordering(run: RunResults, styles: dict[str, VariantStyle]) -
     size, size_unit = common_unit(memory, [held[name] for name in shown])
     figure = new_figure(WIDTH_IN, 3.4)
     axes = figure.subplots()
-    top = max(held[name] for name in shown) / size
-    for name, side in zip(shown, _sides([held[name] / size / top for name in shown]), strict=True):
-        x, y, colour = answers[name] / factor, held[name] / size, styles[name].colour
-        axes.plot([x], [y], "o", ms=8, color=colour)
-        axes.annotate(shortened(name), (x, y), (8 * side, 0), textcoords="offset points", va="center",
-                      ha="left" if side > 0 else "right", fontsize=9, color=styles[name].text_colour)  # fmt: skip
-    axes.set_ylim(-0.06 * top, 1.12 * top)
-    axes.margins(x=0.3)
+    for name in shown:
+        x, y = answers[name] / factor, held[name] / size
+        axes.plot([x], [y], "o", ms=9, alpha=0.85, color=styles[name].colour, label=shortened(name))
+    axes.set_ylim(bottom=-0.06 * max(held.values()) / size)
+    axes.margins(x=0.1)
+    _name_colours(axes)
     better = {"lower": ", less is better", "higher": ", more is better"}.get(meaning.better or "", "")
     axes.set_xlabel(literal(meaning.full_label) + (f" ({literal(unit)})" if unit else "") + better)
     axes.set_ylabel(f"most held out of order ({size_unit})")
-    low, high, _ = ranked_by({name: held[name] for name in shown})
-    in_order = [name for name in shown if held[name] == 0]
+    _, high, _ = ranked_by({name: held[name] for name in shown})
+    fastest, most, _ = ranked_by({name: answers[name] for name in shown})
+    best = most if meaning.better == "higher" else fastest
     title = f"A receiver holds up to {format_value(held[high], memory)} out of order{under(high)}"
-    title += f", nothing{under(in_order[0])}" if in_order else f", {format_value(held[low], memory)}{under(low)}"
+    title += ", the best" if best == high else f"; under the best, {shortened(best)}, {_amount(held[best])}"
     put_title(figure, title, WIDTH_IN)
     parts = [
         f"{format_value(held[n], memory)} at {format_value(answers[n], meaning)}{under(n)}"
         for n in few(run, {name: held[name] for name in shown})
     ]
     caption = f"What reordering costs beside what its policy gains: {sentence_of(parts)}. Means over seeds."
+    if left_out := [name for name in run.variants if name in answers and name not in held]:
+        caption += f" Without packets, and not shown: {sentence_of(left_out)}."
     alt = f"{meaning.full_label} against the most bytes held out of order, a dot per variant. {caption}"
     return [DrawnFigure("price-of-reordering", "Price of reordering", title, caption, alt, figure)]
 
 
-def _sides(heights: list[float]) -> list[int]:
-    """1: the label goes to the right of its dot, -1: to the left, because another dot is about as high."""
-    order = np.argsort(heights)
-    sides = [1] * len(heights)
-    for before, after in pairwise(order):
-        if heights[after] - heights[before] < 0.08:
-            sides[after] = -sides[before]
-    return sides
+def _amount(held: float) -> str:
+    return format_value(held, meaning_of(f"any{HELD}")) if held else "nothing"
+
+
+def _name_colours(axes: Axes) -> None:
+    """Names in their colours beside the plot, where they cannot lie over each other."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor="linecolor")
 
 
 def _means(run: RunResults, key: str) -> dict[str, float]:
@@ -116,7 +115,7 @@ def draw_waits(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFi
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     if len(found) > 1:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor="linecolor")
+        _name_colours(axes)
     low, high, _ = ranked_by(longest)
     meaning = meaning_of("links.queue_wait_max_s")
     title = f"The longest wait in a queue is {format_value(longest[high], meaning)}{under(high)}"

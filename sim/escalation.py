@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from sim.escalation_reasons import columns_of, percent, reasons_of_settings, reasons_of_traffic
 from sim.results.disagreement import disagreement
+from sim.results.headline import ranked
 from sim.results.main_metric import main_metric
-from sim.results.metrics import format_value, meaning_of
-from sim.results.run_results import RunResults, VariantResult
+from sim.results.metrics import MetricMeaning, format_value, meaning_of
+from sim.results.run_results import Case, RunResults, VariantResult
 from sim.results.statistics import mean_interval, paired_difference
 from sim.scenario.estimate import MOST_PACKET_HOPS, PACKET_HOPS_PER_S, planned_cost
 from sim.scenario.load import LoadedScenario
@@ -84,25 +85,34 @@ def _first_clause(sentence: str) -> str:
 def contested(run: RunResults) -> dict[str, str]:
     """Variants whose verdict on the metric that answers the question fluid cannot give, and the best with them.
 
-    Among those that ran in fluid: what ran in packets does not compare with them.
+    Among the contenders of each case that ran in fluid: what ran in packets does not compare with them, nor do
+    variants under other circumstances.
     """
     whole = run.comparable()
     in_fluid = tuple(name for name in whole.variants if whole.fidelity_of(name) == "fluid")
-    whole = replace(whole, variants=in_fluid)
-    key = main_metric(whole)
-    contenders = [name for name in in_fluid if name != whole.ideal_variant]
+    key = main_metric(replace(whole, variants=in_fluid))
+    cases = [[name for name in _contenders(whole, case) if name in in_fluid] for case in whole.cases()]
     if key is None or (run.answer is not None and key != run.answer):
         missing = f"the answer, {run.answer}, is a metric of packets"
-        return dict.fromkeys(contenders, missing) if run.answer is not None else {}
-    meaning = meaning_of(key)
-    means = {name: mean_interval(whole.values(name, key)).mean for name in contenders}
-    sign = -1.0 if meaning.better == "higher" else 1.0
-    ranked = sorted((sign * mean, i) for i, mean in enumerate(means.values()) if mean is not None)
-    names = [contenders[i] for _, i in ranked]
+        return {name: missing for names in cases for name in names} if run.answer is not None else {}
+    found: dict[str, str] = {}
+    for names in cases:
+        found |= _contested_in_case(whole, names, meaning_of(key))
+    return found
+
+
+def _contenders(run: RunResults, case: Case) -> list[str]:
+    """The variants of a case that compete: with axes, the ideal one is named by its contender."""
+    return [variant for contender, variant in case.variants.items() if contender != run.ideal_variant]
+
+
+def _contested_in_case(run: RunResults, contenders: Sequence[str], meaning: MetricMeaning) -> dict[str, str]:
+    means = {name: mean_interval(run.values(name, meaning.key)).mean for name in contenders}
+    names = ranked(means, meaning.better)
     found: dict[str, str] = {}
     for name in names[1:]:
         best = names[0]
-        gap = paired_difference(whole.values(name, key), whole.values(best, key), meaning.better, meaning.is_share)
+        gap = paired_difference(*run.paired(name, best, meaning.key), meaning.better, meaning.is_share)
         apart = gap.difference.mean if meaning.is_share else gap.relative.mean
         if apart is None:
             continue
@@ -120,32 +130,33 @@ def contested(run: RunResults) -> dict[str, str]:
 
 
 def contested_anew(run: RunResults) -> dict[str, str]:
-    """Variants left in fluid that are, in fluid, no further from the best one in packets than packets moved that one.
+    """Contenders left in fluid that are, in fluid, no further from the best one of their case in packets than packets
+    moved that one.
 
     Its shift stands for what packets would do to the others.
     """
     whole = run.comparable()
     key = main_metric(whole)
-    contenders = [name for name in whole.variants if name != whole.ideal_variant]
-    autos = [name for name in contenders if whole.escalation_of(name) is not None]
-    if key is None or not whole.mixes_fidelities(autos):
+    found: dict[str, str] = {}
+    for case in whole.cases() if key is not None else ():
+        autos = [name for name in _contenders(whole, case) if whole.escalation_of(name) is not None]
+        if whole.mixes_fidelities(autos):
+            found |= _contested_anew_in_case(whole, autos, meaning_of(str(key)))
+    return found
+
+
+def _contested_anew_in_case(run: RunResults, autos: Sequence[str], meaning: MetricMeaning) -> dict[str, str]:
+    gaps = {name: gap for name in autos if (gap := disagreement(run, name, meaning.key)) is not None}
+    best = next(iter(ranked({name: gap.packet.mean for name, gap in gaps.items()}, meaning.better)), None)
+    if best is None:
         return {}
-    meaning = meaning_of(key)
-    sign = -1.0 if meaning.better == "higher" else 1.0
-    gaps = {name: gap for name in autos if (gap := disagreement(whole, name, key)) is not None}
-    ranked = sorted(gaps, key=lambda name: sign * (gaps[name].packet.mean or 0.0))
-    if not ranked:
-        return {}
-    best = ranked[0]
-    moved = gaps[best].relative.mean
-    if meaning.is_share:
-        moved = (gaps[best].packet.mean or 0.0) - (gaps[best].fluid.mean or 0.0)
+    moved = gaps[best].difference.mean if meaning.is_share else gaps[best].relative.mean
     shift = abs(moved or 0.0)
     found = {}
     for name in autos:
-        lead = paired_difference(*whole.paired(name, best, key), meaning.better, meaning.is_share)
+        lead = paired_difference(*run.paired(name, best, meaning.key), meaning.better, meaning.is_share)
         apart = lead.difference.mean if meaning.is_share else lead.relative.mean
-        if not whole.compares_in_fluid(name, best) or apart is None or abs(apart) >= max(FIDELITY_ERROR, shift):
+        if not run.compares_in_fluid(name, best) or apart is None or abs(apart) >= max(FIDELITY_ERROR, shift):
             continue
         found[name] = (
             f"contested anew: {percent(apart)} from {best} in fluid, whose {meaning.label} packets moved by "

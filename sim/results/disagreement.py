@@ -8,15 +8,16 @@ from typing import Any
 from sim.results.main_metric import main_metric
 from sim.results.metrics import MetricMeaning, common_unit, format_percent, format_value, meaning_of
 from sim.results.run_results import RunResults
-from sim.results.statistics import Estimate, is_missing, mean_interval, ratio_of_means
+from sim.results.statistics import Estimate, mean_interval, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """relative: packets over fluid of the same seeds, minus 1."""
+    """Packets minus fluid, and packets over fluid minus 1 (`relative`), paired by seed."""
 
     fluid: Estimate
     packet: Estimate
+    difference: Estimate
     relative: Estimate
 
 
@@ -26,11 +27,10 @@ def disagreement(run: RunResults, variant: str, key: str) -> Disagreement | None
     if escalation is None or escalation["fluid"] is None:
         return None
     fluid, packet = run.fluid_values(variant, key), run.values(variant, key)
-    pairs = [(f, p) for f, p in zip(fluid, packet, strict=True) if not (is_missing(f) or is_missing(p))]
-    if not pairs:
+    gap = paired_difference(packet, fluid)
+    if gap.difference.mean is None:
         return None
-    f, p = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return Disagreement(mean_interval(f), mean_interval(p), ratio_of_means(p, f).mapped(lambda r: r - 1))
+    return Disagreement(mean_interval(fluid), mean_interval(packet), gap.difference, gap.relative)
 
 
 def disagreements(run: RunResults, key: str) -> dict[str, Disagreement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.results.main_metric import main_metric, unserved
@@ -16,6 +17,7 @@ from sim.results.metrics import (
 )
 from sim.results.run_results import RunResults
 from sim.results.statistics import (
+    Better,
     Difference,
     Estimate,
     mean_interval,
@@ -41,6 +43,13 @@ class Headline:
     key: str | None
     best: str | None = None
     ties: tuple[str, ...] = ()
+
+
+def ranked(means: Mapping[str, float | None], better: Better) -> list[str]:
+    """The names that have a mean, the best first: the smallest one unless more is better; equals as they come."""
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    sign = -1.0 if better == "higher" else 1.0
+    return sorted(known, key=lambda name: sign * known[name])
 
 
 def headline_of(run: RunResults) -> Headline:
@@ -96,20 +105,16 @@ class _Answer:
 
     def in_rank(self, names: list[str]) -> list[str]:
         """The best first. Where `fidelity: auto` left some in fluid, fluid ranks all, and packets what they have."""
-        sign = -1.0 if self.meaning.better == "higher" else 1.0
-
-        def own(name: str) -> float:
-            return sign * (self.mean[name].mean or 0.0)
-
+        better = self.meaning.better
+        by_own = ranked({name: self.mean[name].mean for name in names}, better)
         if not self.run.mixes_fidelities(names):
-            return sorted(names, key=own)
+            return by_own
         fluid = {name: mean_interval(self.run.fluid_values(name, self.meaning.key)).mean for name in names}
-        by_fluid = sorted((n for n in names if fluid[n] is not None), key=lambda n: sign * (fluid[n] or 0.0))
-        packets = sorted((n for n in names if self.run.fidelity_of(n) == "packet"), key=own)
-        ranked = by_fluid
+        order = by_fluid = ranked(fluid, better)
         if not by_fluid or self.run.fidelity_of(by_fluid[0]) == "packet":
-            ranked = packets + [name for name in by_fluid if name not in packets]
-        return [name for name in ranked if self.difference(name, ranked[0]).difference.mean is not None]
+            packets = [name for name in by_own if self.run.fidelity_of(name) == "packet"]
+            order = packets + [name for name in by_fluid if name not in packets]
+        return [name for name in order if self.difference(name, order[0]).difference.mean is not None]
 
     def difference(self, name: str, reference: str) -> Difference:
         return paired_difference(

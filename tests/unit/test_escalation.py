@@ -161,6 +161,34 @@ def test_an_answer_that_only_packets_have_concerns_all():
     assert found == dict.fromkeys("ab", "the answer, links.queue_wait_p99_s, is a metric of packets")
 
 
+def sizes_and_policies(by_size, **fields):
+    """One seed; by_size: (ecmp, spray, ideal) per size, in seconds."""
+    policies = ("ecmp", "spray", "ideal")
+    values = {f"{size}, {name}": [v] for size, row in by_size.items() for name, v in zip(policies, row, strict=True)}
+    axes = {"size": tuple(by_size), "policy": policies}
+    return results_of(values, axes=axes, ideal_variant="ideal", **fields)
+
+
+def test_contests_are_looked_for_case_by_case_and_an_ideal_contender_is_in_none():
+    """2 % apart at either size, twice as long at the larger one; nothing at 4 MB, where the two are 50 % apart."""
+    run = sizes_and_policies({"1 MB": (1.02, 1.0, 1.0), "2 MB": (2.04, 2.0, 2.0), "4 MB": (6.0, 4.0, 4.0)})
+    assert set(contested(run)) == {"1 MB, ecmp", "1 MB, spray", "2 MB, ecmp", "2 MB, spray"}
+    assert "1 MB" not in contested(run)["2 MB, ecmp"]
+    run.answer = "links.queue_wait_p99_s"
+    assert set(contested(run)) == {name for name in run.variants if not name.endswith("ideal")}
+
+
+def test_contests_anew_are_looked_for_case_by_case():
+    """At 1 MB spray is in packets, moved by 10 %, and ecmp 7 % behind it in fluid; at 2 MB nothing ran in packets."""
+    run = sizes_and_policies({"1 MB": (1.07, 1.1, 1.0), "2 MB": (1.07, 1.0, 1.0)})
+    for (name, _), result in run.results.items():
+        result.notes["escalation"] = {"because": [], "stays": None, "fluid": None}
+        if name == "1 MB, spray":
+            result.notes["fidelity"] = "packet"
+            result.notes["escalation"]["fluid"] = {"traffic.a.completion_time_s": 1.0}
+    assert set(contested_anew(run)) == {"1 MB, ecmp"}
+
+
 def test_what_packets_moved_beyond_its_lead_is_contested_anew():
     """In fluid 1.0 against 1.2 and 1.5; packets move it by 30 %: the first lead is open, the second is not."""
     run = results_of({"best": [1.3, 1.3], "near": [1.2, 1.2], "far": [1.5, 1.5]})

@@ -8,6 +8,7 @@ fidelities do not compare. See docs/decisions/009-escalation.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,14 +27,30 @@ FIDELITY_ERROR = 0.05
 """How far fluid and packets may lie apart where fluid is of use: what `spindle validate` holds them to."""
 
 @dataclass(slots=True)
+class PlannedHops:
+    """Packet-hops of the traffic that a variant plans; worked out once for all variants that send the same."""
+
+    known: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def of(self, scenario: Scenario, seed: int) -> int:
+        sent = scenario.model_dump_json(include={"cluster", "workloads", "packet", "fidelity"}), seed
+        if sent not in self.known:
+            self.known[sent] = planned_cost(scenario, seed).packet_hops
+        return self.known[sent]
+
+
+@dataclass(slots=True)
 class Decision:
     """because: sentences per variant that runs again (or ran in packets from the start); empty: fluid is enough.
 
     stays: variants with reasons that fluid has to do for all the same, and why.
+    too_costly: those of `stays` that only the limit on packet-hops keeps in fluid.
     """
 
     because: dict[str, list[str]] = field(default_factory=dict)
     stays: dict[str, str] = field(default_factory=dict)
+    too_costly: set[str] = field(default_factory=set)
+    planned: PlannedHops = field(default_factory=PlannedHops)
 
     def to_run(self, loaded: LoadedScenario, run: RunResults) -> list[tuple[str, Scenario]]:
         """What is to run again, at packet level, and has not."""
@@ -196,31 +213,46 @@ def _close(rivals: Sequence[str], scenarios: Mapping[str, Scenario], decision: D
 
 def _keep_within_budget(loaded: LoadedScenario, run: RunResults, decision: Decision, most: float) -> None:
     """Group by group, in the scenario's order, as long as the packet-hops of all together stay below the limit."""
-    scenarios = dict(loaded.variants)
-    escalated = {label for label, _ in decision.to_run(loaded, run)}
-    in_packets = [name for name in scenarios if run.fidelity_of(name) == "packet"]
-    spent = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in in_packets)
+    for name in decision.too_costly:
+        del decision.stays[name]
+    decision.too_costly.clear()
+    wanted = [label for label, _ in decision.to_run(loaded, run)]
+    if not wanted:
+        return
+    hops_of = {
+        label: _packet_hops(scenario, run.of_variant(label), decision.planned)
+        for label, scenario in loaded.variants
+        if label in wanted or run.fidelity_of(label) == "packet"
+    }
+    spent = sum(hops for label, hops in hops_of.items() if label not in wanted)
     for rivals in groups_of_rivals(loaded.variants):
-        chosen = [name for name in rivals if name in escalated]
-        hops = sum(_packet_hops(scenarios[name], run.of_variant(name)) for name in chosen)
+        chosen = [name for name in rivals if name in wanted]
+        hops = sum(hops_of[name] for name in chosen)
         if spent + hops <= most:
             spent += hops
             continue
+        enough = _rounded_up(sum(hops_of.values()))
+        decision.too_costly.update(chosen)
         for name in chosen:
             decision.stays[name] = (
                 f"it and its rivals need about {hops:.2g} packet-hops ({hops / PACKET_HOPS_PER_S / 60:.0f} minutes of "
-                f"one core), {spent + hops:.2g} with what runs in packets already, above the {most:.2g} allowed; allow "
-                f"them with --max-packet-hops {spent + hops:.2g}"
+                f"one core), {spent + hops:.2g} with what runs in packets already, above the {most:.2g} allowed; "
+                f"--max-packet-hops {enough:.2g} allows all that fluid is not enough for"
             )
 
 
-def _packet_hops(scenario: Scenario, results: Sequence[VariantResult]) -> float:
+def _rounded_up(hops: float) -> float:
+    """To two digits, so that what is proposed is enough."""
+    step = 10.0 ** (math.floor(math.log10(hops)) - 1)
+    return math.ceil(hops / step) * step
+
+
+def _packet_hops(scenario: Scenario, results: Sequence[VariantResult], planned: PlannedHops) -> float:
     """Of all seeds: what is planned, or what the runs carried over their links, whichever is more."""
-    planned = planned_cost(scenario, results[0].seed).packet_hops * len(results)
     carried = 0.0
     for result in results:
         if "links" not in result.tables:
             continue
         links = columns_of(result, "links", ["tier", "wire_bytes"])
         carried += float(links.wire_bytes[links.tier != "injection"].sum()) / scenario.packet.mtu_bytes
-    return max(planned, carried)
+    return max(planned.of(scenario, results[0].seed) * len(results), carried)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.escalation import contested, contested_anew, groups_of_rivals
+from sim.escalation import _rounded_up, contested, contested_anew, groups_of_rivals
 from sim.escalation_reasons import largest_crowd, reasons_of_settings, short_shares
 from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.results.headline import headline_of
@@ -14,6 +14,7 @@ from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import read_run
 from sim.run import run_scenario
+from sim.scenario.estimate import planned_cost
 from sim.scenario.load import load_scenario
 
 LINK = "{rate: 100 Gbit/s, latency: 1 us}"
@@ -308,6 +309,38 @@ def test_what_is_above_the_limit_stays_fluid_and_says_so(tmp_path):
     assert "need about 4.8e+04 packet-hops" in stays and "--max-packet-hops 4.8e+04" in stays
     summary, _, _ = outcome_of(tmp_path, TWO_GROUPS, max_packet_hops=50_000)
     assert summary["variants"]["sprayed"]["fidelity"] == "packet"
+
+
+def test_the_proposed_limit_is_enough_for_all_groups_that_stay_fluid(tmp_path, monkeypatch):
+    """Two incasts, of 1 and of 4 MB per sender: two groups, and either alone is above a limit of 10 packet-hops."""
+    both = "compare:\n  - {name: short}\n  - {name: long, workloads: [{name: exchange, size_per_flow: 4 MB}]}\n"
+    settings = ("workloads.exchange.pattern=incast", "seeds=1")
+    planned = []
+    monkeypatch.setattr("sim.escalation.planned_cost", lambda *args: planned.append(args) or planned_cost(*args))
+    summary, _, _ = outcome_of(tmp_path, both, *settings, max_packet_hops=10)
+    assert {v["fidelity"] for v in summary["variants"].values()} == {"fluid"}
+    proposals = {
+        v["stays_fluid_because"].partition("--max-packet-hops ")[2].split()[0] for v in summary["variants"].values()
+    }
+    assert len(proposals) == 1 and len(planned) == 2
+    summary, _, _ = outcome_of(tmp_path, both, *settings, max_packet_hops=float(proposals.pop()))
+    assert {v["fidelity"] for v in summary["variants"].values()} == {"packet"}
+
+
+def test_what_variants_plan_is_worked_out_once_for_all_that_send_the_same(tmp_path, monkeypatch):
+    """Three policies carry one exchange, the fourth variant another."""
+    planned = []
+    monkeypatch.setattr("sim.escalation.planned_cost", lambda *args: planned.append(args) or planned_cost(*args))
+    rounds = [{"four times as long": "contested anew: said so"}, {}]
+    monkeypatch.setattr("sim.escalation.contested_anew", lambda run: rounds.pop(0))
+    outcome_of(tmp_path, TWO_GROUPS)
+    assert len(planned) == 2
+
+
+def test_a_proposed_limit_is_rounded_up():
+    assert [f"{_rounded_up(hops):.2g}" for hops in (47_808, 41_000, 41_001, 9.0)] == [
+        "4.8e+04", "4.1e+04", "4.2e+04", "9"
+    ]  # fmt: skip
 
 
 def test_a_variant_that_says_its_fidelity_keeps_it_and_its_rivals_follow(tmp_path):

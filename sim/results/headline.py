@@ -27,6 +27,7 @@ from sim.results.statistics import (
 from sim.results.study import answer_of, findings_of
 
 NAMED_AT_MOST = 3
+FIGURES_OF = {"fluid": "in fluid", "packet": "in packets"}
 LIKE_IDEAL = 1e-4
 """A variant better than the ideal one by less than this share shows the same digits."""
 
@@ -59,26 +60,29 @@ def headline_of(run: RunResults) -> Headline:
     (network tax: ±1 percentage point). It is compared with the first variant of the scenario, or the worst
     one if the first ties. An ideal fabric is no contender; where one workload has it to itself and nothing is
     better under another variant, it is a bound. Of a run that was interrupted, only
-    results that reached their end are compared. Of a run with axes it counts who wins under how many circumstances. It
-    never says yes or no: what the question wants is not computed.
+    results that reached their end are compared. Of a run with axes it counts who wins under how many circumstances.
+    Where the metric that the scenario asks for was not measured, it says so. It never says yes or no: what the question
+    wants is not computed.
     """
     whole = run.comparable()
     key = main_metric(whole)
-    if run.axes:
-        answer = answer_of(findings_of(run))
-        return Headline(answer, answer, key)
     ending = f"; partial: {_finished(run)}" if run.partial else ""
     lost = unserved(whole)
     none_served = [f"no request of {_named(w)} was served{': ' if why else ''}{why}" for w, why in lost.items()]
-    if lost and (key is None or key != run.answer):
+    if lost and (key is None or (key != run.answer and not run.axes)):
         short = f"No request of {_named(next(iter(lost)))} was served"
         return Headline(_capital("; ".join(none_served)) + f"{ending}.", short, None)
     if key is None:
         was_cut = len(whole.results) < len(run.results)
         said = f"{'No comparison' if was_cut else 'No answer yet'}: {_finished(run)}"
         return Headline(f"{said}.", said, None)
+    beside = [*none_served, *_not_measured(whole, key)]
+    if run.axes:
+        answer = answer_of(findings_of(run))
+        text = "; ".join([answer.removesuffix("."), *beside])
+        return Headline(f"{text}{ending}.", answer, key)
     text, short, best, ties = _Answer(whole, key).compose()
-    text = "; ".join([text, *none_served])
+    text = "; ".join([text, *beside])
     contenders = [name for name in run.variants if name != run.ideal_variant]
     if run.partial and sum(bool(whole.of_variant(name)) for name in contenders) < min(2, len(contenders)):
         short = f"No comparison: {_finished(run)}"
@@ -88,6 +92,16 @@ def headline_of(run: RunResults) -> Headline:
 
 def _finished(run: RunResults) -> str:
     return f"{run.num_finished} of {run.num_expected} runs finished"
+
+
+def _not_measured(run: RunResults, key: str) -> list[str]:
+    """The metric that should answer, where another one had to."""
+    if run.answer is None or run.answer == key:
+        return []
+    fidelities = {run.fidelity_of(name) for name in run.variants} - {None}
+    is_of_packets = run.answer not in run.metric_keys() and fidelities == {"fluid"}
+    why = f" (fluid has no {'queues' if 'queue' in run.answer else 'packets'})" if is_of_packets else ""
+    return [f"{run.answer} was not measured{why}"]
 
 
 class _Answer:
@@ -262,10 +276,12 @@ class _Answer:
         if ties:
             margin = "1 percentage point" if self.meaning.is_share else "1 %"
             text += f"; {_listed(ties)} {_are(ties)} no different from {best} (within {margin})"
-        worst = clear[-1]
-        if worst != reference:
+        alike = [name for name in clear if not self.run.compares_in_fluid(name, best)]
+        if alike and alike[-1] != reference:
             is_time = self.meaning.quantity in ("seconds", "milliseconds")
-            text += f"; the {'slowest' if is_time else 'worst'} is {worst} with {self.value(worst)}"
+            among = "" if len(alike) == len(clear) else f" {FIGURES_OF[str(self.run.fidelity_of(best))]}"
+            worst = f"{'slowest' if is_time else 'worst'}{among} is {alike[-1]} with {self.value(alike[-1])}"
+            text += f"; the {worst}"
         if unclear:
             n = min(self.mean[name].num_values for name in (best, *unclear))
             means = [f"{name} ({self.value(name)} on average)" for name in unclear]
@@ -311,6 +327,10 @@ class _Answer:
         lost = [name for name in lost if self.run.of_variant(name)]
         if not lost:
             return ""
+        has_key = any(self.meaning.key in result.metrics for name in lost for result in self.run.of_variant(name))
+        fidelities = {self.run.fidelity_of(name) for name in lost}, {self.run.fidelity_of(n) for n in self.known}
+        if not has_key and fidelities == ({"fluid"}, {"packet"}):
+            return f"; {_listed(lost)} ran in fluid, which does not measure it"
         completed = f"serving.{self.meaning.workload}.completed"
         served_none = all(self.run.values(name, completed).count(0) == len(self.run.seeds) for name in lost)
         return f"; {_listed(lost)} {'served no request' if served_none else 'did not get there'}"

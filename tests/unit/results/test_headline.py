@@ -1,11 +1,12 @@
 import pytest
 from synthetic_results import make_run
 
-from sim.results.headline import headline_of
+from sim.results.headline import headline_of, ranked
 from sim.results.main_metric import main_metric
 from sim.results.metrics import common_unit, cut_at_zero, format_interval, format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
 from sim.results.statistics import mean_interval
+from sim.results.study import answer_of, findings_of
 
 KEY = "traffic.shift.completion_time_s"
 
@@ -235,3 +236,73 @@ def test_an_interrupted_single_variant_shows_what_there_is():
 @pytest.mark.parametrize("name", ["payload_bytes", "wire_bytes"])
 def test_bytes_of_links_are_those_that_hosts_sent(name):
     assert meaning_of(f"links.{name}").label.endswith("sent by hosts")
+
+
+# --- fidelities, and what was not measured ----------------------------------------------------------------------------
+
+
+def in_fidelities(run: RunResults, fluid: dict[str, float], packets: tuple[str, ...]) -> RunResults:
+    """As `fidelity: auto` leaves it: fluid figures for all, packets of these."""
+    for (name, _), result in run.results.items():
+        is_packet = name in packets
+        result.notes["fidelity"] = "packet" if is_packet else "fluid"
+        result.notes["escalation"] = {"because": [], "stays": None, "fluid": {KEY: fluid[name]} if is_packet else None}
+    return run
+
+
+def test_ranked_puts_the_best_first_and_leaves_out_what_has_no_mean():
+    means = {"a": 2.0, "b": None, "c": 1.0, "d": 1.0}
+    assert ranked(means, "lower") == ["c", "d", "a"] and ranked(means, "higher") == ["a", "c", "d"]
+
+
+def test_the_slowest_is_one_whose_figures_compare_with_the_best_ones():
+    """Both of packets: 1.0 and 9.0 s; far is 5.0 s in fluid and ranks last there, where slow took 3.0 s."""
+    run = run_of({"first": [2.0], "best": [1.0], "slow": [9.0], "far": [5.0]})
+    in_fidelities(run, {"first": 2.0, "best": 1.0, "slow": 3.0, "far": 5.0}, ("first", "best", "slow"))
+    assert "; the slowest in packets is slow with 9.000 s; far is compared with it in fluid" in said(run)
+    run = run_of({"first": [2.0], "best": [1.0], "far": [5.0]})
+    in_fidelities(run, {"first": 2.0, "best": 1.0, "far": 5.0}, ("first", "best"))
+    assert "slowest" not in said(run)
+
+
+def test_an_answer_that_was_not_measured_is_named():
+    run = run_of({"a": [2.0], "b": [1.0]}, answer="links.queue_wait_p99_s")
+    assert said(run).endswith("; links.queue_wait_p99_s was not measured.")
+    for result in run.results.values():
+        result.notes["fidelity"] = "fluid"
+    assert said(run).startswith("B finishes shift in 1.000 s")
+    assert said(run).endswith("; links.queue_wait_p99_s was not measured (fluid has no queues).")
+    run.answer = "traffic.shift.retransmitted_share"
+    assert said(run).endswith("; traffic.shift.retransmitted_share was not measured (fluid has no packets).")
+
+
+def test_what_stayed_fluid_is_named_where_packets_answer():
+    run = run_of({"a": [2.0], "b": [1.0], "c": [3.0]}, answer="links.queue_wait_p99_s")
+    in_fidelities(run, {"a": 2.0, "b": 1.0, "c": 3.0}, ("a", "b"))
+    run.results["a", 1].metrics["links.queue_wait_p99_s"] = 4e-6
+    run.results["b", 1].metrics["links.queue_wait_p99_s"] = 1e-6
+    assert "; c ran in fluid, which does not measure it" in said(run)
+
+
+def over_axes(values: dict[str, list[float | None]], **overrides) -> RunResults:
+    sizes = tuple(dict.fromkeys(name.partition(", ")[0] for name in values))
+    policies = tuple(dict.fromkeys(name.partition(", ")[2] for name in values))
+    return run_of(values, axes={"size": sizes, "policy": policies}, **overrides)
+
+
+def test_a_run_with_axes_says_that_it_is_partial_what_was_not_served_and_what_was_not_measured():
+    values = {"1 MB, ecmp": [2.0, 2.0], "1 MB, spray": [1.0, 1.0], "2 MB, ecmp": [4.0, 4.0], "2 MB, spray": [2.0]}
+    whole = over_axes(values)
+    assert headline_of(whole).sentence == answer_of(findings_of(whole))
+    run = over_axes(values, partial=True, answer="links.longest_queue_bytes")
+    for result in run.results.values():
+        result.notes["fidelity"] = "fluid"
+        result.metrics.update({"serving.s.completed": 0, "serving.s.arrived": 16})
+    assert said(run).startswith("Of 2 cases spray wins 2")
+    assert said(run).endswith(
+        "; no request of 's' was served; links.longest_queue_bytes was not measured (fluid has no queues); "
+        "partial: 7 of 8 runs finished."
+    )
+    for result in run.results.values():
+        result.notes["partial"] = True
+    assert said(run) == "No comparison: 0 of 8 runs finished."

@@ -13,6 +13,7 @@ from numba import float64, int64, njit, typeof
 from sim.fabric import alarms, heap, readiness, wheel
 from sim.fabric import full_ends as ends
 from sim.fabric import full_ports as ports
+from sim.fabric import full_sender as sender
 from sim.fabric import packet_core as lean
 from sim.fabric import packet_placing as pieces
 from sim.fabric import packet_ports as lean_ports
@@ -79,16 +80,16 @@ def _alarms(state, now):
             if state.pieces[r].serial & 0xFFFFFFFF != alarms.serial_of(code):
                 continue  # of the row's earlier life
             if kind == alarms.TIMEOUT:
-                ends.time_out(state, r, now)
+                sender.time_out(state, r, now)
             else:
                 state.pieces[r].is_waiting = False
-                ends.offer(state, r, now)
+                sender.offer(state, r, now)
 
 
 @njit(cache=True)
 def _start_pieces(state, now):
     for i in range(state.c[0].num_starting):
-        ends.begin(state, state.starting[i], now)
+        sender.begin(state, state.starting[i], now)
     state.c[0].num_starting = 0
 
 
@@ -228,7 +229,7 @@ def cancel(state, m, now_s):
     while r != NONE:
         following = np.int64(state.pieces[r].next_of_message)
         message.delivered_bytes += state.pieces[r].arrived_bytes
-        ends.stop(state, r, now)
+        sender.stop(state, r, now)
         r = following
     ends.free_if_over(state, m)
     readiness.close_message(state, m, now_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from sim.fabric import full_detours as detours
-from sim.fabric import full_ends as ends
+from sim.fabric import full_sender as sender
 from sim.fabric import packet_ports as lean
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
@@ -33,7 +33,7 @@ def _watch(state, now):
     for r in range(len(state.pieces)):
         piece = state.pieces[r]
         if piece.message != NONE and piece.is_started and not piece.is_settled and not piece.is_armed:
-            ends.arm(state, r, now)
+            sender.arm(state, r, now)
 
 
 @njit(cache=True)
@@ -106,4 +106,4 @@ def reroute(state, now_s):
             detours.move(state, r, link, now)
         else:
             continue
-        ends.offer(state, r, now)
+        sender.offer(state, r, now)

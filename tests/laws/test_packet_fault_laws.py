@@ -46,8 +46,11 @@ def cases(draw):
 def run(case):
     options = PacketSettings(has_faults=True, **case["transport"])
     fabric = PacketFabric(Clock(), topology_of(case), case["policy"], settings=options, seed=case["seed"])
-    _, transfer = begin(case, fabric, 400_000, 1e-4)
+    faults, transfer = begin(case, fabric, 400_000, 1e-4)
     fabric.clock.run(until=transfer.done)
+    repaired_s = max(fault.until_s for fault in faults)
+    if repaired_s >= fabric.clock.now:  # the last acknowledgement may wait for that
+        fabric.clock.run(until=repaired_s + 1e-9)
     fabric.settle()
     return fabric, transfer
 

@@ -82,7 +82,9 @@ def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
         target = target / "report.html"
     labelled = [(Path(path).resolve().name, read_run(path)) for path in out_dirs]
     if all(run.axes for _, run in labelled):
-        return write_study([run for _, run in labelled], target)
+        write_study([run for _, run in labelled], target)
+        _add_fidelities([run for _, run in labelled], target)
+        return target
     combined = combine(labelled)
     figures = draw_all(combined.run)
     folder = target.parent / "figures"
@@ -91,6 +93,20 @@ def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
         write_atomically(folder / f"{drawn.key}.png", image_bytes(drawn.figure, "png", combined.run))
     write_atomically(target, render(combined, figures).encode())
     return target
+
+
+def _add_fidelities(runs: Sequence[RunResults], study: Path) -> None:
+    """At the end of a study's page, which variants come from packets and why, of each run that mixes fidelities."""
+    template = _environment().get_template(TEMPLATE)
+    sections = ""
+    for run in runs:
+        if run.mixes_fidelities(run.variants):
+            name = run.scenario_name if len(runs) > 1 else ""
+            shown = {"escalation": fidelity_table(run), "disagreement": None, "fidelities_of": name}
+            sections += "".join(template.blocks["fidelities"](template.new_context(shown)))
+    if sections:
+        head, end, tail = study.read_text().rpartition("</main>")
+        write_atomically(study, f"{head}{sections}{end}{tail}".encode())
 
 
 def combine(labelled: Sequence[tuple[str, RunResults]]) -> Combined:
@@ -152,6 +168,16 @@ def _unique(names: Sequence[str]) -> list[str]:
     return out
 
 
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
     """The page as text. Every value is escaped where it is put in."""
     run = combined.run
@@ -159,15 +185,8 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
     with style():
         styles = variant_styles(run)
         narrow = draw_headline(run, headline, styles, NARROW_IN)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     lead = next((drawn for drawn in figures if drawn.key == "headline"), None)
-    return environment.get_template(TEMPLATE).render(
+    return _environment().get_template(TEMPLATE).render(
         run=run,
         question=run.question or f"How do the variants of {run.scenario_name} compare?",
         headline=headline,
@@ -179,6 +198,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         everything=side_by_side(run, styles, run.metric_keys()),
         sections=_sections(figures, run),
         escalation=fidelity_table(run),
+        fidelities_of="",
         disagreement=next((_shown(drawn, run) for drawn in figures if drawn.key == "disagreement"), None),
         sources=combined.sources,
         fidelity=fidelities(run),

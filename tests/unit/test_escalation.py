@@ -12,7 +12,7 @@ from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.results.headline import headline_of
 from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
-from sim.results.store import read_run
+from sim.results.store import RunFolder, read_run
 from sim.run import run_scenario
 from sim.scenario.estimate import planned_cost
 from sim.scenario.load import load_scenario
@@ -207,6 +207,22 @@ def test_rivals_carry_the_same_traffic_over_the_same_cluster(tmp_path):
     tail = TWO_GROUPS + "  - {name: broken, faults: [{at: 1 us, link: leaf0-spine0, state: down}]}\n"
     groups = groups_of_rivals(loaded_of(tmp_path, tail).variants)
     assert groups == [["one path", "assigned", "sprayed", "broken"], ["four times as long"]]
+
+
+def test_a_report_over_axes_says_where_its_fidelities_differ(tmp_path):
+    run = sizes_and_policies({"1 MB": (1.02, 1.0, 1.0), "2 MB": (3.0, 2.0, 2.0)})
+    folder = RunFolder.create(tmp_path / "out", run, overwrite=False)
+    for (name, _), result in list(run.results.items()):
+        is_packet = name.startswith("1 MB")
+        result.notes["fidelity"] = "packet" if is_packet else "fluid"
+        because, fluid = (["contested: <close>"], dict(result.metrics)) if is_packet else ([], None)
+        result.notes["escalation"] = {"because": because, "stays": None, "fluid": fluid}
+        folder.add(result)
+    folder.finish()
+    page = write_report([folder.path], tmp_path / "report.html").read_text()
+    assert page.count("<h2>Fluid against packets</h2>") == 1 and page.count("</main>") == 1
+    assert "The figures of 3 of 6 variants come from packets" in page and "contested: &lt;close&gt;" in page
+    assert "nothing that fluid leaves out counts" in page
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from matplotlib.lines import Line2D
+
 from sim.results.disagreement import disagreements
 from sim.results.drawing import (
     INK,
@@ -20,6 +22,11 @@ from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate
 
 SECTION = "Fluid against packets"
+
+
+def _dot(label: str, fill: str) -> Line2D:
+    """An entry of the legend, in no variant's colour."""
+    return Line2D([], [], marker="o", ms=8, ls="", mfc=fill, mec=QUIET, mew=1.6, label=label)
 
 
 def draw_disagreement(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
@@ -45,7 +52,12 @@ def draw_disagreement(run: RunResults, styles: dict[str, VariantStyle]) -> list[
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set(xlim=(0, 1.05 * max(means) / factor), ylim=(len(gaps) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(literal(f"{meaning.full_label} ({unit})" if unit else meaning.full_label))
+    better = {"lower": ", less is better", "higher": ", more is better"}.get(meaning.better or "", "")
+    axes.set_xlabel(literal(f"{meaning.full_label} ({unit})" if unit else meaning.full_label) + better)
+    axes.legend(
+        handles=[_dot("fluid", "white"), _dot("packets", QUIET)], loc="lower right", bbox_to_anchor=(1.0, 1.0), ncol=2,
+        frameon=False, fontsize=9, handletextpad=0.2, borderaxespad=0.1,
+    )  # fmt: skip
     known = {name: gap.relative.mean for name, gap in gaps.items() if gap.relative.mean is not None}
     furthest = max(known, key=lambda n: abs(known[n])) if known else None
     title = SECTION

@@ -9,6 +9,8 @@ import pytest
 from sim.escalation import _rounded_up, contested, contested_anew, groups_of_rivals
 from sim.escalation_reasons import largest_crowd, reasons_of_settings, short_shares
 from sim.fabric.topology import HostKind, Link, leaf_spine
+from sim.results.disagreement_figure import draw_disagreement
+from sim.results.drawing import variant_styles
 from sim.results.headline import headline_of
 from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
@@ -223,6 +225,21 @@ def test_a_report_over_axes_says_where_its_fidelities_differ(tmp_path):
     assert page.count("<h2>Fluid against packets</h2>") == 1 and page.count("</main>") == 1
     assert "The figures of 3 of 6 variants come from packets" in page and "contested: &lt;close&gt;" in page
     assert "nothing that fluid leaves out counts" in page
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("traffic.a.completion_time_s", "less is better"), ("collective.a.bus_bytes_per_s", "more is better")],
+)
+def test_the_figure_says_which_dot_is_which_and_which_way_is_better(key, words):
+    run = results_of({"a": [1.0, 1.0], "b": [2.0, 2.0]}, key=key)
+    for result in run.results.values():
+        result.notes["fidelity"] = "packet"
+        result.notes["escalation"] = {"because": ["said so"], "stays": None, "fluid": {key: 1.5}}
+    (drawn,) = draw_disagreement(run, variant_styles(run))
+    (axes,) = drawn.figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fluid", "packets"]
+    assert axes.get_xlabel().endswith(words)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

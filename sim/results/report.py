@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
 from sim.results.disagreement import fidelity_table
@@ -28,7 +27,7 @@ from sim.results.metrics import (
     format_value,
     meaning_of,
 )
-from sim.results.report_parts import collected_warnings, data_uri, fidelities
+from sim.results.report_parts import collected_warnings, data_uri, fidelities, page_of, shown
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.statistics import Estimate, mean_interval, paired_difference
 from sim.results.store import read_run, write_atomically
@@ -82,9 +81,7 @@ def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
         target = target / "report.html"
     labelled = [(Path(path).resolve().name, read_run(path)) for path in out_dirs]
     if all(run.axes for _, run in labelled):
-        write_study([run for _, run in labelled], target)
-        _add_fidelities([run for _, run in labelled], target)
-        return target
+        return write_study([run for _, run in labelled], target)
     combined = combine(labelled)
     figures = draw_all(combined.run)
     folder = target.parent / "figures"
@@ -93,20 +90,6 @@ def write_report(out_dirs: Sequence[Path], target: Path) -> Path:
         write_atomically(folder / f"{drawn.key}.png", image_bytes(drawn.figure, "png", combined.run))
     write_atomically(target, render(combined, figures).encode())
     return target
-
-
-def _add_fidelities(runs: Sequence[RunResults], study: Path) -> None:
-    """At the end of a study's page, which variants come from packets and why, of each run that mixes fidelities."""
-    template = _environment().get_template(TEMPLATE)
-    sections = ""
-    for run in runs:
-        if run.mixes_fidelities(run.variants):
-            name = run.scenario_name if len(runs) > 1 else ""
-            shown = {"escalation": fidelity_table(run), "disagreement": None, "fidelities_of": name}
-            sections += "".join(template.blocks["fidelities"](template.new_context(shown)))
-    if sections:
-        head, end, tail = study.read_text().rpartition("</main>")
-        write_atomically(study, f"{head}{sections}{end}{tail}".encode())
 
 
 def combine(labelled: Sequence[tuple[str, RunResults]]) -> Combined:
@@ -168,16 +151,6 @@ def _unique(names: Sequence[str]) -> list[str]:
     return out
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
     """The page as text. Every value is escaped where it is put in."""
     run = combined.run
@@ -186,12 +159,13 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         styles = variant_styles(run)
         narrow = draw_headline(run, headline, styles, NARROW_IN)
     lead = next((drawn for drawn in figures if drawn.key == "headline"), None)
-    return _environment().get_template(TEMPLATE).render(
+    return page_of(
+        TEMPLATE,
         run=run,
         question=run.question or f"How do the variants of {run.scenario_name} compare?",
         headline=headline,
         num_expected=run.num_expected,
-        lead=lead and _shown(lead, run),
+        lead=lead and shown(lead, run),
         lead_narrow=data_uri(narrow[0], run) if narrow else "",
         table=side_by_side(run, styles, main_metrics(run)),
         packets=side_by_side(run, styles, packet_metrics(run)),
@@ -199,7 +173,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         sections=_sections(figures, run),
         escalation=fidelity_table(run),
         fidelities_of="",
-        disagreement=next((_shown(drawn, run) for drawn in figures if drawn.key == "disagreement"), None),
+        disagreement=next((shown(drawn, run) for drawn in figures if drawn.key == "disagreement"), None),
         sources=combined.sources,
         fidelity=fidelities(run),
         faults=fault_lines(run),
@@ -208,19 +182,12 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
     )
 
 
-def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
-    return {
-        "uri": data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
-        "fidelity": fidelities(run), "percentiles": drawn.percentiles, "key": drawn.key,
-    }  # fmt: skip
-
-
 def _sections(figures: Sequence[DrawnFigure], run: RunResults) -> list[dict[str, Any]]:
     sections: dict[str, list[dict[str, Any]]] = {}
     for drawn in figures:
         if drawn.key not in ("headline", "disagreement"):
-            sections.setdefault(drawn.section, []).append(_shown(drawn, run))
-    return [{"name": name, "figures": shown} for name, shown in sections.items()]
+            sections.setdefault(drawn.section, []).append(shown(drawn, run))
+    return [{"name": name, "figures": drawn} for name, drawn in sections.items()]
 
 
 def main_metrics(run: RunResults) -> list[str]:

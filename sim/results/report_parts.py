@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sim.results.drawing import DrawnFigure, image_bytes
 from sim.results.run_results import RunResults
+
+
+def page_of(template: str, **values: Any) -> str:
+    """The page that a template of this folder makes of these values. Every value is escaped where it is put in."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)
+
+
+def shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
+    """A figure as templates take it: the picture, its words and the fidelity of what it shows."""
+    return {
+        "uri": data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
+        "fidelity": fidelities(run), "percentiles": drawn.percentiles, "key": drawn.key,
+    }  # fmt: skip
 
 
 def data_uri(drawn: DrawnFigure, run: RunResults) -> str:

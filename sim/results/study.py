@@ -19,6 +19,9 @@ from sim.results.statistics import Difference, Estimate, paired_difference, pres
 
 State = Literal["clear", "no difference", "contested", "one seed"]
 Values = list[float | None]
+NO_RESULT = "no result"
+UNDECIDED = ("no difference", "contested", NO_RESULT)
+"""Decisions that name no winner; no result: fewer than two contenders (of different sides) have values."""
 
 
 def state_of(difference: Difference) -> State:
@@ -33,12 +36,19 @@ def state_of(difference: Difference) -> State:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The better of two, how much worse the other is (relative, paired by seed), and how sure that is."""
+    """The better of two, how far they are apart (paired by seed), and how sure that is.
+
+    difference  other - best
+    change      from the other to the best, (best - other) / other; of a share best - other, in points. It has the
+                sign of what is better, and no mean where the other one is 0
+    """
 
     best: str
     other: str
     difference: Difference
     state: State
+    change: Estimate
+    meaning: MetricMeaning
 
     @property
     def is_decided(self) -> bool:
@@ -46,9 +56,9 @@ class Verdict:
 
     @property
     def gain(self) -> Estimate:
-        """By which share the best is below the other (above, where more is better): 1 - best / other."""
-        sign = 1 if (self.difference.relative.mean or 0.0) >= 0 else -1
-        return self.difference.relative.mapped(lambda r: sign * r / (1 + r))
+        """The change, positive where the best is better."""
+        sign = 1 if self.meaning.better == "higher" else -1
+        return self.change.mapped(lambda change: sign * change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,8 @@ class Finding:
     """One set of circumstances: the metric of every contender, a value per seed.
 
     circumstances  (axis, entry) of each
-    ideal          the values on an ideal fabric, which is no contender; None where the run has none
+    sides          of the contenders; empty unless the run has two, so that one kind of thing wins in all of a run
+    ideal          the values on an ideal fabric, which is no contender; None where there are none
     source         the scenario it comes from
     """
 
@@ -90,9 +101,14 @@ class Finding:
         better = self.meaning.better or "lower"
         return paired_difference(self.values[name], self.values[reference], better, self.meaning.is_share)
 
+    def change(self, name: str, reference: str) -> Estimate:
+        """From `reference` to `name`: relative, of a share in points."""
+        found = self.difference(name, reference)
+        return found.difference if self.meaning.is_share else found.relative
+
     def against(self, best: str, other: str) -> Verdict:
         found = self.difference(other, best)
-        return Verdict(best, other, found, state_of(found))
+        return Verdict(best, other, found, state_of(found), self.change(best, other), self.meaning)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -119,18 +135,29 @@ class Finding:
         return self.against(firsts[0], firsts[1]) if len(firsts) > 1 else None
 
     @property
+    def deciding(self) -> Verdict | None:
+        """The verdict between sides, in a run that has them; else between contenders."""
+        return self.side_verdict if self.has_sides else self.verdict
+
+    @property
     def decision(self) -> str:
         """The winning side (without sides: contender), or why there is none."""
-        verdict = self.side_verdict if self.has_sides else self.verdict
+        verdict = self.deciding
         if verdict is None:
-            return self.ranked[0] if self.ranked else "no result"
+            return NO_RESULT
         if not verdict.is_decided:
             return verdict.state
         return self.sides[verdict.best] if self.has_sides else verdict.best
 
     @property
     def has_sides(self) -> bool:
-        return len({self.sides.get(name) for name in self.ranked} - {None}) > 1
+        return bool(self.sides)
+
+
+def sides_of(run: RunResults) -> dict[str, str]:
+    """The side of each contender that is on one; empty unless there are two sides."""
+    sides = {name: side for name, side in run.sides.items() if name in run.contenders and name != run.ideal_variant}
+    return sides if len(set(sides.values())) > 1 else {}
 
 
 def findings_of(run: RunResults) -> list[Finding]:
@@ -139,17 +166,18 @@ def findings_of(run: RunResults) -> list[Finding]:
     key = main_metric(whole)
     if key is None:
         return []
-    return [
-        Finding(
-            case.circumstances,
-            meaning_of(key),
-            {name: whole.values(v, key) for name, v in case.variants.items() if name != run.ideal_variant},
-            run.sides,
-            whole.values(case.variants[run.ideal_variant], key) if run.ideal_variant in case.variants else None,
-            run.scenario_name,
-        )
-        for case in run.cases()
-    ]
+    sides = sides_of(run)
+    found = []
+    for case in run.cases():
+        values = {name: whole.values(variant, key) for name, variant in case.variants.items()}
+        ideal = values.pop(run.ideal_variant, []) if run.ideal_variant is not None else []
+        found.append(
+            Finding(
+                case.circumstances, meaning_of(key), values, sides, ideal if len(present(ideal)) else None,
+                run.scenario_name,
+            )
+        )  # fmt: skip
+    return found
 
 
 # --- flip points ------------------------------------------------------------------------------------------------------
@@ -167,7 +195,7 @@ class Course:
     def flips(self) -> list[tuple[str, str, str, str]]:
         """(last entry, its winner, first entry, its winner) wherever the winner changes; what is not decided between
         the two lies within the flip."""
-        decided = [(entry, winner) for entry, winner in self.steps if winner not in ("no difference", "contested")]
+        decided = [(entry, winner) for entry, winner in self.steps if winner not in UNDECIDED]
         return [(a, x, b, y) for (a, x), (b, y) in pairwise(decided) if x != y]
 
     @property
@@ -222,13 +250,16 @@ def _are_equal(a: Finding, b: Finding) -> bool:
 
 def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
     """One computed sentence: of all cases (sets of circumstances), how many each side (without sides: contender) wins,
-    by how much at most, and where.
+    by how much at most, and where. A case without a result is not counted.
 
     is_short leaves out the last two, and the confidence, as for a title.
     """
-    findings = [finding for finding in distinct(findings) if finding.ranked]
-    if not findings:
+    known = [finding for finding in distinct(findings) if finding.ranked]
+    if not known:
         return "No answer yet: no run was finished."
+    findings = [finding for finding in known if finding.decision != NO_RESULT]
+    if not findings:
+        return "No answer yet: nothing has a rival with results."
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
         groups.setdefault(finding.decision, []).append(finding)
@@ -248,13 +279,22 @@ def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
     confidence = f"{seeds} seeds, 95 % CI" if seeds > 1 else "one seed: luck not excluded"
     if single and seeds > 1:
         confidence += f"; {single} with one seed"
+    if len(known) > len(findings):
+        confidence += f"; {len(known) - len(findings)} more without a result to compare"
     return f"{text} ({confidence})."
 
 
 def _at_most(won: Sequence[Finding]) -> str:
-    """`, by up to 14.2 % [13.0, 15.3] (direct all-reduce, 4:1)`."""
-    verdicts = [(verdict, f) for f in won if (verdict := f.side_verdict if f.has_sides else f.verdict) is not None]
+    """`, by up to 14.2 % [13.0, 15.3] (direct all-reduce, 4:1: adaptive)`."""
+    verdicts = [(v, f) for f in won if (v := f.deciding) is not None and v.gain.mean is not None]
     if not verdicts:
         return ""
     verdict, finding = max(verdicts, key=lambda pair: pair[0].gain.mean or 0.0)
-    return f", by up to {format_percent(verdict.gain, signed=False)} ({finding.label}: {verdict.best})"
+    where = f"{finding.label}: {verdict.best}" if finding.label else verdict.best
+    return f", by up to {format_change(verdict.gain, verdict.meaning, signed=False)} ({where})"
+
+
+def format_change(change: Estimate, meaning: MetricMeaning, signed: bool = True) -> str:
+    """`−3.4 % [−4.0, −2.9]`; of a share, where it is a difference, `−3.4 points [−4.0, −2.9]`."""
+    text = format_percent(change, signed)
+    return text.replace("\u00a0%", "\u00a0points") if meaning.is_share else text

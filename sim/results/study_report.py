@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sim.results.drawing import DrawnFigure, image_bytes, style
-from sim.results.metrics import common_unit, format_interval, format_percent, format_value, meaning_of
-from sim.results.report_parts import collected_warnings, data_uri, fidelities
+from sim.results.disagreement import fidelity_table
+from sim.results.drawing import image_bytes, style
+from sim.results.metrics import MetricMeaning, common_unit, format_interval, format_value, meaning_of
+from sim.results.report_parts import collected_warnings, page_of, shown
 from sim.results.run_results import RunResults
 from sim.results.statistics import mean_interval
 from sim.results.store import write_atomically
-from sim.results.study import Finding, Verdict, answer_of, courses_of, findings_of
-from sim.results.study_figures import colours_of, contenders_of, draw_course, draw_map
+from sim.results.study import Finding, Verdict, answer_of, courses_of, findings_of, format_change
+from sim.results.study_figures import colours_of, draw_course, draw_map
 
 TEMPLATE = "study.html.jinja"
 WINNERS, PAIRS, MARKDOWN = "winners.csv", "pairs.csv", "study.md"
@@ -34,7 +34,9 @@ def write_study(runs: Sequence[RunResults], target: Path) -> Path:
 
     winners.csv   a row per circumstances and contender: mean, interval, relative difference to the best
     pairs.csv     a row per circumstances and ordered pair: relative difference of the first to the second
-    study.md      the answer, the flip points and how much longer than the best each contender takes, as Markdown
+    study.md      the answer, the flip points and how far from the best each contender is, as Markdown
+
+    Of a share the difference itself stands in place of the relative one.
     """
     folder = target.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,34 +44,28 @@ def write_study(runs: Sequence[RunResults], target: Path) -> Path:
     for name, frame in ((WINNERS, winners_table(found)), (PAIRS, pairs_table(found))):
         write_atomically(target.parent / name, frame.to_csv(index=False).encode())
     write_atomically(target.parent / MARKDOWN, markdown(found).encode())
-    colours = colours_of(contenders_of(runs))
+    colours = colours_of(runs)
     with style():
-        lead = draw_map([(short_name(run, runs), run, findings) for run, findings in found])
+        lead = draw_map([(short_name(run, runs), run, findings) for run, findings in found], colours)
         figures = [draw_course(run, colours) for run in runs]
-    shown: list[dict[str, Any] | None] = []
+    pictures: list[dict[str, Any] | None] = []
     for i, (run, drawn) in enumerate(zip([runs[0], *runs], [lead, *figures], strict=True)):
         if drawn is not None:
             key = drawn.key if i == 0 else f"{i:02}-{drawn.key}"
             write_atomically(folder / f"{key}.png", image_bytes(drawn.figure, "png", run))
-        shown.append(None if drawn is None else _shown(drawn, run))
-    page = _environment().get_template(TEMPLATE).render(
+        pictures.append(None if drawn is None else shown(drawn, run))
+    page = page_of(
+        TEMPLATE,
         title=title_of(runs),
         question=runs[0].question or f"How do the variants of {runs[0].scenario_name} compare?",
         answer=answer_of([finding for _, findings in found for finding in findings]),
-        lead=shown[0],
+        lead=pictures[0],
         courses=[row for run, findings in found for row in _course_rows(run, findings, runs)],
-        parts=[_part(run, findings, figure) for (run, findings), figure in zip(found, shown[1:], strict=True)],
+        parts=[_part(run, findings, figure) for (run, findings), figure in zip(found, pictures[1:], strict=True)],
         warnings=list(dict.fromkeys(warning for run in runs for warning in collected_warnings(run))),
     )  # fmt: skip
     write_atomically(target, page.encode())
     return target
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
 
 
 def title_of(runs: Sequence[RunResults]) -> str:
@@ -84,13 +80,6 @@ def short_name(run: RunResults, runs: Sequence[RunResults]) -> str:
     """The run's name without what all names begin with."""
     rest = run.scenario_name.removeprefix(title_of(runs)).lstrip(",: ")
     return rest or run.scenario_name
-
-
-def _shown(drawn: DrawnFigure, run: RunResults) -> dict[str, Any]:
-    return {
-        "uri": data_uri(drawn, run), "alt": drawn.alt, "caption": drawn.caption, "title": drawn.title,
-        "fidelity": fidelities(run),
-    }  # fmt: skip
 
 
 def _course_rows(run: RunResults, findings: Sequence[Finding], runs: Sequence[RunResults]) -> list[dict[str, str]]:
@@ -113,6 +102,7 @@ def _part(run: RunResults, findings: Sequence[Finding], figure: dict[str, Any] |
         "contenders": contenders, "has_sides": any(finding.has_sides for finding in findings),
         "rows": [_row(finding, contenders) for finding in findings], "costs": _costs(run),
         "with_ideal": list(run.contenders),
+        "fidelities": fidelity_table(run) if run.mixes_fidelities(run.variants) else None,
     }  # fmt: skip
 
 
@@ -120,9 +110,20 @@ def _lead(verdict: Verdict | None) -> str:
     """`−3.4 % [−4.0, −2.9] against adaptive`."""
     if verdict is None:
         return ""
-    less = verdict.gain.mapped(lambda gain: -gain)
     words = "" if verdict.state == "clear" else f", {verdict.state}"
-    return f"{format_percent(less)} against {verdict.other}{words}"
+    return f"{change_of(verdict)} against {verdict.other}{words}"
+
+
+def change_of(verdict: Verdict) -> str:
+    """`−3.4 % [−4.0, −2.9]`, from the other to the best; in the metric's unit where the other one is 0."""
+    if verdict.change.mean is None:
+        gap = verdict.difference.difference
+        return _signed(gap.mapped(lambda value: -value).mean, verdict.meaning)
+    return format_change(verdict.change, verdict.meaning)
+
+
+def _signed(value: float | None, meaning: MetricMeaning) -> str:
+    return f"{'+' if value is not None and value > 0 else ''}{format_value(value, meaning)}"
 
 
 def _row(finding: Finding, contenders: Sequence[str]) -> dict[str, Any]:
@@ -135,13 +136,14 @@ def _row(finding: Finding, contenders: Sequence[str]) -> dict[str, Any]:
         if mean.mean is not None:
             cell["value"] = format_value(mean.mean, finding.meaning, scale)
         if mean.mean is not None and name != finding.ranked[0]:
-            cell["difference"] = format_percent(finding.difference(name, finding.ranked[0]).relative)
+            cell["difference"] = _from_best(finding, name)
             cell["verdict"] = "" if name in finding.leaders else "worse"
         elif mean.mean is not None:
             cell["difference"] = format_interval(mean, finding.meaning, scale)
         cells.append(cell)
     return {
-        "label": finding.label, "best": finding.ranked[0] if finding.ranked else "–", "lead": _lead(verdict),
+        "label": finding.label or "the only case", "best": finding.ranked[0] if finding.ranked else "–",
+        "lead": _lead(verdict),
         "is_decided": verdict is not None and verdict.is_decided, "decision": finding.decision,
         "side_lead": _lead(finding.side_verdict), "cells": cells,
     }  # fmt: skip
@@ -178,7 +180,7 @@ def winners_table(found: Found) -> pd.DataFrame:
     for run, finding in _each(found):
         for name, values in finding.values.items():
             mean = mean_interval(values)
-            relative = finding.difference(name, finding.ranked[0]).relative if finding.ranked else mean_interval([])
+            relative = finding.change(name, finding.ranked[0]) if finding.ranked else mean_interval([])
             rows.append({
                 **_where(run, finding), "contender": name, "side": finding.sides.get(name, ""), "mean": mean.mean,
                 "low": mean.low, "high": mean.high, "over_best": relative.mean, "over_best_low": relative.low,
@@ -195,7 +197,7 @@ def pairs_table(found: Found) -> pd.DataFrame:
             for reference in finding.ranked:
                 if name != reference:
                     verdict = finding.against(reference, name)
-                    relative = verdict.difference.relative
+                    relative = finding.change(name, reference)
                     rows.append({
                         **_where(run, finding), "contender": name, "reference": reference, "relative": relative.mean,
                         "low": relative.low, "high": relative.high, "state": verdict.state,
@@ -207,7 +209,8 @@ def markdown(found: Found) -> str:
     """Question, answer and flip points, and a table per run: each contender over the best, its interval in brackets."""
     runs = [run for run, _ in found]
     lines = [f"# {title_of(runs)}", "", str(runs[0].question or ""), "", answer_of([f for _, f in _each(found)])]
-    lines += ["", *_map_lines(found)]
+    if table := _map_lines(found):
+        lines += ["", *table]
     flips = [row for run, findings in found for row in _course_rows(run, findings, runs) if row["flips"] != "none"]
     if flips:
         lines += ["", "| scenario | along | with | flips |", "|---|---|---|---|"]
@@ -217,18 +220,22 @@ def markdown(found: Found) -> str:
         lines += ["", f"## {short_name(run, runs)}", "", answer_of(findings), ""]
         lines += [f"| case | {' | '.join(contenders)} | decision |", f"|---|{'---|' * len(contenders)}---|"]
         for finding in findings:
-            cells = ["–" if name not in finding.ranked else _over_best(finding, name) for name in contenders]
-            lines.append(f"| {finding.label} | {' | '.join(cells)} | {finding.decision} |")
+            cells = ["–" if name not in finding.ranked else _best_or_from_it(finding, name) for name in contenders]
+            lines.append(f"| {finding.label or 'the only case'} | {' | '.join(cells)} | {finding.decision} |")
     return "\n".join(lines) + "\n"
 
 
 def _map_lines(found: Found) -> list[str]:
     """The map as a table: a column per entry of the first axis; a cell has the best and its gain on the other side."""
     runs = [run for run, _ in found]
-    columns = list(dict.fromkeys(entry for run in runs for entry in next(iter(run.axes.values()))))
+    columns = list(dict.fromkeys(entry for run in runs if len(run.axes) > 1 for entry in next(iter(run.axes.values()))))
+    if not columns:
+        return []
     rows: dict[str, dict[str, str]] = {}
     for run, finding in _each(found):
-        (_, first), *others = finding.circumstances or (("", ""),)
+        if not finding.circumstances:
+            continue
+        (_, first), *others = finding.circumstances
         row = ", ".join([short_name(run, runs), *(entry for _, entry in others)])
         rows.setdefault(row, {})[first] = _short_lead(finding)
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
@@ -239,19 +246,27 @@ def _map_lines(found: Found) -> list[str]:
 
 def _short_lead(finding: Finding) -> str:
     """`adaptive −2.9 % [−4.3, −1.6]`; = within 1 %, ? contested, * one seed."""
-    verdict = finding.side_verdict if finding.has_sides else finding.verdict
+    verdict = finding.deciding
     if verdict is None:
-        return "–"
+        return finding.decision
     if verdict.state == "no difference":
         return f"{verdict.best} = {verdict.other}"
     mark = {"clear": "", "contested": " ?", "one seed": " *"}[verdict.state]
-    return f"{verdict.best} {format_percent(verdict.gain.mapped(lambda gain: -gain))}{mark}"
+    return f"{verdict.best} {change_of(verdict)}{mark}"
 
 
-def _over_best(finding: Finding, name: str) -> str:
+def _best_or_from_it(finding: Finding, name: str) -> str:
     if name == finding.ranked[0]:
         return f"**{format_value(mean_interval(finding.values[name]).mean, finding.meaning)}**"
-    return format_percent(finding.difference(name, finding.ranked[0]).relative)
+    return _from_best(finding, name)
+
+
+def _from_best(finding: Finding, name: str) -> str:
+    """`+3.4 % [2.9, 4.0]`: how far a contender is from the best; in the metric's unit where the best is 0."""
+    change = finding.change(name, finding.ranked[0])
+    if change.mean is None:
+        return _signed(finding.difference(name, finding.ranked[0]).difference.mean, finding.meaning)
+    return format_change(change, finding.meaning)
 
 
 def _each(found: Found) -> list[tuple[RunResults, Finding]]:

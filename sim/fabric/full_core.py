@@ -50,7 +50,7 @@ def _event(state, p, what, now):
     ends.pick(state, p, now)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
     c = state.c[0]
@@ -86,14 +86,14 @@ def _alarms(state, now):
                 sender.offer(state, r, now)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _start_pieces(state, now):
     for i in range(state.c[0].num_starting):
         sender.begin(state, state.starting[i], now)
     state.c[0].num_starting = 0
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
@@ -132,7 +132,7 @@ def _has_room(state):
     return c.num_free_packets > c.num_sources and 2 * c.num_alarms < len(state.alarm_time)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _plain_stretch(state, before):
     """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from sim.fabric import detours, policies, readiness
+from sim.fabric import full_ports as ports
 from sim.fabric import packet_ports as lean
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
@@ -222,7 +223,7 @@ def _is_in_use(state, piece, first_path, stride):
 
 
 @njit(cache=True)
-def _shortest(state, piece, leaf, plane):
+def _shortest(state, piece, leaf, plane, now):
     """By the leaf's queue, then by the next switch's; among equals the next from `turn` on.
 
     Turns count the leaf's links in use: if all were counted, the one after a dead link would take its share too.
@@ -238,18 +239,20 @@ def _shortest(state, piece, leaf, plane):
             if _blocked_above(state, piece, path) != NONE:
                 continue
             first = state.segment_start[piece.up + path]
-            queue = state.ports[state.segment_link[first]].queue
-            queue_next = state.ports[state.segment_link[first + 1]].queue if scope.next_choices > 1 else np.int64(0)
+            queue, queue_next = ports.queue_at(state, state.segment_link[first], now), np.int64(0)
+            if scope.next_choices > 1:
+                queue_next = ports.queue_at(state, state.segment_link[first + 1], now)
             if queue < least or (queue == least and queue_next < least_next):
                 best, least, least_next = path, queue, queue_next
     return best
 
 
 @njit(cache=True)
-def decide_at_switch(state, packet):
+def decide_at_switch(state, packet, now):
     """The switch that the packet has reached chooses among the paths in use."""
     piece = state.pieces[packet.piece]
     leaf = state.accelerators[state.messages[piece.message].source].leaf
     plane = routes.plane_of(state, piece, packet)
-    path = _shortest(state, piece, leaf, plane) if piece.spray == ADAPTIVE else _in_turn(state, piece, leaf, plane)
+    is_adaptive = piece.spray == ADAPTIVE
+    path = _shortest(state, piece, leaf, plane, now) if is_adaptive else _in_turn(state, piece, leaf, plane)
     routes.complete(state, piece, packet, path, plane)

@@ -20,7 +20,7 @@ from sim.fabric.full_state import DATA, PULL
 from sim.fabric.packet_state import AT_SWITCH, seconds
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def pick(state, p, now):
     """Port p is free: control first, then data, or at a source port the piece whose turn it is."""
     port = state.ports[p]
@@ -55,7 +55,7 @@ def _forward(state, p, k, came_over, now):
         _give(state, k)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _receive(state, k, now):
     """Packet k has arrived, with or without its payload. True: it has become an answer; otherwise it is gone."""
     kind = receiver.answer_due(state, k, now)
@@ -66,7 +66,7 @@ def _receive(state, k, now):
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _hear(state, k, now):
     """Packet k is back at its sender."""
     r = np.int64(state.packets[k].piece)
@@ -79,6 +79,7 @@ def _hear(state, k, now):
 @njit(cache=True)
 def deliver(state, p, now):
     """The packet at the end of port p's link: it enters its next port, or is there."""
+    ports.catch_up(state, p, now)
     port = state.ports[p]
     k = np.int64(port.wire_first)
     packet = state.packets[k]
@@ -93,7 +94,7 @@ def deliver(state, p, now):
         state.c[0].num_hops += 1
     if packet.hop < packet.num_hops:
         if packet.route[packet.hop] == AT_SWITCH:
-            full_routes.decide_at_switch(state, packet)
+            full_routes.decide_at_switch(state, packet, now)
     elif packet.kind == DATA:
         if not _receive(state, k, now):
             return

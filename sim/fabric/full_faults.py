@@ -9,6 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from sim.fabric import full_detours as detours
+from sim.fabric import full_ports as ports
 from sim.fabric import full_sender as sender
 from sim.fabric import packet_ports as lean
 from sim.fabric import packet_routes as routes
@@ -62,6 +63,7 @@ def set_rates(state, links, bits_per_s, now_s):
     _watch(state, now)
     for i in range(len(links)):
         port, rate = state.ports[links[i]], bits_per_s[i]
+        ports.catch_up(state, links[i], now + 1)
         if rate == 0:
             port.is_faulty = True
             port.is_down = True

@@ -1,7 +1,11 @@
-"""Full ports: finite buffers, marks, trimming and pauses; every serialisation's end is an event.
+"""Full ports: finite buffers, marks, trimming and pauses.
 
 Occupancy counts data packets from their entry to the end of their serialisation. Control packets (acknowledgements,
 credit, packets that lost their payload) go ahead of data, are never refused or marked, and no pause stops them.
+
+The end of a serialisation is an event where something else depends on it at that moment: at sources, and where ports
+share a buffer or signal their occupancy. Any other port catches up on the ends that it has passed whenever something
+happens at it or looks at its queue: its own packets on their way over the link see to that.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from sim.fabric.policies import mix
 PAUSE_FRAME_BITS = 64 * 8
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _is_refused(state, port, size):
     """No room in the port, or in the switch: shared buffers admit up to alpha (B - used) per port (Choudhury and
     Hahne 1998)."""
@@ -36,7 +40,7 @@ def _draw(port):
     return (mix(port.random) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _is_marked(state, port):
     """A queue of q bytes marks none up to `mark_from`, all from `mark_all` on, and between them with probability
     mark_most (q - mark_from) / (mark_all - mark_from)."""
@@ -57,7 +61,7 @@ def _signal(state, link, is_pause, now):
     alarms.push(state, now + back.latency + PAUSE_FRAME_BITS * 10**12 // back.rate, alarms.pause_code(link, is_pause))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _admit(state, p, packet, now):
     """A data packet enters a switch's port. False: it is refused."""
     port = state.ports[p]
@@ -70,9 +74,7 @@ def _admit(state, p, packet, now):
         port.marks += 1
     port.queue += size
     port.longest_queue = max(port.longest_queue, port.queue)
-    switch = state.switches[port.node]
-    switch.used += size
-    switch.longest = max(switch.longest, switch.used)
+    state.switches[port.node].used += size
     if state.c[0].is_lossless:
         link = state.ports[packet.came_over]
         if link.far_node == port.node:
@@ -82,7 +84,7 @@ def _admit(state, p, packet, now):
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _release(state, p, now):
     """The data packet that port p has sent leaves the buffer."""
     port = state.ports[p]
@@ -122,7 +124,7 @@ def _log(state, p, packet, now, event):
         packet_log.note(state, p, packet, packet.kind, packet.is_marked, now, event)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _count(state, p, packet, now):
     port = state.ports[p]
     _log(state, p, packet, now, packet_log.SENT)
@@ -134,7 +136,7 @@ def _count(state, p, packet, now):
         lean.count_wait(state, p, now - packet.time, now)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def send(state, p, k, now):
     """Port p starts on packet k."""
     port = state.ports[p]
@@ -153,12 +155,14 @@ def send(state, p, k, now):
         state.packets[port.wire_last].next = k
         state.packets[port.wire_last].time = time
     port.wire_last = k
-    wheel.schedule(state, 2 * p + 1, port.end)
+    if port.has_ends:
+        wheel.schedule(state, 2 * p + 1, port.end)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def enter(state, p, k, came_over, now):
     """Packet k reaches port p over a link. False: there was no room, and it is gone."""
+    catch_up(state, p, now)
     port = state.ports[p]
     packet = state.packets[k]
     packet.time = now
@@ -185,7 +189,7 @@ def enter(state, p, k, came_over, now):
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def loses(state, p, packet, now):
     """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
     into nothing, so that what was on its way when it died or was repaired is lost as well."""
@@ -201,14 +205,14 @@ def loses(state, p, packet, now):
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def finish(state, p, now):
     """Port p has sent its packet's last bit."""
     state.ports[p].is_busy = False
     _release(state, p, now)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def next_queued(state, p):
     """The packet that a free port sends next, taken out of its queue; NONE: none may be sent."""
     port = state.ports[p]
@@ -221,3 +225,22 @@ def next_queued(state, p):
         port.data_first = state.packets[k].next
         return k
     return NONE
+
+
+@njit(cache=True, forceinline=True)
+def catch_up(state, p, now):
+    """Bring a port without end events up to what comes before `now`. What ends now may yet be overtaken by an arrival
+    of the same instant, and stays."""
+    port = state.ports[p]
+    while port.is_busy and port.end < now and not port.has_ends:
+        finish(state, p, port.end)
+        k = next_queued(state, p)
+        if k != NONE:
+            send(state, p, k, port.end)
+
+
+@njit(cache=True)
+def queue_at(state, p, now):
+    """Data bytes in port p at this moment."""
+    catch_up(state, p, now)
+    return state.ports[p].queue

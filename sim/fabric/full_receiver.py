@@ -17,7 +17,7 @@ from sim.fabric.messages import CANCELLED
 from sim.fabric.packet_state import TOLD_AT_ONCE
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def answer_due(state, k, now):
     """Enter packet k in the receiver's books; returns how it is answered, NONE: not at all."""
     c = state.c[0]
@@ -50,7 +50,7 @@ def answer_due(state, k, now):
     return NONE
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _accept(state, r, packet, now):
     """Enter a packet in the books; returns whether it was the last of its piece."""
     piece = state.pieces[r]
@@ -79,7 +79,7 @@ def _has_notice(state, piece, packet, now):
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def answer(state, k, kind):
     """Packet k becomes an answer on its way back, with what the receiver knows."""
     packet = state.packets[k]
@@ -100,7 +100,7 @@ def answer(state, k, kind):
     routes.turn_back(state, packet)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _note_what_is_there(piece, packet):
     """sack: bit i of the 256 says whether packet (in-order point + i) is there."""
     for i in range(SACK_WORDS):

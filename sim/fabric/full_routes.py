@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from sim.fabric import full_detours as detours
+from sim.fabric import full_ports as ports
 from sim.fabric import packet_routes as routes
 from sim.fabric.full_state import GOLDEN, PATHS_REMEMBERED
 from sim.fabric.packet_state import ADAPTIVE, FLOWLET, REPS
@@ -56,27 +57,27 @@ def remember(piece, path):
 
 
 @njit(cache=True)
-def _shortest(state, first_segment, stride, choices, turn, position):
+def _shortest(state, first_segment, stride, choices, turn, position, now):
     """Of `choices` alternatives, the one whose port has the shortest queue; among equals the next from `turn` on."""
     best, least = np.int64(0), np.int64(2**62)
     for i in range(choices):
         choice = (turn + i) % choices
         link = state.segment_link[state.segment_start[first_segment + choice * stride] + position]
-        queue = state.ports[link].queue
+        queue = ports.queue_at(state, link, now)
         if queue < least:
             best, least = choice, queue
     return best
 
 
 @njit(cache=True)
-def decide_at_switch(state, packet):
+def decide_at_switch(state, packet, now):
     """The switch that the packet has reached chooses its way up: in turn, or by the shortest queue.
 
     An adaptive leaf looks at its own queues; it also chooses for the next switch up, by that switch's queues.
     """
     piece = state.pieces[packet.piece]
     if state.c[0].num_withdrawn > 0:
-        detours.decide_at_switch(state, packet)
+        detours.decide_at_switch(state, packet, now)
         return
     if piece.spray != ADAPTIVE:
         routes.decide_at_switch(state, packet)
@@ -89,7 +90,7 @@ def decide_at_switch(state, packet):
     state.turns[leaf, plane] += 1
     stride = max(scope.next_choices, 1)
     first = piece.up + plane * choices * stride
-    path = plane * choices * stride + _shortest(state, first, stride, choices, turn, 0) * stride
+    path = plane * choices * stride + _shortest(state, first, stride, choices, turn, 0, now) * stride
     if scope.next_choices > 1:
-        path += _shortest(state, piece.up + path, 1, scope.next_choices, turn, 1)
+        path += _shortest(state, piece.up + path, 1, scope.next_choices, turn, 1, now)
     routes.complete(state, piece, packet, path, plane)

@@ -97,7 +97,7 @@ def offer(state, r, now):
         lean.wake(state, piece.source_port)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _take_seq(piece):
     """The number to send: the lowest lost one, or the next new one."""
     if piece.num_lost == 0:
@@ -121,7 +121,7 @@ def arm(state, r, now):
     alarms.push(state, piece.deadline, alarms.piece_code(state, alarms.TIMEOUT, r))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def next_packet(state, r, now):
     """The packet that piece r sends now."""
     c = state.c[0]
@@ -157,7 +157,7 @@ def next_packet(state, r, now):
     return k
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _draw_next(state, r):
     """Round robin and random senders choose now, so that the piece waits at the right port; others when they wait."""
     spray = state.pieces[r].spray
@@ -171,7 +171,7 @@ def _draw_next(state, r):
 # --- what it hears ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def hear(state, packet, now):
     """An answer, or credit, is back. Returns whether its piece is to send more."""
     r = np.int64(packet.piece)
@@ -229,7 +229,7 @@ def _credit_ack(piece, seq):
     return 1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _selectively(state, r, packet, now):
     """An acknowledgement by packet."""
     piece = state.pieces[r]
@@ -261,7 +261,7 @@ def _selectively(state, r, packet, now):
     transports.on_ack(state, r, newly, packet.marks, delay, is_loss, now)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _find_gaps(state, piece):
     """The gap rule: what `gap` later packets have overtaken is lost. Returns whether any was."""
     found = False

@@ -41,6 +41,7 @@ PORT = ps.in_lines(
     [
         *ps.PORT_FIELDS,
         ("is_busy", "?"),  # its serialisation has not ended
+        ("has_ends", "?"),  # the ends of its serialisations are events
         ("node", "i4"),  # the switch that it belongs to; NONE: a host, without limits
         ("far_node", "i4"),  # the switch at the end of its link
         ("serving_size", "i4"),  # data bytes being serialised; 0: nothing, or control
@@ -139,8 +140,8 @@ FLOW = np.dtype(
     align=True,
 )
 
-SWITCH = np.dtype([("used", "i8"), ("longest", "i8")], align=True)
-"""Data bytes in a switch's shared buffer, and the most there were."""
+SWITCH = np.dtype([("used", "i8")], align=True)
+"""Data bytes in a switch's shared buffer."""
 
 PULLER = np.dtype([("first", "i4"), ("last", "i4"), ("interval", "i8"), ("free", "i8"), ("is_armed", "?")], align=True)
 """A receiving NIC's round robin of pieces that are owed a pull; one leaves each `interval` ps, a full packet's time."""
@@ -194,13 +195,19 @@ def for_pieces(n: int, num_ports: int, num_nics: int, placed: np.dtype) -> dict[
     }
 
 
-def ports_of(t: Topology, lean: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """(the lean ports with their switches, number of switches)."""
+def ports_of(
+    t: Topology, lean: np.ndarray, paces: np.ndarray, shares_buffers: bool, seed: int
+) -> tuple[np.ndarray, int]:
+    """(the lean ports with their switches, number of switches).
+
+    shares_buffers  whether what one port holds matters to another, so that ends of serialisations are events
+    """
     ports = ps.aligned(len(lean), PORT)
     for name in lean.dtype.names or ():
         ports[name] = lean[name]
     ports["node"] = ports["far_node"] = ps.NONE
     ports["lost_until"] = -1
+    ports["has_ends"] = shares_buffers | ports["is_source"] | (paces["latency"][ports["pace"]] == 0)
     switches: dict[str, int] = {}
     for i, name in enumerate(t.link_name):
         for field, end in zip(("node", "far_node"), link_ends(name), strict=True):

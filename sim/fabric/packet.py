@@ -127,7 +127,10 @@ class PacketFabric(MessageFabric):
         network = ps.ports_of(t, settings.mtu_bytes, settings.header_bytes)
         num_switches = 0
         if self.is_full:
-            network["ports"], num_switches = fulls.ports_of(t, network["ports"], seed)
+            shares = (settings.switch_buffer_bytes, settings.buffer_alpha, settings.pause_above_bytes)
+            network["ports"], num_switches = fulls.ports_of(
+                t, network["ports"], network["paces"], any(limit is not None for limit in shares), seed
+            )
         ports, paces = network["ports"], network["paces"]
         c = np.zeros(1, fulls.COUNTERS if self.is_full else ps.COUNTERS)
         c["free_piece"] = c["free_packet"] = fs.NONE

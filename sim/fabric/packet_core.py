@@ -52,7 +52,7 @@ def admit(state, first, last, now):
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _start_pieces(state):
     for i in range(state.c[0].num_starting):
         ports.offer(state, state.starting[i])
@@ -62,7 +62,7 @@ def _start_pieces(state):
 DELIVERY, END, WOKEN = range(3)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _event(state, p, what, now):
     """What happens at port p. All of a packet's way is compiled into this one function, once."""
     if what == DELIVERY:
@@ -73,7 +73,7 @@ def _event(state, p, what, now):
     ports.pick_at_source(state, p, now)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
     c = state.c[0]
@@ -86,7 +86,7 @@ def _deliveries(state, now):
         _event(state, key & (wheel.PHASE - 1), DELIVERY, now)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
@@ -113,7 +113,7 @@ def _picks(state, now):
         _event(state, p, what, now)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _plain_stretch(state, before):
     """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""

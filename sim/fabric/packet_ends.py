@@ -50,7 +50,7 @@ def complete(state, r, now):
         readiness.finish_message(state, m)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _receive(state, k, came_over, now):
     """Packet k has arrived; it turns into an acknowledgement when one is due."""
     packet = state.packets[k]
@@ -77,7 +77,7 @@ def _receive(state, k, came_over, now):
     ports.enter(state, packet.route[0], k, came_over, now)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _acknowledge(state, k, now):
     """An acknowledgement is back at its sender."""
     packet = state.packets[k]

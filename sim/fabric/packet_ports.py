@@ -59,7 +59,7 @@ def fold_series(state):
     state.c[0].bin_shift += 1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _enter_in_series(state, p, size, begin, end):
     """Spread the bytes over the bins in which they leave."""
     shift = state.c[0].bin_shift
@@ -248,7 +248,7 @@ def leave_ring(state, r):
     state.pieces[r].is_in_ring = False
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _may_send(piece):
     return (
         piece.is_started
@@ -285,7 +285,7 @@ def give_packet(state, k):
     c.num_free_packets += 1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]
@@ -303,7 +303,7 @@ def _next_packet(state, r):
     return k
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _goes_early(state, p, packet):
     """Whether a packet that source port p sends enters its next port as soon as it is sent."""
     if packet.num_hops < 2:

@@ -39,7 +39,7 @@ def stretch(bits, seq):
     return found
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def lowest(bits):
     """Number of the lowest bit that is set: a power of two is a float whose exponent tells."""
     lowest = bits & (~bits + np.uint64(1))

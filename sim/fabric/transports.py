@@ -85,7 +85,7 @@ def packets_allowed(state, piece):
     return max(int64(piece.cwnd / state.c[0].mtu_bytes), 1)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def waits_for_ack(state, piece):
     """Whether the packet that goes out now asks for an answer at once: it fills a window that moves, or `ack_every`
     packets take longer than a round trip. A window that shrinks could otherwise wait for an answer that is never due.
@@ -98,7 +98,7 @@ def waits_for_ack(state, piece):
     return piece.in_flight >= packets_allowed(state, piece)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def sent(state, r, size, now):
     """A packet leaves: when the next one may, where the transport paces."""
     c = state.c[0]

@@ -105,7 +105,7 @@ def fetch_packets(state, p, is_delivery):
         prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _look_ahead(state, place):
     """Have what the events of the next two buckets need brought into the cache: the ports, then their packets."""
     mask = len(state.buckets) - 1
@@ -119,7 +119,7 @@ def _look_ahead(state, place):
         slot = np.int64(state.slots[slot].next)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def empty(state, bucket):
     """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]
@@ -141,7 +141,7 @@ def empty(state, bucket):
     c.key = 0
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def _sort(keys, n):
     """Shell's sort with Ciura's gaps: a bucket holds a few events, or a thousand in lockstep."""
     if n > MANY:

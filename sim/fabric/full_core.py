@@ -165,18 +165,18 @@ def _advance(state, choose, until_s, max_events):
     budget = c.num_events + max_events
     if c.num_fired > 0:  # by a cancellation since the last call
         return FIRED
-    last = wheel.NEVER if until_s > 1e6 else picoseconds(until_s) - 1
+    until = wheel.last_until(until_s)
     while True:
         other = _other_time(state)
-        now = wheel.next_time(state, other, until_s)
-        if now == wheel.NEVER or seconds(now) > until_s:
+        now = wheel.next_time(state, other, until)
+        if now > until:
             refresh_next(state)
             return IDLE
         if not _has_room(state):
             refresh_next(state)
             return GROW
-        if now < other and now < last:
-            if not _plain_stretch(state, min(other, last)):
+        if now < other and now < until:
+            if not _plain_stretch(state, min(other, until)):
                 if c.num_events >= budget:
                     refresh_next(state)
                     return BUDGET

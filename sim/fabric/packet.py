@@ -149,6 +149,7 @@ class PacketFabric(MessageFabric):
         c["bin_shift"] = 20
         c["num_paces"] = len(paces)
         c["shift"] = ps.wheel_shift(ports, paces)
+        c["reach"] = ps.wheel_reach(paces, int(c["shift"][0]))
         if self.is_full:
             self._set_limits(c)
         num_pods = int(t.pod_of_leaf.max()) + 1
@@ -305,6 +306,8 @@ class PacketFabric(MessageFabric):
         paces = self._state.paces[: int(self._state.c["num_paces"][0])]
         self._replace(paces=copied(paces, np.zeros(len(paces) + len(links), ps.PACE)))
         full_faults.set_rates(self._core, links, bits_per_s, self.clock.now)
+        c = self._state.c
+        c["reach"] = ps.wheel_reach(self._state.paces[: int(c["num_paces"][0])], int(c["shift"][0]))
         self._refresh()
         return packet_faults.num_messages_across(self._state, self.topology, links)
 
@@ -377,7 +380,7 @@ class PacketFabric(MessageFabric):
         for percent in (50, 99):
             rank = np.searchsorted(below, total * percent / 100)
             found[f"queue_wait_p{percent}_s"] = ps.bin_start(int(rank)) / ps.PS_PER_S if total else None
-        found["queue_wait_max_s"] = float(ports["longest_wait"].max()) / ps.PS_PER_S if total else None
+        found["queue_wait_max_s"] = float(self._state.series["wait"].max()) / ps.PS_PER_S if total else None
         if not self.is_full:
             return found
         entered = int(ports["entered"].sum())
@@ -395,7 +398,7 @@ class PacketFabric(MessageFabric):
         ports = self._state.ports[: self.topology.num_links]
         columns = {
             "data_packets": ports["data_packets"].copy(),
-            "longest_wait_s": ports["longest_wait"] / ps.PS_PER_S,
+            "longest_wait_s": self._state.series["wait"][:, : len(ports)].max(axis=0) / ps.PS_PER_S,
         }
         if self.is_full:
             columns |= {name: ports[name].copy() for name in ("drops", "losses", "trims", "marks", "pauses")}

@@ -89,9 +89,7 @@ def _spread(state, p, size, begin, end):
 @njit(cache=True, forceinline=True)
 def count_wait(state, p, wait, now):
     """A data packet has waited at an ordinary port until now."""
-    port = state.ports[p]
     state.waits[wait_bin(wait)] += 1
-    port.longest_wait = max(port.longest_wait, wait)
     series = state.series[now >> state.c[0].bin_shift, p]
     series.wait = max(series.wait, wait)
 
@@ -119,19 +117,30 @@ def _send(state, p, k, now):
     wheel.schedule(state, 2 * p, state.ports[p].end + pace_of(state, p).latency)
 
 
-@njit(cache=True, forceinline=True)
-def look_ahead(state, i):
-    """Have what the events of this bucket after its i-th need brought into the cache: first their ports, then those
-    ports' packets, then the ports or pieces that these come to.
+@njit(cache=True, inline="always")
+def _fetch_packets(state, p, is_delivery):
+    """Have the packets that an event at port p is about brought into the cache."""
+    port = state.ports[p]
+    if is_delivery and port.wire_first != NONE:
+        prefetch(state.packets, port.wire_first, 1)  # type: ignore[call-arg]
+    if port.data_first != NONE:
+        prefetch(state.packets, port.data_first, 1)  # type: ignore[call-arg]
+    if port.ack_first != NONE:
+        prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
 
-    A large fabric does not fit into it, and events come in no order of memory. In lockstep a bucket holds a thousand;
-    where it holds a few, wheel.empty has looked into the next ones.
+
+@njit(cache=True, inline="always")
+def look_ahead(state, i):
+    """Have what the events in hand after the i-th need brought into the cache: first their ports, then those ports'
+    packets, then the ports or pieces that these come to.
+
+    A large fabric does not fit into it, and events come in no order of memory.
     """
     c = state.c[0]
     if i + 16 < c.num_keys:
         prefetch(state.ports, state.keys[i + 16] & (wheel.PHASE - 1), 2)  # type: ignore[call-arg]
     if i + 8 < c.num_keys:
-        wheel.fetch_packets(state, state.keys[i + 8] & (wheel.PHASE - 1), state.keys[i + 8] & wheel.PHASE == 0)
+        _fetch_packets(state, state.keys[i + 8] & (wheel.PHASE - 1), state.keys[i + 8] & wheel.PHASE == 0)
     if i + 4 < c.num_keys and state.keys[i + 4] & wheel.PHASE == 0:
         packet = state.packets[state.ports[state.keys[i + 4] & (wheel.PHASE - 1)].wire_first]
         if packet.hop + 1 < packet.num_hops and packet.route[packet.hop + 1] >= 0:

@@ -54,7 +54,6 @@ PACKET = in_lines(PACKET_FIELDS)
 PORT_FIELDS = [
     ("end", "i8"),  # of its latest serialisation
     ("remainder", "i8"),  # of the latest division, in bits ps / s
-    ("longest_wait", "i8"),  # of a data packet in an ordinary port
     ("ack_first", "i4"),
     ("ack_last", "i4"),
     ("data_first", "i4"),
@@ -181,7 +180,8 @@ COUNTER_FIELDS = [
     ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
     # the wheel
     ("shift", "i8"),  # a bucket is 2^shift ps
-    ("bucket", "i8"),  # number of the one being emptied
+    ("reach", "i8"),  # so many buckets are no wider than the shortest serialisation
+    ("bucket", "i8"),  # number of the first one being emptied
     ("num_wheel", "i8"),  # entries in buckets
     ("num_far", "i8"),
     ("num_keys", "i8"),
@@ -396,9 +396,6 @@ def _reversed(name: str) -> str:
 EVENTS_PER_BUCKET = 8
 
 
-EVENTS_PER_BUCKET = 8
-
-
 def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     """Width of a bucket as a power of two: no event may schedule another into its own bucket.
 
@@ -410,6 +407,11 @@ def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     events_per_ps = (2 / paces["full_time"][ports["pace"]]).sum()
     wanted = max(int(EVENTS_PER_BUCKET / events_per_ps), longest // (NUM_BUCKETS // 2))
     return max(min(shortest, wanted).bit_length() - 1, 0)
+
+
+def wheel_reach(paces: np.ndarray, shift: int) -> int:
+    """Buckets that can be emptied at once: no event schedules another sooner than the shortest serialisation."""
+    return max(int(paces["header_time"].min()) >> shift, 1)
 
 
 @njit(cache=True)

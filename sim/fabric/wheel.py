@@ -2,7 +2,8 @@
 
 A slot is what an event belongs to; each has at most one event at a time: slot 2 p is a delivery at the end of port
 p's link, slot 2 p + 1 the end of a serialisation at source port p. A bucket is emptied at once, in order of
-(time, phase, port); nothing that happens in it is scheduled into it, because it is narrower than the shortest delay.
+(time, phase, port), and some that follow with it; nothing that happens in them is scheduled into them, because
+together they are no wider than the shortest delay.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from numba import njit
 
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
-from sim.fabric.packet_state import seconds
-from sim.fabric.state_reference import prefetch
+from sim.fabric.packet_state import picoseconds, seconds
 
 NEVER = np.int64(2**62)
 PHASE = np.int64(1 << 31)
@@ -22,6 +22,21 @@ PHASE = np.int64(1 << 31)
 GROUP_BITS = 6
 LOW = np.int64((1 << 32) - 1)
 MANY = 16
+ENOUGH = 32
+"""Events in hand, from which on no further bucket is emptied with the present one."""
+
+
+@njit(cache=True)
+def last_until(until_s):
+    """The last instant in ps that is not after `until_s`."""
+    if until_s >= seconds(NEVER):
+        return NEVER - 1
+    time = picoseconds(max(until_s, 0.0))
+    while seconds(time) > until_s and time >= 0:
+        time -= 1
+    while seconds(time + 1) <= until_s:
+        time += 1
+    return time
 
 
 @njit(cache=True, forceinline=True)
@@ -93,69 +108,47 @@ def first_time(state, bucket):
     return first
 
 
-@njit(cache=True, forceinline=True)
-def fetch_packets(state, p, is_delivery):
-    """Have the packets that an event at port p is about brought into the cache."""
-    port = state.ports[p]
-    if is_delivery and port.wire_first != NONE:
-        prefetch(state.packets, port.wire_first, 1)  # type: ignore[call-arg]
-    if port.data_first != NONE:
-        prefetch(state.packets, port.data_first, 1)  # type: ignore[call-arg]
-    if port.ack_first != NONE:
-        prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
-
-
-@njit(cache=True, inline="always")
-def _look_ahead(state, place):
-    """Have what the events of the next two buckets need brought into the cache: the ports, then their packets."""
-    mask = len(state.buckets) - 1
-    slot = np.int64(state.buckets[(place + 1) & mask])
-    while slot != NONE:
-        fetch_packets(state, slot >> 1, slot & 1 == 0)
-        slot = np.int64(state.slots[slot].next)
-    slot = np.int64(state.buckets[(place + 2) & mask])
-    while slot != NONE:
-        prefetch(state.ports, slot >> 1, 2)  # type: ignore[call-arg]
-        slot = np.int64(state.slots[slot].next)
-
-
 @njit(cache=True, inline="always")
 def empty(state, bucket):
-    """Turn to the bucket and put its events into `keys`, in order."""
+    """Turn to the bucket and put its events into `keys`, in order, and those of the next ones as well until there are
+    some to look ahead to, as far as nothing that happens now can add to them."""
     c = state.c[0]
     move_to(state, bucket)
-    place = bucket & (len(state.buckets) - 1)
     start = bucket << c.shift
-    slot = np.int64(state.buckets[place])
-    state.buckets[place] = NONE
+    last = bucket + c.reach
     n = 0
-    while slot != NONE:
-        state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
-        n += 1
-        slot = np.int64(state.slots[slot].next)
-    state.bucket_group[place >> GROUP_BITS] -= n
+    while bucket < last and n < ENOUGH:
+        place = bucket & (len(state.buckets) - 1)
+        slot = np.int64(state.buckets[place])
+        state.buckets[place] = NONE
+        first = n
+        while slot != NONE:
+            state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
+            n += 1
+            slot = np.int64(state.slots[slot].next)
+        state.bucket_group[place >> GROUP_BITS] -= n - first
+        _sort(state.keys, first, n)
+        bucket += 1
     c.num_wheel -= n
-    _look_ahead(state, place)
-    _sort(state.keys, n)
     c.num_keys = n
     c.key = 0
 
 
-@njit(cache=True, inline="always")
-def _sort(keys, n):
+@njit(cache=True, forceinline=True)
+def _sort(keys, first, last):
     """Shell's sort with Ciura's gaps: a bucket holds a few events, or a thousand in lockstep."""
-    if n > MANY:
+    if last - first > MANY:
         for gap in (1750, 701, 301, 132, 57, 23, 10, 4):
-            _insert(keys, n, gap)
-    _insert(keys, n, 1)
+            _insert(keys, first, last, gap)
+    _insert(keys, first, last, 1)
 
 
 @njit(cache=True, forceinline=True)
-def _insert(keys, n, gap):
-    for i in range(gap, n):
+def _insert(keys, first, last, gap):
+    for i in range(first + gap, last):
         key = keys[i]
         j = i
-        while j >= gap and keys[j - gap] > key:
+        while j >= first + gap and keys[j - gap] > key:
             keys[j] = keys[j - gap]
             j -= gap
         keys[j] = key
@@ -168,8 +161,8 @@ def key_time(state):
 
 
 @njit(cache=True)
-def next_time(state, other, until_s):
-    """The next instant in ps, NEVER if there is none up to `until_s`. Empties the wheel's next bucket in its turn.
+def next_time(state, other, until):
+    """The next instant in ps, NEVER if there is none up to `until`. Empties the wheel's next bucket in its turn.
 
     `other` is when something outside the wheel is due.
     """
@@ -178,11 +171,11 @@ def next_time(state, other, until_s):
         return min(key_time(state), other)
     bucket = next_bucket(state)
     if bucket != NEVER and bucket << c.shift <= other:
-        if seconds(bucket << c.shift) > until_s:
+        if bucket << c.shift > until:
             return NEVER
         empty(state, bucket)
         return min(key_time(state), other)
-    if other != NEVER and other >> c.shift > c.bucket and seconds(other) <= until_s:
+    if other != NEVER and other >> c.shift > c.bucket and other <= until:
         move_to(state, other >> c.shift)
         c.num_keys = 0
         c.key = 0

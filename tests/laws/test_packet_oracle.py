@@ -135,7 +135,7 @@ class Story:
             assert ports[name].tolist() == getattr(expected, name), name
         assert self.fabric._wire_bytes().tolist() == expected.wire_bytes
         assert self.fabric._payload_bytes().tolist() == expected.payload_bytes
-        assert ports["longest_wait"].tolist() == expected.max_wait_ps
+        assert self.fabric._state.series["wait"].max(axis=0).tolist() == expected.max_wait_ps
         self.fabric.check_conservation()
 
 

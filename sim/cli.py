@@ -73,6 +73,11 @@ def _options(
         raise typer.Exit
 
 
+def _say_if_compiling(quiet: bool) -> None:
+    if sys.stderr.isatty() and not quiet and not compile_cache.is_warm():
+        typer.echo("first run of this version: compiling the simulation core, about a minute, once", err=True)
+
+
 @app.command()
 def run(
     scenario: ScenarioArgument,
@@ -96,8 +101,7 @@ def run(
     options = _asked_for(trace=trace, overwrite=force, max_packet_hops=max_packet_hops)
     simulate = _imported("sim.run").run_scenario
     num_runs = len(loaded.variants) * len(loaded.seeds)
-    if sys.stderr.isatty() and not quiet and not compile_cache.is_warm():
-        typer.echo("first run of this version: compiling the simulation core, about a minute, once", err=True)
+    _say_if_compiling(quiet)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:
@@ -169,6 +173,7 @@ def study(
     loaded = load_study(folder, settings or [], small, seeds)
     target = output_folder(f"{folder.resolve().name} study", out, force)
     num_runs = sum(len(each.variants) * len(each.seeds) for each in loaded.values())
+    _say_if_compiling(quiet)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:

@@ -53,6 +53,8 @@ def variants_of(root: Node) -> Compared:
         raise ScenarioError.at(place, f"compare is a list of variants; {_REMEDY}", "compare")
     _check_number(len(compare.sequence), place)
     entries = _entries(compare.sequence, "compare")
+    if wrong := [p for name, entry in entries for p in _wrong_side(entry, f"compare.{name}", is_last=False)]:
+        raise ScenarioError(wrong)
     found = [(name, merged(base, _without(entry, "name"))) for name, entry in entries]
     _check_size(found, place)
     return Compared(found)
@@ -105,7 +107,7 @@ def _wrong_side(entry: Node, field: str, is_last: bool) -> Iterator[Problem]:
     if side is None:
         return
     if not is_last:
-        sentence = "only what is compared takes a side, the entries of the last axis; leave it out"
+        sentence = "only the entries of the last axis of `compare` take a side; leave it out"
         yield Problem(entry.key_places["side"], f"{field}.side", sentence)
     elif not isinstance(side.value, str) or not _is_name(side.value):
         sentence = f"{quoted(side.plain())} is no side; write one line of text, such as spraying"

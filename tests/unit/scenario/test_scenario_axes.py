@@ -71,9 +71,9 @@ def test_an_error_names_its_line_and_its_variants(tmp_path):
         ("{size: [{name: a}, {name: a}]}", "compare.size.a: two variants are named 'a'"),
         ("{size: [{paths: {policy: ecmp}}]}", "compare.size[0]: has no name"),
         ("{size: [{name: a, seeds: 3}]}", "compare.size.a.seeds: 'seeds' is the same for all variants"),
-        ("{size: [{name: a, side: x}], policy: [{name: b}]}", "compare.size.a.side: only what is compared"),
+        ("{size: [{name: a, side: x}], policy: [{name: b}]}", "compare.size.a.side: only the entries of the last axis"),
         ("{size: [{name: a}], policy: [{name: b, side: 3}]}", "compare.policy.b.side: '3' is no side"),
-        ("[{name: a, side: x}]", "side: unknown key 'side'"),
+        ("[{name: a, side: x}]", "compare.a.side: only the entries of the last axis"),
         ('{x: [{name: "a, b"}, {name: a}], y: [{name: c}, {name: "b, c"}]}', "two combinations are named 'a, b, c'"),
         (
             "{" + ", ".join(f"a{i}: [" + ", ".join(f"{{name: v{j}}}" for j in range(11)) + "]" for i in range(3)) + "}",

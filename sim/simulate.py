@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     An interrupt (Ctrl-C) ends it early; the result then holds what happened until then and notes.partial.
     Raises StalledError when nothing can move any more, and the fabric's ConservationError when bytes vanished.
     """
+    gc.collect()  # the previous one's parts refer to one another, and Python does not see how much hangs on them
     sim = build.build(scenario, seed)
     if report is not None:
         sim.clock.on_pause = _reporter(sim, report)

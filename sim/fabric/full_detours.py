@@ -75,7 +75,7 @@ def move(state, r, link, now):
     piece = state.pieces[r]
     m = np.int64(piece.message)
     state.paths.parameters[policies.NOW] = seconds(now)
-    path = detours.another_path(state, m, _index(state, r))
+    path = detours.another_path(state, m, np.int64(_index(state, r)))
     if path == NONE:
         return
     if piece.is_in_ring:

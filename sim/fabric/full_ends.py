@@ -101,7 +101,7 @@ def deliver(state, p, now):
     else:
         _hear(state, k, now)
         return
-    _forward(state, packet.route[packet.hop], k, p, now)
+    _forward(state, np.int64(packet.route[packet.hop]), k, p, now)
 
 
 @njit(cache=True)
@@ -137,7 +137,7 @@ def pull(state, nic, now):
     piece.under_way += 1
     puller.free = now + puller.interval
     alarms.push(state, puller.free, alarms.turn_code(nic))
-    _forward(state, packet.route[0], k, NONE, now)
+    _forward(state, np.int64(packet.route[0]), k, NONE, now)
 
 
 @njit(cache=True)

@@ -80,7 +80,7 @@ def _admit(state, p, packet, now):
         if link.far_node == port.node:
             link.ingress += size
         if link.ingress > state.c[0].pause_above and not link.is_asserted:
-            _signal(state, packet.came_over, True, now)
+            _signal(state, np.int64(packet.came_over), True, now)
     return True
 
 
@@ -242,5 +242,5 @@ def catch_up(state, p, now):
 @njit(cache=True)
 def queue_at(state, p, now):
     """Data bytes in port p at this moment."""
-    catch_up(state, p, now)
+    catch_up(state, np.int64(p), now)
     return state.ports[p].queue

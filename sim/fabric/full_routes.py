@@ -90,7 +90,7 @@ def decide_at_switch(state, packet, now):
     state.turns[leaf, plane] += 1
     stride = max(scope.next_choices, 1)
     first = piece.up + plane * choices * stride
-    path = plane * choices * stride + _shortest(state, first, stride, choices, turn, 0, now) * stride
+    path = plane * choices * stride + _shortest(state, first, stride, choices, turn, np.int64(0), now) * stride
     if scope.next_choices > 1:
-        path += _shortest(state, piece.up + path, 1, scope.next_choices, turn, 1, now)
+        path += _shortest(state, piece.up + path, np.int64(1), scope.next_choices, turn, np.int64(1), now)
     routes.complete(state, piece, packet, path, plane)

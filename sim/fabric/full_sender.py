@@ -94,7 +94,7 @@ def offer(state, r, now):
         full_routes.aim(state, r, now)
     lean.into_ring(state, r)
     if not state.ports[piece.source_port].is_busy:
-        lean.wake(state, piece.source_port)
+        lean.wake(state, np.int64(piece.source_port))
 
 
 @njit(cache=True, inline="always")

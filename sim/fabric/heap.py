@@ -6,6 +6,7 @@ is a coin toss that no processor predicts: it is computed, not branched on.
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 
@@ -51,7 +52,7 @@ def pop(keys, ids, size):
     size -= 1
     keys[0] = keys[size]
     ids[0] = ids[size]
-    sift_down(keys, ids, size, 0)
+    sift_down(keys, ids, size, np.int64(0))
     return size
 
 
@@ -68,7 +69,7 @@ def sort(keys, ids, size):
     for last in range(size - 1, 0, -1):
         keys[0], keys[last] = keys[last], keys[0]
         ids[0], ids[last] = ids[last], ids[0]
-        sift_down(keys, ids, last, 0)
+        sift_down(keys, ids, last, np.int64(0))
     for i in range(size // 2):
         ids[i], ids[size - 1 - i] = ids[size - 1 - i], ids[i]
 

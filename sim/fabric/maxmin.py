@@ -240,7 +240,7 @@ def solve(net, work, num_variables, variables, weight, segment, roles, rate):
         full_at = max(_full_at(start, member, share, capacity, segments, k), level)
         if keys[0] * (1.0 + 1e-12) < full_at < np.inf:
             keys[0] = full_at
-            heap.sift_down(keys, waiting, size, 0)
+            heap.sift_down(keys, waiting, size, np.int64(0))
             continue
         size = heap.pop(keys, waiting, size)
         if full_at == np.inf:

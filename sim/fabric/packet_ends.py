@@ -74,7 +74,7 @@ def _receive(state, k, came_over, now):
     piece.told = piece.in_order
     packet.size = state.c[0].header_bytes
     routes.turn_back(state, packet)
-    ports.enter(state, packet.route[0], k, came_over, now)
+    ports.enter(state, np.int64(packet.route[0]), k, came_over, now)
 
 
 @njit(cache=True, inline="always")
@@ -157,7 +157,7 @@ def deliver(state, p, now):
     if packet.hop < packet.num_hops:
         if packet.route[packet.hop] == AT_SWITCH:
             routes.decide_at_switch(state, packet)
-        ports.enter(state, packet.route[packet.hop], k, p, now)
+        ports.enter(state, np.int64(packet.route[packet.hop]), k, p, now)
     elif packet.covers > 0:
         _acknowledge(state, k, now)
     else:

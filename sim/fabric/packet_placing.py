@@ -117,27 +117,20 @@ def _place_routed(state, num_direct, k):
     entry = state.batch[placed.entry]
     m = state.waiting[num_direct + placed.entry]
     out, up, down, into, _ = placing.placed_route(state, k)
+    spray, extra, plane = np.int64(FIXED), np.int64(NONE), state.c[0].num_planes
     if placed.path_up == NO_FABRIC:
-        nic = state.accelerators[entry.source].nic
-        plane = state.c[0].num_planes
-        _new_piece(
-            state, m, placed.payload_bytes, FIXED, entry.scope, out - plane, NONE, NONE, into - plane,
-            state.crossing[nic, entry.scope],
-        )  # fmt: skip
+        out, up, down, into = out - plane, np.int64(NONE), np.int64(NONE), into - plane
+        extra = np.int64(state.crossing[state.accelerators[entry.source].nic, entry.scope])
     elif placed.path_up == entry.num_paths:
-        plane = state.c[0].num_planes
-        first_up, first_down = NONE, NONE
-        if entry.scope != SAME_LEAF:
-            first_up, first_down = up - entry.num_paths, down - entry.num_paths
-        _new_piece(
-            state, m, placed.payload_bytes, state.c[0].spray, entry.scope, out - plane, first_up, first_down,
-            into - plane, NONE,
-        )  # fmt: skip
-    else:
-        if state.c[0].num_withdrawn > 0:
-            index = state.messages[m].num_pieces
-            out, up, down, into = detours.around_withdrawn(state, m, index, out, up, down, into)
-        _new_piece(state, m, placed.payload_bytes, FIXED, entry.scope, out, up, down, into, NONE)
+        spray = state.c[0].spray
+        out, into = out - plane, into - plane
+        is_inside = entry.scope == SAME_LEAF
+        up = np.int64(NONE) if is_inside else up - entry.num_paths
+        down = np.int64(NONE) if is_inside else down - entry.num_paths
+    elif state.c[0].num_withdrawn > 0:
+        index = state.messages[m].num_pieces
+        out, up, down, into = detours.around_withdrawn(state, m, index, out, up, down, into)
+    _new_piece(state, m, placed.payload_bytes, spray, np.int64(entry.scope), out, up, down, into, extra)
 
 
 @njit(cache=True)
@@ -195,7 +188,8 @@ def place_batch(state, choose, now_s):
     for i in range(num_direct):
         m = state.waiting[i]
         out, _, _, into = placing.direct_route(state, m)
-        _new_piece(state, m, state.messages[m].size_bytes, FIXED, SAME_LEAF, out, NONE, NONE, into, NONE)
+        size, none = np.int64(state.messages[m].size_bytes), np.int64(NONE)
+        _new_piece(state, m, size, np.int64(FIXED), np.int64(SAME_LEAF), out, none, none, into, none)
     for k in range(num_placed):
         _place_routed(state, num_direct, k)
     for i in range(num_direct):

@@ -274,7 +274,7 @@ def offer(state, r):
     if not piece.is_in_ring and _may_send(piece):
         into_ring(state, r)
         if state.ports[piece.source_port].serving == NONE:
-            wake(state, piece.source_port)
+            wake(state, np.int64(piece.source_port))
 
 
 @njit(cache=True, forceinline=True)
@@ -369,4 +369,4 @@ def finish_at_source(state, p, now):
         state.c[0].num_hops += 1
     if packet.route[1] == AT_SWITCH:
         routes.decide_at_switch(state, packet)
-    enter(state, packet.route[1], k, p, now + pace_of(state, p).latency)
+    enter(state, np.int64(packet.route[1]), k, p, now + pace_of(state, p).latency)

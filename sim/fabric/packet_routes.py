@@ -11,7 +11,7 @@ from sim.fabric.policies import mix
 from sim.fabric.topology import SAME_LEAF
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, inline="always")
 def append(state, route, n, segment):
     """The links of a segment at route[n:]; returns the new n."""
     for e in range(state.segment_start[segment], state.segment_start[segment + 1]):

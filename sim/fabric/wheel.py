@@ -116,7 +116,7 @@ def empty(state, bucket):
     move_to(state, bucket)
     start = bucket << c.shift
     last = bucket + c.reach
-    n = 0
+    n = np.int64(0)
     while bucket < last and n < ENOUGH:
         place = bucket & (len(state.buckets) - 1)
         slot = np.int64(state.buckets[place])
@@ -140,7 +140,7 @@ def _sort(keys, first, last):
     if last - first > MANY:
         for gap in (1750, 701, 301, 132, 57, 23, 10, 4):
             _insert(keys, first, last, gap)
-    _insert(keys, first, last, 1)
+    _insert(keys, first, last, np.int64(1))
 
 
 @njit(cache=True, forceinline=True)

@@ -1,10 +1,13 @@
 """A scenario from file to folder: the same bytes twice, with any number of workers; what stalls says so."""
 
+import gc
 import json
+import weakref
 
 import pytest
 
 from sim.run import run_scenario
+from sim.scenario import build
 from sim.scenario.errors import ScenarioError
 from sim.scenario.load import load_scenario
 from sim.simulate import StalledError, simulate
@@ -78,6 +81,28 @@ def only(tiny, tmp_path, workload, *settings):
     head, tail = SCENARIO.index("workloads:"), SCENARIO.index("compare:")
     tiny.write_text(f"{SCENARIO[:head]}workloads:\n  - {{{workload}}}\n{SCENARIO[tail:]}")
     return load_scenario(tiny, list(settings)).variants[1][1]
+
+
+def test_a_simulation_is_gone_when_the_next_one_begins(tiny, monkeypatch):
+    """A study's worker runs hundreds after one another, and each holds up to gigabytes in a few objects."""
+    fabrics = []
+    real = build.build
+
+    def build_and_remember(*arguments):
+        assert all(fabric() is None for fabric in fabrics)
+        simulation = real(*arguments)
+        fabrics.append(weakref.ref(simulation.fabric))
+        return simulation
+
+    monkeypatch.setattr(build, "build", build_and_remember)
+    scenario = load_scenario(tiny).variants[0][1]
+    gc.disable()
+    try:
+        for seed in (1, 2, 3):
+            simulate(scenario, seed, "run")
+    finally:
+        gc.enable()
+    assert len(fabrics) == 3
 
 
 def test_training_without_an_end_runs_to_max_time(tiny, tmp_path):

@@ -134,7 +134,7 @@ def _has_room(state):
 
 @njit(cache=True, inline="always")
 def _plain_stretch(state, before):
-    """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
+    """Events in hand that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""
     c = state.c[0]
     num_agenda = c.num_agenda

@@ -148,8 +148,7 @@ class PacketFabric(MessageFabric):
         c["spray"] = ps.SPRAYS.get(self.policy.spray or "", ps.FIXED)
         c["bin_shift"] = 20
         c["num_paces"] = len(paces)
-        c["shift"] = ps.wheel_shift(ports, paces)
-        c["reach"] = ps.wheel_reach(paces, int(c["shift"][0]))
+        c["shift"] = ps.wheel_shift(ports if self.policy.name == "ideal" else ports[: t.num_links], paces)
         if self.is_full:
             self._set_limits(c)
         num_pods = int(t.pod_of_leaf.max()) + 1
@@ -306,8 +305,6 @@ class PacketFabric(MessageFabric):
         paces = self._state.paces[: int(self._state.c["num_paces"][0])]
         self._replace(paces=copied(paces, np.zeros(len(paces) + len(links), ps.PACE)))
         full_faults.set_rates(self._core, links, bits_per_s, self.clock.now)
-        c = self._state.c
-        c["reach"] = ps.wheel_reach(self._state.paces[: int(c["num_paces"][0])], int(c["shift"][0]))
         self._refresh()
         return packet_faults.num_messages_across(self._state, self.topology, links)
 

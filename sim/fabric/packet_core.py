@@ -64,7 +64,7 @@ DELIVERY, END, WOKEN = range(3)
 
 @njit(cache=True, inline="always")
 def _event(state, p, what, now):
-    """What happens at port p. All of a packet's way is compiled into this one function, once."""
+    """What happens at port p."""
     if what == DELIVERY:
         ends.deliver(state, p, now)
         return
@@ -115,7 +115,7 @@ def _picks(state, now):
 
 @njit(cache=True, inline="always")
 def _plain_stretch(state, before):
-    """Events of this bucket that come before then, as long as none of them leaves anything else to do at its instant.
+    """Events in hand that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""
     c = state.c[0]
     num_agenda = c.num_agenda

@@ -180,8 +180,7 @@ COUNTER_FIELDS = [
     ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
     # the wheel
     ("shift", "i8"),  # a bucket is 2^shift ps
-    ("reach", "i8"),  # so many buckets are no wider than the shortest serialisation
-    ("bucket", "i8"),  # number of the first one being emptied
+    ("bucket", "i8"),  # number of the one being emptied
     ("num_wheel", "i8"),  # entries in buckets
     ("num_far", "i8"),
     ("num_keys", "i8"),
@@ -393,25 +392,24 @@ def _reversed(name: str) -> str:
     return f"{prefix}{slash}{high}->{low}{dot}{lane}"
 
 
-EVENTS_PER_BUCKET = 8
+EVENTS_PER_BUCKET = 32
 
 
 def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     """Width of a bucket as a power of two: no event may schedule another into its own bucket.
 
     As wide as the shortest serialisation allows (a port's next delivery comes no sooner after the one before it), and
-    no wider than holds a few events of a busy fabric, unless half the buckets would not span the longest usual delay.
+    no wider than holds enough events of a busy fabric to look ahead to, unless half the buckets would not span the
+    longest usual delay.
+
+    ports  those that packets may come to
     """
-    shortest = int(paces["header_time"].min())
-    longest = int((paces["full_time"] + paces["latency"]).max())
-    events_per_ps = (2 / paces["full_time"][ports["pace"]]).sum()
+    used = paces[ports["pace"]]
+    shortest = int(used["header_time"].min())
+    longest = int((used["full_time"] + used["latency"]).max())
+    events_per_ps = (2 / used["full_time"]).sum()
     wanted = max(int(EVENTS_PER_BUCKET / events_per_ps), longest // (NUM_BUCKETS // 2))
     return max(min(shortest, wanted).bit_length() - 1, 0)
-
-
-def wheel_reach(paces: np.ndarray, shift: int) -> int:
-    """Buckets that can be emptied at once: no event schedules another sooner than the shortest serialisation."""
-    return max(int(paces["header_time"].min()) >> shift, 1)
 
 
 @njit(cache=True)

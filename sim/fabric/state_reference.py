@@ -20,9 +20,9 @@ MEMINFO_DATA = 3
 
 
 class StateArray(types.Array):
-    """An array of a state. Its indices count from the front: none is ever negative, which nobody looks after.
+    """An array of a state. Its indices count from the front: none is ever negative, and none is tested.
 
-    Numba asks of every index whether it is to be counted from the end; that is a tenth of the time of a packet's hop.
+    Numba asks of every index whether it is to be counted from the end. Nobody counts references to it either.
     """
 
     def __init__(self, kind):

@@ -2,8 +2,7 @@
 
 A slot is what an event belongs to; each has at most one event at a time: slot 2 p is a delivery at the end of port
 p's link, slot 2 p + 1 the end of a serialisation at source port p. A bucket is emptied at once, in order of
-(time, phase, port), and some that follow with it; nothing that happens in them is scheduled into them, because
-together they are no wider than the shortest delay.
+(time, phase, port); nothing that happens in it is scheduled into it, because it is narrower than the shortest delay.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ PHASE = np.int64(1 << 31)
 GROUP_BITS = 6
 LOW = np.int64((1 << 32) - 1)
 MANY = 16
-ENOUGH = 32
-"""Events in hand, from which on no further bucket is emptied with the present one."""
 
 
 @njit(cache=True)
@@ -110,45 +107,40 @@ def first_time(state, bucket):
 
 @njit(cache=True, inline="always")
 def empty(state, bucket):
-    """Turn to the bucket and put its events into `keys`, in order, and those of the next ones as well until there are
-    some to look ahead to, as far as nothing that happens now can add to them."""
+    """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]
     move_to(state, bucket)
+    place = bucket & (len(state.buckets) - 1)
     start = bucket << c.shift
-    last = bucket + c.reach
+    slot = np.int64(state.buckets[place])
+    state.buckets[place] = NONE
     n = np.int64(0)
-    while bucket < last and n < ENOUGH:
-        place = bucket & (len(state.buckets) - 1)
-        slot = np.int64(state.buckets[place])
-        state.buckets[place] = NONE
-        first = n
-        while slot != NONE:
-            state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
-            n += 1
-            slot = np.int64(state.slots[slot].next)
-        state.bucket_group[place >> GROUP_BITS] -= n - first
-        _sort(state.keys, first, n)
-        bucket += 1
+    while slot != NONE:
+        state.keys[n] = _since(state, slot, start) << 32 | (slot & 1) << 31 | slot >> 1
+        n += 1
+        slot = np.int64(state.slots[slot].next)
+    state.bucket_group[place >> GROUP_BITS] -= n
     c.num_wheel -= n
+    _sort(state.keys, n)
     c.num_keys = n
     c.key = 0
 
 
-@njit(cache=True, forceinline=True)
-def _sort(keys, first, last):
-    """Shell's sort with Ciura's gaps: a bucket holds a few events, or a thousand in lockstep."""
-    if last - first > MANY:
+@njit(cache=True, inline="always")
+def _sort(keys, n):
+    """Shell's sort with Ciura's gaps: a bucket holds some events, or a thousand in lockstep."""
+    if n > MANY:
         for gap in (1750, 701, 301, 132, 57, 23, 10, 4):
-            _insert(keys, first, last, gap)
-    _insert(keys, first, last, np.int64(1))
+            _insert(keys, n, gap)
+    _insert(keys, n, np.int64(1))
 
 
 @njit(cache=True, forceinline=True)
-def _insert(keys, first, last, gap):
-    for i in range(first + gap, last):
+def _insert(keys, n, gap):
+    for i in range(gap, n):
         key = keys[i]
         j = i
-        while j >= first + gap and keys[j - gap] > key:
+        while j >= gap and keys[j - gap] > key:
             keys[j] = keys[j - gap]
             j -= gap
         keys[j] = key

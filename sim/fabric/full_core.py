@@ -41,7 +41,7 @@ def admit(state, first, last, now):
 
 @njit(cache=True)
 def _event(state, p, what, now):
-    """What happens at port p. All of a packet's way is compiled into this one function, once."""
+    """What happens at port p. A function of its own: it is called from three places, and large."""
     if what == lean.DELIVERY:
         ends.deliver(state, p, now)
         return

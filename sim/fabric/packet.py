@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_state as fs
-from sim.fabric import full_core, full_faults, packet_faults, packet_log
+from sim.fabric import full_core, full_faults, packet_faults, packet_ledger, packet_log
 from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
@@ -439,39 +439,11 @@ class PacketFabric(MessageFabric):
         Raises ConservationError naming the law and the numbers.
         """
         open_bytes, _ = self.open_bytes()
-        ports = self._state.ports
-        t = self.topology
-        last = np.zeros(len(ports), np.bool_)
-        for plane in range(t.num_planes):
-            last[t.segment_link[t.segment_start[t.nic_down + plane]]] = True
-        last[t.segment_link[t.segment_start[t.nvlink_down[t.nvlink_down >= 0]]]] = True
-        is_idle = int(self._state.c["num_free_packets"][0]) == len(self._state.packets)
         laws = [
             ("application bytes: injected = delivered + cancelled + failed + under way",
              self.injected_bytes, self.closed_bytes.sum() + open_bytes),
+            *packet_ledger.laws(self._state, self.topology, self._payload_bytes()),
         ]  # fmt: skip
-        lost = {"payload_bytes": 0, "data_packets": 0}
-        at_the_end = dict(lost)
-        if self.is_full:
-            drops = int(ports["drops"].sum())
-            lost["data_packets"] = drops + int(ports["trims"].sum()) + int(ports["losses"].sum())
-            lost["payload_bytes"] = int(ports["dropped_bytes"].sum()) - drops * self.settings.header_bytes
-            lost["payload_bytes"] += int(ports["trimmed_bytes"].sum()) + int(ports["lost_bytes"].sum())
-            at_the_end = {
-                "payload_bytes": int(ports["lost_bytes"][last].sum()),
-                "data_packets": int(ports["losses"][last].sum()),
-            }
-            at_switches = ports[ports["node"] >= 0]
-            left = at_switches["data_packets"] + at_switches["drops"] + at_switches["trims"]
-            if is_idle or (left > at_switches["entered"]).any():
-                law = "data packets at switches: entered = sent + dropped + trimmed"
-                laws.append((law, int(at_switches["entered"].sum()), int(left.sum())))
-        carried = {"payload_bytes": self._payload_bytes(), "data_packets": ports["data_packets"].astype(np.int64)}
-        for what, amount in carried.items():
-            sent = int(amount[ports["is_source"]].sum()) - lost[what]
-            arrived = int(amount[last].sum()) - at_the_end[what]
-            if is_idle or arrived > sent:
-                laws.append((f"{what} on links: sent = arrived + lost", sent, arrived))
         for law, expected, found in laws:
             if abs(found - expected) > 0.5 + 1e-9 * expected:
                 raise ConservationError(f"{law} does not hold: {expected} is not {found}")

@@ -393,6 +393,8 @@ def _reversed(name: str) -> str:
 
 
 EVENTS_PER_BUCKET = 32
+WIDEST_BUCKET = 30
+"""As a power of two, ps: a key has 31 bits for the time within its bucket."""
 
 
 def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
@@ -409,7 +411,7 @@ def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     longest = int((used["full_time"] + used["latency"]).max())
     events_per_ps = (2 / used["full_time"]).sum()
     wanted = max(int(EVENTS_PER_BUCKET / events_per_ps), longest // (NUM_BUCKETS // 2))
-    return max(min(shortest, wanted).bit_length() - 1, 0)
+    return min(max(min(shortest, wanted).bit_length() - 1, 0), WIDEST_BUCKET)
 
 
 @njit(cache=True)

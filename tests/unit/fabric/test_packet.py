@@ -175,6 +175,17 @@ def test_no_drift_at_a_rate_that_divides_nothing():
     assert abs(round(results.received_s[0] * 1e12) - exact_ps) <= 1
 
 
+@pytest.mark.parametrize("ports", ["lean", "full"])
+@pytest.mark.parametrize("rate", [1e3, 3e4, 4e11])
+def test_links_from_8_kbit_to_3_tbit_per_second(rate, ports):
+    """The calendar's buckets are as wide as packets are long: of 0.06 s on the slowest, more than 32 bits of ps."""
+    fabric = network("ecmp", plain(rate=rate), ports=ports, retransmission_timeout_s=1e4, window_packets=64)
+    results = finished(fabric, message_graph([0, 1], [4, 2], [FULL, FULL]))
+    one_s = 13 * MTU / rate + 4 * L
+    assert results.received_s[0] == pytest.approx(one_s, rel=1e-9)
+    assert results.received_s[1] == pytest.approx(one_s - 2 * (MTU / rate + L), rel=1e-9)
+
+
 def test_an_ideal_fabric_leaves_the_nics_alone():
     """Four flows from four hosts of a leaf to four of the other: each as fast as alone."""
     results = finished(network("ideal"), message_graph([0, 1, 2, 3], [4, 5, 6, 7], FULL))

@@ -223,6 +223,5 @@ def pullers_of(t: Topology, ports: np.ndarray, paces: np.ndarray) -> np.ndarray:
     """[nics] a full packet's time on the slowest of the NIC's links in."""
     pullers = np.zeros(t.num_nics, PULLER)
     pullers["first"] = pullers["last"] = ps.NONE
-    links = t.segment_link[t.segment_start[t.nic_down]]
-    pullers["interval"] = paces["full_time"][ports["pace"][links]] // t.num_planes
+    pullers["interval"] = paces["full_time"][ports["pace"][ps.links_at(t, t.nic_down, 0)]] // t.num_planes
     return pullers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.fabric.packet_state import PacketState
+from sim.fabric.packet_state import PacketState, links_at
 from sim.fabric.topology import Topology
 
 Law = tuple[str, float, float]
@@ -48,6 +48,6 @@ def _last_ports(t: Topology, num_ports: int) -> np.ndarray:
     """[ports] whether its link ends at an accelerator or its NIC."""
     is_last = np.zeros(num_ports, np.bool_)
     for plane in range(t.num_planes):
-        is_last[t.segment_link[t.segment_start[t.nic_down + plane]]] = True
-    is_last[t.segment_link[t.segment_start[t.nvlink_down[t.nvlink_down >= 0]]]] = True
+        is_last[links_at(t, t.nic_down + plane, 0)] = True
+    is_last[links_at(t, t.nvlink_down[t.nvlink_down >= 0], 0)] = True
     return is_last

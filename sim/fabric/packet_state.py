@@ -343,7 +343,7 @@ def _early(t: Topology, is_source: np.ndarray, latency: np.ndarray) -> np.ndarra
     they enter in the order in which they arrive. A source port's own entry is about the ports that a switch chooses.
     """
     early = np.zeros(len(is_source), np.bool_)
-    of_nic = np.stack([_links_at(t, t.nic_up + plane, -1) for plane in range(t.num_planes)], axis=1)
+    of_nic = np.stack([links_at(t, t.nic_up + plane, -1) for plane in range(t.num_planes)], axis=1)
 
     def is_uniform(sources: np.ndarray) -> bool:
         delays = latency[sources]
@@ -357,18 +357,18 @@ def _early(t: Topology, is_source: np.ndarray, latency: np.ndarray) -> np.ndarra
         above = t.leaf_up[leaf]
         for scope, first in zip(t.scopes, above, strict=True):
             if first >= 0:
-                early[_links_at(t, first + np.arange(scope.num_paths), 0)] = True
+                early[links_at(t, first + np.arange(scope.num_paths), 0)] = True
         if (above < 0).all():
-            early[np.concatenate([_links_at(t, t.nic_down[nics] + p, 0) for p in range(t.num_planes)])] = True
+            early[np.concatenate([links_at(t, t.nic_down[nics] + p, 0) for p in range(t.num_planes)])] = True
     for host in np.unique(t.host_of_accelerator[t.nvlink_up >= 0]):
         inside = np.flatnonzero(t.host_of_accelerator == host)
-        if is_uniform(_links_at(t, t.nvlink_up[inside], 0)):
-            early[_links_at(t, t.nvlink_down[inside], 0)] = True
+        if is_uniform(links_at(t, t.nvlink_up[inside], 0)):
+            early[links_at(t, t.nvlink_down[inside], 0)] = True
     early[t.num_links :] = is_uniform(of_nic.ravel())
     return early
 
 
-def _links_at(t: Topology, segments: np.ndarray, which: int) -> np.ndarray:
+def links_at(t: Topology, segments: np.ndarray, which: int) -> np.ndarray:
     """The first (0) or last (-1) link of each segment."""
     return t.segment_link[t.segment_start[segments] if which == 0 else t.segment_start[segments + 1] - 1]
 
@@ -393,8 +393,8 @@ def _reversed(name: str) -> str:
 
 
 EVENTS_PER_BUCKET = 32
-WIDEST_BUCKET = 30
-"""As a power of two, ps: a key has 31 bits for the time within its bucket."""
+WIDEST_BUCKET = 2**30
+"""ps: a key has 31 bits for the time within its bucket."""
 
 
 def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
@@ -411,7 +411,7 @@ def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     longest = int((used["full_time"] + used["latency"]).max())
     events_per_ps = (2 / used["full_time"]).sum()
     wanted = max(int(EVENTS_PER_BUCKET / events_per_ps), longest // (NUM_BUCKETS // 2))
-    return min(max(min(shortest, wanted).bit_length() - 1, 0), WIDEST_BUCKET)
+    return max(min(shortest, wanted, WIDEST_BUCKET).bit_length() - 1, 0)
 
 
 @njit(cache=True)

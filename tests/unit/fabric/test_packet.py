@@ -178,7 +178,7 @@ def test_no_drift_at_a_rate_that_divides_nothing():
 @pytest.mark.parametrize("ports", ["lean", "full"])
 @pytest.mark.parametrize("rate", [1e3, 3e4, 4e11])
 def test_links_from_8_kbit_to_3_tbit_per_second(rate, ports):
-    """The calendar's buckets are as wide as packets are long: of 0.06 s on the slowest, more than 32 bits of ps."""
+    """A header takes 0.06 s on the slowest: more picoseconds than a key of the calendar has bits for."""
     fabric = network("ecmp", plain(rate=rate), ports=ports, retransmission_timeout_s=1e4, window_packets=64)
     results = finished(fabric, message_graph([0, 1], [4, 2], [FULL, FULL]))
     one_s = 13 * MTU / rate + 4 * L

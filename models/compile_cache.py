@@ -13,17 +13,18 @@ import shutil
 from pathlib import Path
 
 PACKAGES = ("models", "sim")
+COMPILERS = (b"numba", b"models.compiled")
 KEPT_FOLDERS = 6
 
 
 def source_digest() -> str:
-    """A digest of the text of every Python file that names Numba, so that may hold compiled functions."""
+    """A digest of the text of every Python file that may hold compiled functions: those that name what compiles."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             text = path.read_bytes()
-            if b"numba" in text:
+            if any(name in text for name in COMPILERS):
                 digest.update(str(path.relative_to(root)).encode() + text)
     return digest.hexdigest()[:16]
 

@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.compiled import inner
+
 __all__ = ["StepTable", "expert_seconds", "operator_seconds", "step_parts", "step_seconds"]
 
 RUNS_ON, IS_COMMUNICATION, SOURCE = 0, 1, 2
@@ -46,7 +48,7 @@ class StepTable(NamedTuple):
     top_k: float
 
 
-@njit(cache=True)
+@inner
 def _features(
     distinct_experts, top_k, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context
 ):
@@ -70,7 +72,7 @@ def _features(
     )
 
 
-@njit(cache=True)
+@inner
 def _present(x):
     """Bit f is set where feature f is positive."""
     bits = 0
@@ -79,7 +81,7 @@ def _present(x):
     return bits
 
 
-@njit(cache=True)
+@inner
 def _dot(work, o, row, x):
     """One row of coefficients times the features; in pairs, so that the processor need not wait for each
     sum."""
@@ -94,7 +96,7 @@ def _dot(work, o, row, x):
     )
 
 
-@njit(cache=True)
+@inner
 def _operator_s(table, o, x, present):
     if not (present >> table.tags[o, RUNS_ON]) & 1:
         return 0.0

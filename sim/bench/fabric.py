@@ -1,4 +1,5 @@
-"""Speed and memory of the fabric in both fidelities: a process per case, on one core, compilation excluded.
+"""Speed and memory of the fabric in both fidelities: a process per case, on one core, compilation excluded; and how
+long that takes where nothing has been kept on disk.
 
 A case is a topology, a path policy and a message graph. Timed is what the simulator does with the graph, from
 `start` to the last byte; building the graph is not. Times are CPU seconds of the one thread, which other work
@@ -15,10 +16,12 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -170,6 +173,13 @@ PACKET_CASES |= {name: case for name, (case, _) in PERMUTATIONS.items()}
 PACKET_CASES[LONG] = dataclasses.replace(PERMUTED, graph=long_permutation, is_quick=False)
 MOST_PACKET_GIB = 1.0
 LEAST_LONG_HOPS = 100_000_000
+COMPILATIONS = {
+    "compilation, fluid": dataclasses.replace(PERMUTED, policy="spray", is_packets=False),
+    "packets: compilation, lean ports": PERMUTED,
+    "packets: compilation, full ports": dataclasses.replace(PERMUTED, settings=NSCC),
+}
+"""The first run of a user who has run nothing yet."""
+MOST_COMPILATION_S = 40.0
 SMALL, LARGE = "all-to-all, 1,024 NICs, ecmp", "all-to-all, 2,048 NICs, ecmp"
 MOST_GIB = 4.0
 MOST_GROWTH = 9.0
@@ -206,6 +216,10 @@ def run(is_quick: bool = False, selected: str = "") -> list[dict]:
             continue
         least = PERMUTATIONS[name][1] if name in PERMUTATIONS else LEAST_PACKET_HOPS_PER_S
         rows.append(row(name, rate, "packet-hops/s", least, rate >= least, m))
+    for name in (name for name in COMPILATIONS if selected in name and not is_quick):
+        with tempfile.TemporaryDirectory() as empty:
+            m = measure(name, {"XDG_CACHE_HOME": empty, "NUMBA_CACHE_DIR": ""})
+        rows.append(row(name, m.cpu_s, "s CPU", MOST_COMPILATION_S, m.cpu_s <= MOST_COMPILATION_S, m))
     if SMALL in measured and LARGE in measured:
         growth = measured[LARGE].cpu_s / measured[SMALL].cpu_s
         name = "all-to-all, ecmp, four times the flows"
@@ -217,11 +231,11 @@ def row(name: str, value: float, unit: str, target: float, ok: bool, measured: M
     return {"name": name, "value": value, "unit": unit, "target": target, "ok": ok, "wall_s": measured.wall_s}
 
 
-def measure(name: str) -> Measured:
+def measure(name: str, environment: Mapping[str, str] = MappingProxyType({})) -> Measured:
     """Run a case in a fresh process. Raises CalledProcessError when it fails; what it said is on stderr."""
     threads = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "sim.bench.fabric", name], env=os.environ | threads, cwd=REPOSITORY,
+        [sys.executable, "-m", "sim.bench.fabric", name], env={**os.environ, **threads, **environment}, cwd=REPOSITORY,
         stdout=subprocess.PIPE, check=True, text=True,
     )  # fmt: skip
     return Measured(**json.loads(done.stdout))
@@ -229,9 +243,21 @@ def measure(name: str) -> Measured:
 
 def simulate(case: Case) -> Measured:
     """Run a case in this process. Its compiled code is loaded by a small run first."""
-    small = _few if case.graph in (permutation, long_permutation) else case.graph
-    _timed(dataclasses.replace(case, leaves=2, hosts_per_leaf=2, spines=2, graph=small))
+    _timed(_tiny(case))
     return min((_timed(case) for _ in range(3 if case.is_quick else 1)), key=lambda measured: measured.cpu_s)
+
+
+def compile_for(case: Case) -> Measured:
+    """What a tiny case takes with all that it compiles. The imports are not counted."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    found = _timed(_tiny(case))
+    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+    return dataclasses.replace(found, cpu_s=cpu_s, wall_s=wall_s)
+
+
+def _tiny(case: Case) -> Case:
+    small = _few if case.graph in (permutation, long_permutation) else case.graph
+    return dataclasses.replace(case, leaves=2, hosts_per_leaf=2, spines=2, graph=small)
 
 
 def _timed(case: Case) -> Measured:
@@ -263,6 +289,9 @@ def _peak_bytes() -> int:
 
 
 def main(name: str) -> None:
+    if name in COMPILATIONS:
+        json.dump(dataclasses.asdict(compile_for(COMPILATIONS[name])), sys.stdout)
+        return
     policy = name.removeprefix("warm up, ")
     is_packets = policy == "packets"
     case = (CASES | PACKET_CASES).get(name) or Case(

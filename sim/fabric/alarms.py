@@ -7,45 +7,44 @@ woken looks whether it still holds.
 
 from __future__ import annotations
 
-from numba import njit
-
+from models.compiled import inner
 from sim.fabric import heap
 
 PAUSE, TIMEOUT, PACE, TURN = range(4)
 KIND_BITS, ROW_BITS = 60, 28
 
 
-@njit(cache=True)
+@inner
 def push(state, time, code):
     state.c[0].num_alarms = heap.push(state.alarm_time, state.alarm_code, state.c[0].num_alarms, time, code)
 
 
-@njit(cache=True)
+@inner
 def pause_code(port, is_pause):
     return 2 * port + (0 if is_pause else 1)
 
 
-@njit(cache=True)
+@inner
 def piece_code(state, kind, r):
     return kind << KIND_BITS | (state.pieces[r].serial & 0xFFFFFFFF) << ROW_BITS | r
 
 
-@njit(cache=True)
+@inner
 def turn_code(nic):
     return TURN << KIND_BITS | nic
 
 
-@njit(cache=True)
+@inner
 def kind_of(code):
     return code >> KIND_BITS
 
 
-@njit(cache=True)
+@inner
 def row_of(code):
     """Piece, or NIC."""
     return code & ((1 << ROW_BITS) - 1)
 
 
-@njit(cache=True)
+@inner
 def serial_of(code):
     return (code >> ROW_BITS) & 0xFFFFFFFF

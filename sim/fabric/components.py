@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit
 
+from models.compiled import inner
 from sim.fabric import heap, maxmin
 from sim.fabric.fluid_state import NONE
 
@@ -22,7 +23,7 @@ LARGE = 256
 """From this size on, pieces that join may wait for a moment (within the tolerance) so that many are solved at once."""
 
 
-@njit(cache=True)
+@inner
 def take_piece(state):
     c = state.c[0]
     p = c.free_piece
@@ -31,7 +32,7 @@ def take_piece(state):
     return p
 
 
-@njit(cache=True)
+@inner
 def give_piece(state, p):
     c = state.c[0]
     state.pieces[p].message = NONE
@@ -82,7 +83,7 @@ def account(state, s, now):
     state.series[b, s] += rate * max(now - since, 0.0)
 
 
-@njit(cache=True)
+@inner
 def settle(state, k, now):
     """Bring the remaining bytes of component k's pieces up to now."""
     dt = now - state.components[k].settled_s
@@ -98,12 +99,12 @@ def settle(state, k, now):
 # --- membership -------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _label(state, k):
     return state.components[k].generation << 32 | k
 
 
-@njit(cache=True)
+@inner
 def component_of(state, label):
     """The component a label means, or NONE when that component is gone."""
     if label < 0:
@@ -112,7 +113,7 @@ def component_of(state, label):
     return k if state.components[k].generation == label >> 32 else NONE
 
 
-@njit(cache=True)
+@inner
 def _new_component(state, now):
     c = state.c[0]
     c.num_free_components -= 1
@@ -128,19 +129,19 @@ def _new_component(state, now):
     return k
 
 
-@njit(cache=True)
+@inner
 def unschedule(state, k):
     c = state.c[0]
     c.num_scheduled = heap.remove(state.scheduled, state.place, state.finish_s, c.num_scheduled, k)
 
 
-@njit(cache=True)
+@inner
 def _schedule(state, k, time_s):
     c = state.c[0]
     c.num_scheduled = heap.move(state.scheduled, state.place, state.finish_s, c.num_scheduled, k, time_s)
 
 
-@njit(cache=True)
+@inner
 def _drop_component(state, k):
     state.components[k].generation += 1
     unschedule(state, k)
@@ -149,7 +150,7 @@ def _drop_component(state, k):
     c.num_free_components += 1
 
 
-@njit(cache=True)
+@inner
 def mark_dirty(state, k):
     """Component k is solved before this instant ends."""
     if not state.components[k].is_dirty:
@@ -159,7 +160,7 @@ def mark_dirty(state, k):
         c.num_dirty += 1
 
 
-@njit(cache=True)
+@inner
 def _append(state, k, p):
     component = state.components[k]
     state.next_piece[p] = NONE
@@ -171,7 +172,7 @@ def _append(state, k, p):
     component.num_pieces += 1
 
 
-@njit(cache=True)
+@inner
 def _stamp(state, p, label):
     """Label the segments and links of a piece."""
     for role in range(maxmin.NUM_ROLES):
@@ -182,7 +183,7 @@ def _stamp(state, p, label):
                 state.link_label[state.network.segment_link[e]] = label
 
 
-@njit(cache=True)
+@inner
 def _merge(state, a, b, now):
     """Join two components; the smaller is relabelled. Returns the one that lives on."""
     if state.components[a].num_pieces < state.components[b].num_pieces:
@@ -205,7 +206,7 @@ def _merge(state, a, b, now):
     return a
 
 
-@njit(cache=True)
+@inner
 def _join(state, k, found, now):
     """The component of a piece that touched k (NONE so far) and now touches `found`."""
     if found in (NONE, k):
@@ -213,7 +214,7 @@ def _join(state, k, found, now):
     return found if k == NONE else _merge(state, k, found, now)
 
 
-@njit(cache=True)
+@inner
 def _when_to_solve(state, k, p, now):
     """A new piece may wait for as long as its own time would move by no more than the tolerance."""
     tolerance = state.c[0].tolerance
@@ -228,7 +229,7 @@ def _when_to_solve(state, k, p, now):
         mark_dirty(state, k)
 
 
-@njit(cache=True)
+@inner
 def _enter(state, p, k, now):
     """Join component k (NONE: none so far) with those that piece p's segments touch; returns what they have become."""
     for role in range(maxmin.NUM_ROLES):
@@ -247,7 +248,7 @@ def _enter(state, p, k, now):
     return k
 
 
-@njit(cache=True)
+@inner
 def add_piece(state, p, now):
     """Put a piece into the component it belongs to, joining components where it touches several."""
     k = _enter(state, p, NONE, now)
@@ -259,7 +260,7 @@ def add_piece(state, p, now):
     _when_to_solve(state, k, p, now)
 
 
-@njit(cache=True)
+@inner
 def home(state, p):
     """The component of a piece that is under way."""
     for role in range(maxmin.NUM_ROLES):
@@ -268,7 +269,7 @@ def home(state, p):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def move_piece(state, p, route, now):
     """Put a piece that is under way, and settled, on another route, with all that it has left."""
     k = home(state, p)
@@ -282,7 +283,7 @@ def move_piece(state, p, route, now):
     mark_dirty(state, k)
 
 
-@njit(cache=True)
+@inner
 def leave(state, p, now):
     """Take a piece's rate off its segments (it finished, or was cancelled)."""
     for role in range(maxmin.NUM_ROLES):
@@ -300,7 +301,7 @@ def leave(state, p, now):
 # --- solving ----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _gather(state, k):
     """Copy a component's live pieces to the work list and drop the dead ones; returns their number."""
     n = 0
@@ -326,7 +327,7 @@ def _gather(state, k):
     return n
 
 
-@njit(cache=True)
+@inner
 def _keep_sorted(state, k, n):
     """Large components are kept in the order of memory: solving one in random order takes five times as long."""
     solving = state.solving[:n]
@@ -358,7 +359,7 @@ def _keep_sorted(state, k, n):
     state.components[k].last = solving[n - 1]
 
 
-@njit(cache=True)
+@inner
 def _solve_alone(state, p):
     """A piece that shares nothing runs at its slowest link."""
     network = state.network
@@ -372,7 +373,7 @@ def _solve_alone(state, p):
     state.rate[p] = rate
 
 
-@njit(cache=True)
+@inner
 def _root(state, s):
     while state.segments[s].parent != s:
         state.segments[s].parent = state.segments[state.segments[s].parent].parent
@@ -380,7 +381,7 @@ def _root(state, s):
     return s
 
 
-@njit(cache=True)
+@inner
 def _unite(state, first, s):
     """Join the set of s to that of `first` (NONE: none yet). Returns (representative, 1 if two sets became one)."""
     root = _root(state, s)
@@ -392,7 +393,7 @@ def _unite(state, first, s):
     return first, 1
 
 
-@njit(cache=True)
+@inner
 def _count_parts(state, num_pieces):
     """Connected parts of the solved component, over its segments."""
     network, work = state.network, state.work
@@ -417,13 +418,13 @@ def _count_parts(state, num_pieces):
     return parts
 
 
-@njit(cache=True)
+@inner
 def _end_s(state, p, now):
     """When a piece ends at the rate it has; never on a dead link."""
     return now + state.remaining[p] / state.rate[p] if state.rate[p] > 0.0 else np.inf
 
 
-@njit(cache=True)
+@inner
 def _fall_apart(state, k, num_pieces, now):
     """Split a solved component into its connected parts and schedule each; False when it is still one."""
     work = state.work
@@ -454,7 +455,7 @@ def _fall_apart(state, k, num_pieces, now):
     return True
 
 
-@njit(cache=True)
+@inner
 def _catch_up(state, num_pieces, now):
     """Pieces that waited for this solve get the bytes they would have sent since they joined.
 
@@ -472,7 +473,7 @@ def _catch_up(state, num_pieces, now):
                     state.segments[s].outstanding -= sent
 
 
-@njit(cache=True)
+@inner
 def solve_component(state, k, now):
     """New rates for a component, and when its next piece ends."""
     state.components[k].is_dirty = False

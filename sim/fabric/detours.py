@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from models.compiled import inner
 from sim.fabric import placing, policies
 from sim.fabric.fluid_state import DETOUR, NONE
 from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD, Topology
@@ -23,7 +24,7 @@ from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD, Topology
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def key(state, source, destination):
     """What two accelerators' detours depend on: their leaves, or with several planes their NICs."""
     a, b = state.accelerators[source], state.accelerators[destination]
@@ -32,7 +33,7 @@ def key(state, source, destination):
     return a.nic << 32 | b.nic
 
 
-@njit(cache=True)
+@inner
 def _find(state, wanted):
     """The row of a key, or NONE."""
     low, high = 0, len(state.detour_keys)
@@ -45,7 +46,7 @@ def _find(state, wanted):
     return int64(low) if low < len(state.detour_keys) and state.detour_keys[low] == wanted else NONE
 
 
-@njit(cache=True)
+@inner
 def has_all(state, count):
     """Whether the first entries of the batch find their detours."""
     for i in range(count):
@@ -54,13 +55,13 @@ def has_all(state, count):
     return True
 
 
-@njit(cache=True)
+@inner
 def scope_of(state, m):
     a, b = state.accelerators[state.messages[m].source], state.accelerators[state.messages[m].destination]
     return placing.scope_of(state, a.leaf, b.leaf)
 
 
-@njit(cache=True)
+@inner
 def path_of(state, m, up, nic_up):
     """The number of a piece's path, from its segments up the fabric and out of the NIC."""
     a = state.accelerators[state.messages[m].source]
@@ -69,7 +70,7 @@ def path_of(state, m, up, nic_up):
     return up - state.leaf_up[a.leaf, scope_of(state, m)]
 
 
-@njit(cache=True)
+@inner
 def _is_in_use(state, m, path, heeds_marks):
     a, b = state.accelerators[state.messages[m].source], state.accelerators[state.messages[m].destination]
     scope = scope_of(state, m)
@@ -81,7 +82,7 @@ def _is_in_use(state, m, path, heeds_marks):
     return policies.is_good(state.paths, a.leaf, b.leaf, scope, path, heeds_marks)
 
 
-@njit(cache=True)
+@inner
 def _num_in_use(state, m, num_paths, heeds_marks):
     count = 0
     for path in range(num_paths):
@@ -89,7 +90,7 @@ def _num_in_use(state, m, num_paths, heeds_marks):
     return count
 
 
-@njit(cache=True)
+@inner
 def another_path(state, m, index):
     """A path in use for piece `index` of message m, or NONE where routing has withdrawn all.
 
@@ -119,7 +120,7 @@ def another_path(state, m, index):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def route_of_path(state, m, path):
     """The segments of a path."""
     a, b = state.accelerators[state.messages[m].source], state.accelerators[state.messages[m].destination]
@@ -132,7 +133,7 @@ def route_of_path(state, m, path):
     return state.nics[a.nic].up + plane, up, down, state.nics[b.nic].down + plane
 
 
-@njit(cache=True)
+@inner
 def overlaid(state, m, s0, s1, s2, s3):
     """A sprayed route with the segments of its detour, where it has any."""
     row = _find(state, key(state, state.messages[m].source, state.messages[m].destination))
@@ -146,19 +147,19 @@ def overlaid(state, m, s0, s1, s2, s3):
     )  # fmt: skip
 
 
-@njit(cache=True)
+@inner
 def _is_withdrawn(state, s):
     return s != NONE and policies.is_withdrawn(state.paths, s)
 
 
-@njit(cache=True)
+@inner
 def _crosses_withdrawn(state, s0, s1, s2, s3):
     """Whether one of the segments of a single path holds a link that routing has withdrawn."""
     above = _is_withdrawn(state, s1) or _is_withdrawn(state, s2)
     return above or _is_withdrawn(state, s0) or _is_withdrawn(state, s3)
 
 
-@njit(cache=True)
+@inner
 def around(state, m, index, s0, s1, s2, s3):
     """The segments of piece `index` of message m, which a policy placed on s0 … s3, as routing has it now."""
     if state.c[0].is_spread:
@@ -167,7 +168,7 @@ def around(state, m, index, s0, s1, s2, s3):
     return around_withdrawn(state, m, index, s0, s1, s2, s3)
 
 
-@njit(cache=True)
+@inner
 def around_withdrawn(state, m, index, s0, s1, s2, s3):
     """The same of a piece with a path of its own."""
     if not _crosses_withdrawn(state, s0, s1, s2, s3):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, njit, typeof
 
+from models.compiled import inner
 from sim.fabric import components as comp
 from sim.fabric import detours, heap, placing, readiness
 from sim.fabric.fluid_state import NONE
@@ -47,7 +48,7 @@ def admit(state, first, last, now):
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s):
     message = state.messages[m]
     p = comp.take_piece(state)
@@ -77,7 +78,7 @@ def _new_piece(state, m, payload_bytes, weight, s0, s1, s2, s3, extra_latency_s)
     message.num_pieces = min(message.num_pieces + 1, 32767)
 
 
-@njit(cache=True)
+@inner
 def _refresh_outstanding(state, now):
     """Bytes placed on each link and not yet sent, for policies that look."""
     network = state.network
@@ -96,7 +97,7 @@ def _refresh_outstanding(state, now):
                 state.paths.outstanding[link] = np.inf
 
 
-@njit(cache=True)
+@inner
 def _activate(state, m, now):
     """The first byte leaves."""
     message = state.messages[m]
@@ -111,7 +112,7 @@ def _activate(state, m, now):
         p = following
 
 
-@njit(cache=True)
+@inner
 def _start(state, m, now, delay_s):
     """Start a placed message, now or when its turn comes."""
     if state.c[0].is_fair_by_message:
@@ -126,7 +127,7 @@ def _start(state, m, now, delay_s):
         _activate(state, m, now)
 
 
-@njit(cache=True)
+@inner
 def _place_batch(state, choose, now):
     """Let the policy place what is ready. False when there is no room (needed_pieces says for how many), or when not
     all detours are there (needed_detours says of how many entries of the batch)."""
@@ -160,7 +161,7 @@ def _place_batch(state, choose, now):
     return True
 
 
-@njit(cache=True)
+@inner
 def _unlink(state, m, p):
     """Take a piece off its message's list (its slot will be used again)."""
     following = state.pieces[p].next_of_message
@@ -173,7 +174,7 @@ def _unlink(state, m, p):
     state.pieces[previous].next_of_message = following
 
 
-@njit(cache=True)
+@inner
 def count_bytes(state, p, payload_bytes, wire_bytes):
     """Enter bytes that a piece has sent into the ledger of its segments and message."""
     for role in range(4):
@@ -184,12 +185,12 @@ def count_bytes(state, p, payload_bytes, wire_bytes):
     state.messages[state.pieces[p].message].delivered_bytes += payload_bytes
 
 
-@njit(cache=True)
+@inner
 def _share_sent(state, p):
     return 1.0 - state.remaining[p] / state.pieces[p].wire_bytes
 
 
-@njit(cache=True)
+@inner
 def _deliver(state, p, finish_s, now):
     """A piece has sent its last byte at `finish_s` (within the tolerance of now)."""
     m = state.pieces[p].message
@@ -206,7 +207,7 @@ def _deliver(state, p, finish_s, now):
         readiness.finish_message(state, m)
 
 
-@njit(cache=True)
+@inner
 def finish_due(state, k, now, tolerance):
     """Pieces of component k that end now, or so soon that waiting would move their time by less than the tolerance.
 
@@ -229,7 +230,7 @@ def finish_due(state, k, now, tolerance):
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _run_agenda(state, now):
     """Everything due at this instant that needs no placement or solving."""
     c = state.c[0]
@@ -251,7 +252,7 @@ def _run_agenda(state, now):
             return
 
 
-@njit(cache=True)
+@inner
 def _solve_dirty(state, now):
     i = 0
     while i < state.c[0].num_dirty:

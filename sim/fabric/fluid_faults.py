@@ -9,25 +9,26 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from models.compiled import inner
 from sim.fabric import components as comp
 from sim.fabric import detours, fluid_core, maxmin, readiness
 from sim.fabric.fluid_state import NONE
 from sim.fabric.policies import NOW
 
 
-@njit(cache=True)
+@inner
 def _is_started(state, p):
     return not np.isnan(state.messages[state.pieces[p].message].started_s)
 
 
-@njit(cache=True)
+@inner
 def _has_choice(state, p):
     """Whether slot p holds a piece that a path policy has placed."""
     m = state.pieces[p].message
     return m != NONE and not readiness.is_direct(state, state.messages[m].source, state.messages[m].destination)
 
 
-@njit(cache=True)
+@inner
 def dead_since(state, s, down_since_s):
     """Since when segment s has been dead; infinity when it is not."""
     network = state.network
@@ -40,7 +41,7 @@ def dead_since(state, s, down_since_s):
     return since_s
 
 
-@njit(cache=True)
+@inner
 def _stuck_since(state, p, down_since_s):
     """Since when a piece under way has stood still before a dead link; infinity when it does not."""
     since_s = np.inf
@@ -76,7 +77,7 @@ def set_rates(state, links, rate_bytes_per_s, down_since_s, now):
     fluid_core.refresh_next(state)
 
 
-@njit(cache=True)
+@inner
 def _move(state, p, route, now):
     """Put a piece on another route with what it has left. Returns the payload that moves."""
     piece = state.pieces[p]
@@ -104,7 +105,7 @@ def _move(state, p, route, now):
     return piece.payload_bytes
 
 
-@njit(cache=True)
+@inner
 def _withdrawn_link(state, p):
     """The first link of a piece's route that routing has withdrawn, or NONE."""
     network = state.network
@@ -117,7 +118,7 @@ def _withdrawn_link(state, p):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def _sprayed_route(state, m, is_ideal):
     """(segments, share of its paths that it has just lost) of a piece on all paths in use."""
     message = state.messages[m]

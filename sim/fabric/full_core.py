@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, njit, typeof
 
+from models.compiled import inner
 from sim.fabric import alarms, heap, readiness, wheel
 from sim.fabric import full_ends as ends
 from sim.fabric import full_ports as ports
@@ -39,7 +40,7 @@ def admit(state, first, last, now):
     refresh_next(state)
 
 
-@njit(cache=True)
+@inner
 def _event(state, p, what, now):
     """What happens at port p. A function of its own: it is called from three places, and large."""
     if what == lean.DELIVERY:
@@ -47,10 +48,11 @@ def _event(state, p, what, now):
         return
     if what == lean.END:
         ports.finish(state, p, now)
+        ends.hand_on(state, p, now)
     ends.pick(state, p, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
     c = state.c[0]
@@ -63,7 +65,7 @@ def _deliveries(state, now):
         _event(state, key & (wheel.PHASE - 1), lean.DELIVERY, now)
 
 
-@njit(cache=True)
+@inner
 def _alarms(state, now):
     c = state.c[0]
     while c.num_alarms > 0 and state.alarm_time[0] <= now:
@@ -86,14 +88,14 @@ def _alarms(state, now):
                 sender.offer(state, r, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _start_pieces(state, now):
     for i in range(state.c[0].num_starting):
         sender.begin(state, state.starting[i], now)
     state.c[0].num_starting = 0
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
@@ -116,7 +118,7 @@ def _picks(state, now):
         _event(state, p, what, now)
 
 
-@njit(cache=True)
+@inner
 def _other_time(state):
     """When something outside the wheel is due."""
     time = pieces.agenda_time(state)
@@ -125,14 +127,14 @@ def _other_time(state):
     return time
 
 
-@njit(cache=True)
+@inner
 def _has_room(state):
     """For what one instant may take out of the pool and put on the list of alarms."""
     c = state.c[0]
     return c.num_free_packets > c.num_sources and 2 * c.num_alarms < len(state.alarm_time)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _plain_stretch(state, before):
     """Events in hand that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""

@@ -7,8 +7,8 @@ loss is. A sprayed one skips what routing has withdrawn: its sender, or the swit
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import detours, policies, readiness
 from sim.fabric import full_ports as ports
 from sim.fabric import packet_ports as lean
@@ -21,14 +21,14 @@ from sim.fabric.policies import mix
 # --- pieces with a path of their own ----------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def has_choice(state, r):
     """Whether a path policy has placed piece r on one path."""
     message = state.messages[state.pieces[r].message]
     return state.pieces[r].spray == FIXED and not readiness.is_direct(state, message.source, message.destination)
 
 
-@njit(cache=True)
+@inner
 def _withdrawn_link(state, s):
     """A link of segment s that routing has withdrawn, or NONE."""
     if s != NONE:
@@ -38,7 +38,7 @@ def _withdrawn_link(state, s):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def _dead_link(state, s):
     """A link of segment s that is down, or NONE."""
     if s != NONE:
@@ -48,7 +48,7 @@ def _dead_link(state, s):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def withdrawn_link(state, piece):
     """A link of the piece's only path that routing has withdrawn, or NONE."""
     for s in (piece.out, piece.up, piece.down, piece.into):
@@ -58,7 +58,7 @@ def withdrawn_link(state, piece):
     return NONE
 
 
-@njit(cache=True)
+@inner
 def _index(state, r):
     """The place of piece r among those of its message: a message's list begins with the last one."""
     index = 0
@@ -69,7 +69,7 @@ def _index(state, r):
     return index
 
 
-@njit(cache=True)
+@inner
 def move(state, r, link, now):
     """Put piece r on another path, if there is one, because `link` is dead (NONE: nobody knows why it is silent)."""
     piece = state.pieces[r]
@@ -95,7 +95,7 @@ def move(state, r, link, now):
         state.ports[link].moved += max(payload - piece.acknowledged * c.payload_per_packet, 0)
 
 
-@njit(cache=True)
+@inner
 def give_up(state, r, now):
     """At a timeout of piece r: a sender that watches its path, and has heard nothing new for long, marks it bad and
     moves. Behind a dead port of a host with no other port no path would help: it waits, and none is marked."""
@@ -123,14 +123,14 @@ def give_up(state, r, now):
 # --- sprayed pieces ---------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _blocked_above(state, piece, path):
     """A withdrawn link of a path between the leaves, or NONE."""
     link = _withdrawn_link(state, np.int64(piece.up + path))
     return link if link != NONE else _withdrawn_link(state, np.int64(piece.down + path))
 
 
-@njit(cache=True)
+@inner
 def _blocked(state, piece, choice):
     """A withdrawn link in what a sprayed piece's sender may choose (a path; a plane, if switches choose the path)."""
     scope = state.scopes[piece.scope]
@@ -151,12 +151,12 @@ def _blocked(state, piece, choice):
     return link
 
 
-@njit(cache=True)
+@inner
 def _count_moved(state, link):
     state.ports[link].moved += state.c[0].payload_per_packet
 
 
-@njit(cache=True)
+@inner
 def avoid(state, piece):
     """The next packet of a sprayed piece is not for a withdrawn path: in turn the next one, or one drawn anew."""
     link = _blocked(state, piece, np.int64(piece.next_path))
@@ -181,7 +181,7 @@ def avoid(state, piece):
     piece.next_path = choice
 
 
-@njit(cache=True)
+@inner
 def _in_turn(state, piece, leaf, plane):
     scope = state.scopes[piece.scope]
     num_paths = scope.leaf_choices // state.c[0].num_planes * max(scope.next_choices, 1)
@@ -197,7 +197,7 @@ def _in_turn(state, piece, leaf, plane):
     return path
 
 
-@njit(cache=True)
+@inner
 def _in_use(state, piece, first_path, choices, stride, turn):
     """The leaf's choice whose turn it is among those with a path in use; `turn` itself where there is none."""
     num_left = 0
@@ -214,7 +214,7 @@ def _in_use(state, piece, first_path, choices, stride, turn):
     return turn
 
 
-@njit(cache=True)
+@inner
 def _is_in_use(state, piece, first_path, stride):
     num_left = 0
     for path in range(first_path, first_path + stride):
@@ -222,7 +222,7 @@ def _is_in_use(state, piece, first_path, stride):
     return num_left > 0
 
 
-@njit(cache=True)
+@inner
 def _shortest(state, piece, leaf, plane, now):
     """By the leaf's queue, then by the next switch's; among equals the next from `turn` on.
 
@@ -247,7 +247,7 @@ def _shortest(state, piece, leaf, plane, now):
     return best
 
 
-@njit(cache=True)
+@inner
 def decide_at_switch(state, packet, now):
     """The switch that the packet has reached chooses among the paths in use."""
     piece = state.pieces[packet.piece]

@@ -6,8 +6,8 @@ What the two ends make of it is theirs: `full_sender.py`, `full_receiver.py`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import alarms, full_routes, readiness, wheel
 from sim.fabric import full_ports as ports
 from sim.fabric import full_receiver as receiver
@@ -20,7 +20,7 @@ from sim.fabric.full_state import DATA, PULL
 from sim.fabric.packet_state import AT_SWITCH, seconds
 
 
-@njit(cache=True)
+@inner
 def pick(state, p, now):
     """Port p is free: control first, then data, or at a source port the piece whose turn it is."""
     port = state.ports[p]
@@ -39,7 +39,7 @@ def pick(state, p, now):
         sender.offer(state, r, now)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _give(state, k):
     """Packet k is no more."""
     piece = state.pieces[state.packets[k].piece]
@@ -49,13 +49,13 @@ def _give(state, k):
         free_if_over(state, piece.message)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _forward(state, p, k, came_over, now):
     if not ports.enter(state, p, k, came_over, now):
         _give(state, k)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _receive(state, k, now):
     """Packet k has arrived, with or without its payload. True: it has become an answer; otherwise it is gone."""
     kind = receiver.answer_due(state, k, now)
@@ -66,7 +66,7 @@ def _receive(state, k, now):
     return True
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _hear(state, k, now):
     """Packet k is back at its sender."""
     r = np.int64(state.packets[k].piece)
@@ -76,7 +76,7 @@ def _hear(state, k, now):
         sender.offer(state, r, now)
 
 
-@njit(cache=True)
+@inner
 def deliver(state, p, now):
     """The packet at the end of port p's link: it enters its next port, or is there."""
     ports.catch_up(state, p, now)
@@ -104,7 +104,26 @@ def deliver(state, p, now):
     _forward(state, np.int64(packet.route[packet.hop]), k, p, now)
 
 
-@njit(cache=True)
+@inner
+def hand_on(state, p, now):
+    """A source port has sent its packet's last bit: where packets may (`packet_state._early`), it enters its next port
+    now, with the time of its arrival there."""
+    port = state.ports[p]
+    k = np.int64(port.serving)
+    if k == NONE:
+        return
+    port.serving = NONE
+    packet = state.packets[k]
+    arrival = now + lean.pace_of(state, p).latency
+    packet.hop = 1
+    if packet.kind == DATA:
+        state.c[0].num_hops += 1
+    if packet.route[1] == AT_SWITCH:
+        full_routes.decide_at_switch(state, packet, arrival)
+    _forward(state, np.int64(packet.route[1]), k, p, arrival)
+
+
+@inner
 def pull(state, nic, now):
     """A receiving NIC's turn to grant credit: one pull, to the piece whose turn it is."""
     puller = state.pullers[nic]
@@ -140,7 +159,7 @@ def pull(state, nic, now):
     _forward(state, np.int64(packet.route[0]), k, NONE, now)
 
 
-@njit(cache=True)
+@inner
 def free_if_over(state, m):
     """With the last piece settled and nothing of the message under way, all its rows are free."""
     message = state.messages[m]

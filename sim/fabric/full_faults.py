@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from models.compiled import inner
 from sim.fabric import full_detours as detours
 from sim.fabric import full_ports as ports
 from sim.fabric import full_sender as sender
@@ -18,12 +19,12 @@ from sim.fabric.full_state import NDP
 from sim.fabric.packet_state import FIXED, PS_PER_S, picoseconds
 
 
-@njit(cache=True)
+@inner
 def _now(state, now_s):
     return max(picoseconds(now_s), state.c[0].now)
 
 
-@njit(cache=True)
+@inner
 def _watch(state, now):
     """Answers may be lost from now on: a sender that waits for credit keeps its timer running."""
     c = state.c[0]
@@ -37,7 +38,7 @@ def _watch(state, now):
             sender.arm(state, r, now)
 
 
-@njit(cache=True)
+@inner
 def _pace(state, rate, latency):
     """The row of this rate and latency, a new one if there is none; there must be room."""
     c = state.c[0]

@@ -11,8 +11,8 @@ happens at it or looks at its queue: its own packets on their way over the link 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import alarms, packet_log, wheel
 from sim.fabric import packet_ports as lean
 from sim.fabric.fluid_state import NONE
@@ -22,7 +22,7 @@ from sim.fabric.policies import mix
 PAUSE_FRAME_BITS = 64 * 8
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _is_refused(state, port, size):
     """No room in the port, or in the switch: shared buffers admit up to alpha (B - used) per port (Choudhury and
     Hahne 1998)."""
@@ -33,14 +33,14 @@ def _is_refused(state, port, size):
     return port.queue + size > c.port_limit or size > free or port.queue + size > c.buffer_alpha * free
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _draw(port):
     """Evenly from [0, 1)."""
     port.random += GOLDEN
     return (mix(port.random) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _is_marked(state, port):
     """A queue of q bytes marks none up to `mark_from`, all from `mark_all` on, and between them with probability
     mark_most (q - mark_from) / (mark_all - mark_from)."""
@@ -52,7 +52,7 @@ def _is_marked(state, port):
     return _draw(port) < c.mark_most * (port.queue - c.mark_from) / (c.mark_all - c.mark_from)
 
 
-@njit(cache=True)
+@inner
 def _signal(state, link, is_pause, now):
     """Tell the port at the other end of `link` to stop or go on: a frame of 64 bytes, which no queue delays."""
     port = state.ports[link]
@@ -61,7 +61,7 @@ def _signal(state, link, is_pause, now):
     alarms.push(state, now + back.latency + PAUSE_FRAME_BITS * 10**12 // back.rate, alarms.pause_code(link, is_pause))
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _admit(state, p, packet, now):
     """A data packet enters a switch's port. False: it is refused."""
     port = state.ports[p]
@@ -84,7 +84,7 @@ def _admit(state, p, packet, now):
     return True
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _release(state, p, now):
     """The data packet that port p has sent leaves the buffer."""
     port = state.ports[p]
@@ -102,7 +102,7 @@ def _release(state, p, now):
             _signal(state, came_over, False, now)
 
 
-@njit(cache=True)
+@inner
 def pause(state, p, is_pause, now):
     """Port p is told to stop, or to go on with data."""
     port = state.ports[p]
@@ -118,13 +118,13 @@ def pause(state, p, is_pause, now):
         lean.wake(state, p)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _log(state, p, packet, now, event):
     if len(state.log) > 0:
         packet_log.note(state, p, packet, packet.kind, packet.is_marked, now, event)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _count(state, p, packet, now):
     port = state.ports[p]
     _log(state, p, packet, now, packet_log.SENT)
@@ -136,7 +136,7 @@ def _count(state, p, packet, now):
         lean.count_wait(state, p, now - packet.time, now)
 
 
-@njit(cache=True)
+@inner
 def send(state, p, k, now):
     """Port p starts on packet k."""
     port = state.ports[p]
@@ -146,6 +146,11 @@ def send(state, p, k, now):
     port.serving_from = packet.came_over
     lean.serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
+    if port.has_ends:
+        wheel.schedule(state, 2 * p + 1, port.end)
+        if port.is_source and lean.goes_early(state, p, packet):
+            port.serving = k
+            return
     time = port.end + lean.pace_of(state, p).latency
     packet.next = NONE
     if port.wire_first == NONE:
@@ -155,11 +160,9 @@ def send(state, p, k, now):
         state.packets[port.wire_last].next = k
         state.packets[port.wire_last].time = time
     port.wire_last = k
-    if port.has_ends:
-        wheel.schedule(state, 2 * p + 1, port.end)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def enter(state, p, k, came_over, now):
     """Packet k reaches port p over a link. False: there was no room, and it is gone."""
     catch_up(state, p, now)
@@ -189,7 +192,7 @@ def enter(state, p, k, came_over, now):
     return True
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def loses(state, p, packet, now):
     """Whether a faulty link loses the packet that has reached its end. A dead one loses all: its port goes on sending,
     into nothing, so that what was on its way when it died or was repaired is lost as well."""
@@ -205,14 +208,14 @@ def loses(state, p, packet, now):
     return True
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def finish(state, p, now):
     """Port p has sent its packet's last bit."""
     state.ports[p].is_busy = False
     _release(state, p, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def next_queued(state, p):
     """The packet that a free port sends next, taken out of its queue; NONE: none may be sent."""
     port = state.ports[p]
@@ -227,7 +230,7 @@ def next_queued(state, p):
     return NONE
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def catch_up(state, p, now):
     """Bring a port without end events up to what comes before `now`. What ends now may yet be overtaken by an arrival
     of the same instant, and stays."""
@@ -239,7 +242,7 @@ def catch_up(state, p, now):
             send(state, p, k, port.end)
 
 
-@njit(cache=True)
+@inner
 def queue_at(state, p, now):
     """Data bytes in port p at this moment."""
     catch_up(state, np.int64(p), now)

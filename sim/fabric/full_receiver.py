@@ -6,8 +6,8 @@ A receiver that goes back takes packets in order only.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import alarms, sequences, transports
 from sim.fabric import packet_ends as lean_ends
 from sim.fabric import packet_routes as routes
@@ -17,7 +17,7 @@ from sim.fabric.messages import CANCELLED
 from sim.fabric.packet_state import TOLD_AT_ONCE
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def answer_due(state, k, now):
     """Enter packet k in the receiver's books; returns how it is answered, NONE: not at all."""
     c = state.c[0]
@@ -50,7 +50,7 @@ def answer_due(state, k, now):
     return NONE
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _accept(state, r, packet, now):
     """Enter a packet in the books; returns whether it was the last of its piece."""
     piece = state.pieces[r]
@@ -67,7 +67,7 @@ def _accept(state, r, packet, now):
     return is_complete
 
 
-@njit(cache=True)
+@inner
 def _has_notice(state, piece, packet, now):
     """DCQCN: marks are told at once, but not more often than each NOTICE_INTERVAL."""
     if state.c[0].transport != DCQCN or not packet.is_marked:
@@ -79,7 +79,7 @@ def _has_notice(state, piece, packet, now):
     return True
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def answer(state, k, kind):
     """Packet k becomes an answer on its way back, with what the receiver knows."""
     packet = state.packets[k]
@@ -100,14 +100,14 @@ def answer(state, k, kind):
     routes.turn_back(state, packet)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _note_what_is_there(piece, packet):
     """sack: bit i of the 256 says whether packet (in-order point + i) is there."""
     for i in range(SACK_WORDS):
         packet.sack[i] = sequences.stretch(piece.bitmap, np.int64(piece.in_order) + 64 * i)
 
 
-@njit(cache=True)
+@inner
 def _owe(state, r, packet, now):
     """NDP: what has left the receiver's link makes room for another packet, unless enough are on their way."""
     piece = state.pieces[r]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import full_detours as detours
 from sim.fabric import full_ports as ports
 from sim.fabric import packet_routes as routes
@@ -13,13 +13,13 @@ from sim.fabric.packet_state import ADAPTIVE, FLOWLET, REPS
 from sim.fabric.policies import mix
 
 
-@njit(cache=True)
+@inner
 def _draw(state, piece):
     piece.random += GOLDEN
     piece.next_path = mix(piece.random) % np.uint64(routes.num_choices(state, piece))
 
 
-@njit(cache=True)
+@inner
 def aim(state, r, now):
     """A piece is about to wait for its turn: where its next packet goes, if that depends on what has happened.
 
@@ -45,7 +45,7 @@ def aim(state, r, now):
     routes.aim(state, r)
 
 
-@njit(cache=True)
+@inner
 def remember(piece, path):
     """An unmarked acknowledgement has come back for this path; the oldest memory makes room."""
     if piece.num_remembered == PATHS_REMEMBERED:
@@ -56,7 +56,7 @@ def remember(piece, path):
     piece.num_remembered += 1
 
 
-@njit(cache=True)
+@inner
 def _shortest(state, first_segment, stride, choices, turn, position, now):
     """Of `choices` alternatives, the one whose port has the shortest queue; among equals the next from `turn` on."""
     best, least = np.int64(0), np.int64(2**62)
@@ -69,7 +69,7 @@ def _shortest(state, first_segment, stride, choices, turn, position, now):
     return best
 
 
-@njit(cache=True)
+@inner
 def decide_at_switch(state, packet, now):
     """The switch that the packet has reached chooses its way up: in turn, or by the shortest queue.
 

@@ -8,8 +8,8 @@ for good.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import alarms, full_detours, full_routes, sequences, transports
 from sim.fabric import packet_placing as placing
 from sim.fabric import packet_ports as lean
@@ -22,7 +22,7 @@ from sim.fabric.sequences import WORDS
 # --- what it sends ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _reset(piece):
     """The books of a row's new life."""
     piece.most_sent = 0
@@ -53,7 +53,7 @@ def _reset(piece):
         piece.resent[i] = 0
 
 
-@njit(cache=True)
+@inner
 def begin(state, r, now):
     """Piece r may send from now on."""
     c = state.c[0]
@@ -68,7 +68,7 @@ def begin(state, r, now):
     offer(state, r, now)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def may_send(state, piece):
     if not piece.is_started:
         return False
@@ -80,7 +80,7 @@ def may_send(state, piece):
     return has_packet and piece.in_flight < transports.packets_allowed(state, piece)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def offer(state, r, now):
     """A piece may have become ready: it joins the ring of its source port, or waits until its pace lets it."""
     piece = state.pieces[r]
@@ -97,7 +97,7 @@ def offer(state, r, now):
         lean.wake(state, np.int64(piece.source_port))
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _take_seq(piece):
     """The number to send: the lowest lost one, or the next new one."""
     if piece.num_lost == 0:
@@ -112,7 +112,7 @@ def _take_seq(piece):
     return seq
 
 
-@njit(cache=True)
+@inner
 def arm(state, r, now):
     piece = state.pieces[r]
     piece.is_armed = True
@@ -121,7 +121,7 @@ def arm(state, r, now):
     alarms.push(state, piece.deadline, alarms.piece_code(state, alarms.TIMEOUT, r))
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def next_packet(state, r, now):
     """The packet that piece r sends now."""
     c = state.c[0]
@@ -157,7 +157,7 @@ def next_packet(state, r, now):
     return k
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _draw_next(state, r):
     """Round robin and random senders choose now, so that the piece waits at the right port; others when they wait."""
     spray = state.pieces[r].spray
@@ -171,7 +171,7 @@ def _draw_next(state, r):
 # --- what it hears ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def hear(state, packet, now):
     """An answer, or credit, is back. Returns whether its piece is to send more."""
     r = np.int64(packet.piece)
@@ -195,7 +195,7 @@ def hear(state, packet, now):
     return False
 
 
-@njit(cache=True)
+@inner
 def _trimmed_away(state, r, seq):
     piece = state.pieces[r]
     if seq < piece.known or sequences.has(piece.acked, seq) or sequences.has(piece.lost, seq):
@@ -205,14 +205,14 @@ def _trimmed_away(state, r, seq):
     transports.on_trim(state, r)
 
 
-@njit(cache=True)
+@inner
 def _lose(piece, seq):
     sequences.add(piece.lost, seq)
     piece.num_lost += 1
     piece.in_flight -= 1
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _credit_ack(piece, seq):
     """Packet `seq` is known to be there; returns 1 if that is news."""
     if sequences.has(piece.acked, seq):
@@ -229,7 +229,7 @@ def _credit_ack(piece, seq):
     return 1
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _selectively(state, r, packet, now):
     """An acknowledgement by packet."""
     piece = state.pieces[r]
@@ -261,7 +261,7 @@ def _selectively(state, r, packet, now):
     transports.on_ack(state, r, newly, packet.marks, delay, is_loss, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _find_gaps(state, piece):
     """The gap rule: what `gap` later packets have overtaken is lost. Returns whether any was."""
     found = False
@@ -275,7 +275,7 @@ def _find_gaps(state, piece):
     return found
 
 
-@njit(cache=True)
+@inner
 def _go_back(state, r, packet, now):
     """An acknowledgement in order, or the demand to go back to it."""
     piece = state.pieces[r]
@@ -293,7 +293,7 @@ def _go_back(state, r, packet, now):
     transports.on_ack(state, r, newly, packet.marks, delay, packet.kind == NAK, now)
 
 
-@njit(cache=True)
+@inner
 def time_out(state, r, now):
     """The retransmission timer of piece r: what was sent before it last started, and is not there, is lost."""
     c = state.c[0]
@@ -331,7 +331,7 @@ def time_out(state, r, now):
     offer(state, r, now)
 
 
-@njit(cache=True)
+@inner
 def _settle(state, r, now):
     """A piece is acknowledged whole, or cancelled."""
     piece = state.pieces[r]
@@ -344,7 +344,7 @@ def _settle(state, r, now):
     message.unanswered -= 1
 
 
-@njit(cache=True)
+@inner
 def stop(state, r, now):
     """The sender of a cancelled message sends no more."""
     piece = state.pieces[r]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from models.compiled import inner
 
-@njit(cache=True)
+
+@inner
 def _before(key, entry, other_key, other_entry):
     return (key < other_key) | ((key == other_key) & (entry < other_entry))
 
 
-@njit(cache=True)
+@inner
 def sift_down(keys, ids, size, i):
     """Move entry i down to where it belongs; the others move up into the gap."""
     key, entry = keys[i], ids[i]
@@ -56,7 +58,7 @@ def pop(keys, ids, size):
     return size
 
 
-@njit(cache=True)
+@inner
 def heapify(keys, ids, size):
     for i in range(size // 2 - 1, -1, -1):
         sift_down(keys, ids, size, i)
@@ -74,7 +76,7 @@ def sort(keys, ids, size):
         ids[i], ids[size - 1 - i] = ids[size - 1 - i], ids[i]
 
 
-@njit(cache=True)
+@inner
 def _place(heap, place, key, i, entry):
     heap[i] = entry
     place[entry] = i

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from models.compiled import inner
 from sim.fabric import heap
 
 NUM_ROLES = 4
@@ -101,7 +102,7 @@ def with_room(work: Scratch, max_variables: int) -> Scratch:
     )
 
 
-@njit(cache=True)
+@inner
 def _open_segments(work, num_variables, variables, weight, segment):
     """Register the segments in use, with the weight that wants to cross them."""
     segments, used_segments, sizes = work.segment, work.used_segments, work.sizes[0]
@@ -128,7 +129,7 @@ def _open_segments(work, num_variables, variables, weight, segment):
     sizes.num_segments = num_segments
 
 
-@njit(cache=True)
+@inner
 def _open_links(net, work):
     """Register the links in use."""
     sizes, stamps = work.sizes[0], work.link_stamp
@@ -146,7 +147,7 @@ def _open_links(net, work):
     sizes.num_links = num_links
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _full_at(link_start, link_segment, link_share, capacity, segments, k):
     """The level at which link k will be full as things stand; infinity when nothing that crosses it can grow."""
     load, weight, is_open = 0.0, 0.0, False
@@ -159,7 +160,7 @@ def _full_at(link_start, link_segment, link_share, capacity, segments, k):
     return (capacity[k] - load) / max(weight, 1e-300) if is_open else np.inf
 
 
-@njit(cache=True)
+@inner
 def _list_role(work, num_variables, variables, segment, role):
     """Sort the variables by their segment of this role (counting sort). Done only for roles that freeze one."""
     segments, listed = work.segment, work.listed[role]
@@ -178,7 +179,7 @@ def _list_role(work, num_variables, variables, segment, role):
         used.fill += 1
 
 
-@njit(cache=True)
+@inner
 def _freeze(work, weight, segment, s, role, level):
     """Freeze what still crosses segment s."""
     segments, is_frozen = work.segment, work.is_frozen
@@ -199,7 +200,7 @@ def _freeze(work, weight, segment, s, role, level):
                 segments[crossed].rate += level * w
 
 
-@njit(cache=True)
+@inner
 def _read_rates(work, num_variables, variables, weight, segment, rate):
     """A variable froze at the level at which the first of its segments did, and levels only rise."""
     segments = work.segment

@@ -131,6 +131,7 @@ class PacketFabric(MessageFabric):
             network["ports"], num_switches = fulls.ports_of(
                 t, network["ports"], network["paces"], any(limit is not None for limit in shares), seed
             )
+            network["is_early"] &= self._may_enter_early(network["ports"])
         ports, paces = network["ports"], network["paces"]
         c = np.zeros(1, fulls.COUNTERS if self.is_full else ps.COUNTERS)
         c["free_piece"] = c["free_packet"] = fs.NONE
@@ -187,6 +188,14 @@ class PacketFabric(MessageFabric):
             **self._for_pieces(0),
             **self._for_packets(0),
         )
+
+    def _may_enter_early(self, ports: np.ndarray) -> bool:
+        """Whether full ports, too, may be entered before a packet's arrival: nothing looks at them, stops them or
+        lets what comes to them vanish in the meantime (a transfer's last packet would be gone too soon)."""
+        settings = self.settings
+        is_looked_at = ports["has_ends"][~ports["is_source"]].any() or self.policy.spray == "adaptive"
+        drops = settings.port_buffer_bytes is not None and not settings.trim
+        return not (is_looked_at or drops or settings.has_faults)
 
     def _set_limits(self, c: np.ndarray) -> None:
         """What full ports and transports go by, into the counters."""

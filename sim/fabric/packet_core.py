@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, njit, typeof
 
+from models.compiled import inner
 from sim.fabric import heap, readiness, wheel
 from sim.fabric import packet_ends as ends
 from sim.fabric import packet_placing as pieces
@@ -52,7 +53,7 @@ def admit(state, first, last, now):
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _start_pieces(state):
     for i in range(state.c[0].num_starting):
         ports.offer(state, state.starting[i])
@@ -62,7 +63,7 @@ def _start_pieces(state):
 DELIVERY, END, WOKEN = range(3)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _event(state, p, what, now):
     """What happens at port p."""
     if what == DELIVERY:
@@ -73,7 +74,7 @@ def _event(state, p, what, now):
     ports.pick_at_source(state, p, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _deliveries(state, now):
     """First phase: packets that reach the end of a link."""
     c = state.c[0]
@@ -86,7 +87,7 @@ def _deliveries(state, now):
         _event(state, key & (wheel.PHASE - 1), DELIVERY, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _picks(state, now):
     """Last phase: ports that are free pick, in order of port, those woken by another's pick included."""
     c = state.c[0]
@@ -113,7 +114,7 @@ def _picks(state, now):
         _event(state, p, what, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _plain_stretch(state, before):
     """Events in hand that come before then, as long as none of them leaves anything else to do at its instant.
     Returns whether the last one did: then that instant is to be finished."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import packet_ports as ports
 from sim.fabric import packet_routes as routes
 from sim.fabric import readiness, wheel
@@ -13,7 +13,7 @@ from sim.fabric.messages import CANCELLED, PENDING
 from sim.fabric.packet_state import AT_SWITCH, REORDER_WINDOW, TOLD_AT_ONCE, seconds
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def reorder(state, piece, packet, payload):
     """Enter a packet's arrival in the receiver's books: in-order point, displacement, bytes held out of order."""
     bit = packet.seq & (REORDER_WINDOW - 1)
@@ -34,7 +34,7 @@ def reorder(state, piece, packet, payload):
     piece.most_held_bytes = max(piece.most_held_bytes, piece.held_bytes)
 
 
-@njit(cache=True)
+@inner
 def complete(state, r, now):
     """All packets of a piece have arrived."""
     piece = state.pieces[r]
@@ -50,7 +50,7 @@ def complete(state, r, now):
         readiness.finish_message(state, m)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _receive(state, k, came_over, now):
     """Packet k has arrived; it turns into an acknowledgement when one is due."""
     packet = state.packets[k]
@@ -77,7 +77,7 @@ def _receive(state, k, came_over, now):
     ports.enter(state, np.int64(packet.route[0]), k, came_over, now)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _acknowledge(state, k, now):
     """An acknowledgement is back at its sender."""
     packet = state.packets[k]
@@ -94,7 +94,7 @@ def _acknowledge(state, k, now):
         ports.offer(state, r)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def drain(state, r, now):
     """A cancelled piece ends when nothing of it is under way any more; what was received last was never answered."""
     piece = state.pieces[r]
@@ -104,7 +104,7 @@ def drain(state, r, now):
         _settle(state, r, now)
 
 
-@njit(cache=True)
+@inner
 def _settle(state, r, now):
     """A piece is acknowledged whole, or cancelled and gone. With the last one of its message all rows are free."""
     piece = state.pieces[r]
@@ -132,7 +132,7 @@ def _settle(state, r, now):
         readiness.fire(state, readiness.SETTLED - key, seconds(now))
 
 
-@njit(cache=True)
+@inner
 def give_piece(state, r):
     c = state.c[0]
     state.pieces[r].message = NONE
@@ -141,7 +141,7 @@ def give_piece(state, r):
     c.num_free_pieces += 1
 
 
-@njit(cache=True)
+@inner
 def deliver(state, p, now):
     """The packet at the end of port p's link: it enters its next port, or is there. Then p's next one."""
     port = state.ports[p]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric.packet_state import PS_PER_S, PacketState
 from sim.fabric.topology import Topology
 
@@ -14,7 +14,7 @@ KINDS = ("data", "ack", "nak", "nack", "pull")
 """What full ports tell apart; lean ones know the first two."""
 
 
-@njit(cache=True)
+@inner
 def note(state, p, packet, kind, is_marked, now, event):
     """One row, while there is room; what finds none is counted."""
     c = state.c[0]

@@ -6,8 +6,9 @@ A piece that may send is put on the list of those that start; the core offers th
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit
+from numba import int64
 
+from models.compiled import inner
 from sim.fabric import detours, heap, placing, readiness, wheel
 from sim.fabric import packet_ports as ports
 from sim.fabric import packet_routes as routes
@@ -17,7 +18,7 @@ from sim.fabric.policies import NO_FABRIC, NOW, mix
 from sim.fabric.topology import SAME_LEAF
 
 
-@njit(cache=True)
+@inner
 def idle_path(state, piece):
     """(bit/s of the slowest host link, seconds of a round trip) of an idle network: one full packet there, its
     acknowledgement back."""
@@ -43,7 +44,7 @@ def idle_path(state, piece):
     return slowest, round_trip / PS_PER_S
 
 
-@njit(cache=True)
+@inner
 def _window_packets(state, piece):
     """window · rate · base round trip / mtu, rounded up."""
     c = state.c[0]
@@ -53,7 +54,7 @@ def _window_packets(state, piece):
     return max(int64(np.ceil(c.window_bdp * slowest * round_trip_s / (8 * c.mtu_bytes))), 1)
 
 
-@njit(cache=True)
+@inner
 def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra):
     """A piece of message m; up and down are NONE where it stays on one leaf."""
     c = state.c[0]
@@ -110,7 +111,7 @@ def _new_piece(state, m, payload_bytes, spray, scope, out, up, down, into, extra
             routes.aim(state, r)
 
 
-@njit(cache=True)
+@inner
 def _place_routed(state, num_direct, k):
     """The piece that the policy has put at placed[k]."""
     placed = state.placed[k]
@@ -133,7 +134,7 @@ def _place_routed(state, num_direct, k):
     _new_piece(state, m, placed.payload_bytes, spray, np.int64(entry.scope), out, up, down, into, extra)
 
 
-@njit(cache=True)
+@inner
 def _refresh_outstanding(state):
     """Bytes placed on each link and not yet acknowledged, for policies that look."""
     for link in range(len(state.paths.outstanding)):
@@ -153,7 +154,7 @@ def _refresh_outstanding(state):
                 state.paths.outstanding[link] = np.inf
 
 
-@njit(cache=True)
+@inner
 def _start(state, m, now_s, delay_s):
     start_s = placing.first_byte_s(state, m, now_s, delay_s)
     if start_s > now_s:
@@ -162,7 +163,7 @@ def _start(state, m, now_s, delay_s):
         _activate(state, m, now_s)
 
 
-@njit(cache=True)
+@inner
 def _activate(state, m, now_s):
     """The pieces of message m may send from now on."""
     state.messages[m].started_s = now_s
@@ -174,7 +175,7 @@ def _activate(state, m, now_s):
         r = np.int64(state.pieces[r].next_of_message)
 
 
-@njit(cache=True)
+@inner
 def place_batch(state, choose, now_s):
     """Let the policy place what is ready. False when there is no room: needed_pieces says for how many."""
     c = state.c[0]
@@ -200,7 +201,7 @@ def place_batch(state, choose, now_s):
     return True
 
 
-@njit(cache=True)
+@inner
 def run_agenda(state, now):
     """Messages whose time has come, and those that they let go at this instant."""
     c = state.c[0]
@@ -217,7 +218,7 @@ def run_agenda(state, now):
             _activate(state, m, c.now_s)
 
 
-@njit(cache=True)
+@inner
 def agenda_time(state):
     """When the next message is ready, or something is left to do at this instant, in ps; NEVER: not foreseen."""
     c = state.c[0]

@@ -7,8 +7,8 @@ one. A source port picks when its serialisation ends: pieces wait there for thei
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import heap, packet_log, wheel
 from sim.fabric import packet_routes as routes
 from sim.fabric.fluid_state import NONE
@@ -16,12 +16,12 @@ from sim.fabric.packet_state import AT_SWITCH, BUSY, PS_PER_S, REORDER_WINDOW, w
 from sim.fabric.state_reference import prefetch
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def pace_of(state, p):
     return state.paces[state.ports[p].pace]
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def serialise(state, p, size, now):
     """Start on `size` bytes and say when the last bit leaves; what a division leaves is carried while packets are
     back to back:  duration, remainder = divmod(bits 10^12 + remainder, rate)."""
@@ -44,7 +44,7 @@ def serialise(state, p, size, now):
     _enter_in_series(state, p, size, now, port.end)
 
 
-@njit(cache=True)
+@inner
 def fold_series(state):
     """The time series has run out of bins: make them twice as wide."""
     num_bins = state.series.shape[0]
@@ -59,7 +59,7 @@ def fold_series(state):
     state.c[0].bin_shift += 1
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _enter_in_series(state, p, size, begin, end):
     """Spread the bytes over the bins in which they leave."""
     shift = state.c[0].bin_shift
@@ -70,7 +70,7 @@ def _enter_in_series(state, p, size, begin, end):
     state.series[last, p].bytes += size
 
 
-@njit(cache=True)
+@inner
 def _spread(state, p, size, begin, end):
     """Enter all but what leaves in the last bin, and return that."""
     while (end - 1) >> state.c[0].bin_shift >= state.series.shape[0]:
@@ -86,7 +86,7 @@ def _spread(state, p, size, begin, end):
     return left
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def count_wait(state, p, wait, now):
     """A data packet has waited at an ordinary port until now."""
     state.waits[wait_bin(wait)] += 1
@@ -94,7 +94,7 @@ def count_wait(state, p, wait, now):
     series.wait = max(series.wait, wait)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _count(state, p, packet, now):
     """Enter packet, whose serialisation at port p has begun, in the books."""
     port = state.ports[p]
@@ -108,7 +108,7 @@ def _count(state, p, packet, now):
         count_wait(state, p, now - packet.time, now)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _send(state, p, k, now):
     """Ordinary port p starts on packet k."""
     serialise(state, p, state.packets[k].size, now)
@@ -117,7 +117,7 @@ def _send(state, p, k, now):
     wheel.schedule(state, 2 * p, state.ports[p].end + pace_of(state, p).latency)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _fetch_packets(state, p, is_delivery):
     """Have the packets that an event at port p is about brought into the cache."""
     port = state.ports[p]
@@ -129,7 +129,7 @@ def _fetch_packets(state, p, is_delivery):
         prefetch(state.packets, port.ack_first, 1)  # type: ignore[call-arg]
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def look_ahead(state, i):
     """Have what the events in hand after the i-th need brought into the cache: first their ports, then those ports'
     packets, then the ports or pieces that these come to.
@@ -149,7 +149,7 @@ def look_ahead(state, i):
             prefetch(state.pieces, packet.piece, 2)  # type: ignore[call-arg]
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def wake(state, p):
     """Port p picks in this instant's last phase."""
     if not state.ports[p].is_woken:
@@ -157,7 +157,7 @@ def wake(state, p):
         state.c[0].num_woken = heap.push(state.woken, state.woken, state.c[0].num_woken, p, p)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def queue(state, p, k, is_control):
     """Packet k waits at port p, behind others of its class."""
     port = state.ports[p]
@@ -176,7 +176,7 @@ def queue(state, p, k, is_control):
         port.data_last = k
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def enter(state, p, k, came_over, now):
     """Packet k reaches port p over a link."""
     port = state.ports[p]
@@ -196,7 +196,7 @@ def enter(state, p, k, came_over, now):
         _send(state, p, k, now)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def pick(state, p):
     """Ordinary port p, whose packet has gone: start on the next one as of when it could, or be idle."""
     port = state.ports[p]
@@ -216,7 +216,7 @@ def pick(state, p):
     _send(state, p, k, max(port.end, state.packets[k].time))
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def into_ring(state, r):
     """Piece r waits for its turn at its source port."""
     piece = state.pieces[r]
@@ -230,7 +230,7 @@ def into_ring(state, r):
     ring.last = r
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def next_in_ring(state, p):
     """The piece whose turn it is leaves the ring of source port p."""
     ring = state.rings[p]
@@ -240,7 +240,7 @@ def next_in_ring(state, p):
     return r
 
 
-@njit(cache=True)
+@inner
 def leave_ring(state, r):
     """A cancelled piece gives up its turn."""
     ring = state.rings[state.pieces[r].source_port]
@@ -257,7 +257,7 @@ def leave_ring(state, r):
     state.pieces[r].is_in_ring = False
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _may_send(piece):
     return (
         piece.is_started
@@ -267,7 +267,7 @@ def _may_send(piece):
     )
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def offer(state, r):
     """A piece may have become ready."""
     piece = state.pieces[r]
@@ -277,7 +277,7 @@ def offer(state, r):
             wake(state, np.int64(piece.source_port))
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def take_packet(state):
     c = state.c[0]
     k = c.free_packet
@@ -286,7 +286,7 @@ def take_packet(state):
     return k
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def give_packet(state, k):
     c = state.c[0]
     state.packets[k].next = c.free_packet
@@ -294,7 +294,7 @@ def give_packet(state, k):
     c.num_free_packets += 1
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _next_packet(state, r):
     """The packet that piece r sends now."""
     piece = state.pieces[r]
@@ -312,8 +312,8 @@ def _next_packet(state, r):
     return k
 
 
-@njit(cache=True, inline="always")
-def _goes_early(state, p, packet):
+@inner(inline="always")
+def goes_early(state, p, packet):
     """Whether a packet that source port p sends enters its next port as soon as it is sent."""
     if packet.num_hops < 2:
         return False
@@ -321,7 +321,7 @@ def _goes_early(state, p, packet):
     return state.is_early[p if following == AT_SWITCH else following]
 
 
-@njit(cache=True)
+@inner
 def pick_at_source(state, p, now):
     """A source port is free: acknowledgements first, then the piece whose turn it is, which goes to the end."""
     port = state.ports[p]
@@ -339,7 +339,7 @@ def pick_at_source(state, p, now):
     serialise(state, p, packet.size, now)
     _count(state, p, packet, now)
     wheel.schedule(state, 2 * p + 1, port.end)
-    if _goes_early(state, p, packet):
+    if goes_early(state, p, packet):
         port.serving = k
         return
     port.serving = BUSY
@@ -354,7 +354,7 @@ def pick_at_source(state, p, now):
     port.wire_last = k
 
 
-@njit(cache=True)
+@inner
 def finish_at_source(state, p, now):
     """A source port has sent a packet's last bit. Where all packets come over equally long links from such ports,
     they come in the order in which they were sent: they enter the next port now, with the time of their arrival."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import AT_SWITCH, FIXED, RANDOM, SWITCH
 from sim.fabric.policies import mix
 from sim.fabric.topology import SAME_LEAF
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def append(state, route, n, segment):
     """The links of a segment at route[n:]; returns the new n."""
     for e in range(state.segment_start[segment], state.segment_start[segment + 1]):
@@ -20,7 +20,7 @@ def append(state, route, n, segment):
     return n
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def put_route(state, piece, packet):
     """The links that the piece's next packet takes, as far as its sender decides them."""
     route = packet.route
@@ -51,7 +51,7 @@ def put_route(state, piece, packet):
     packet.num_hops = append(state, route, n, piece.into + plane)
 
 
-@njit(cache=True)
+@inner
 def plane_of(state, piece, packet):
     """The plane of a packet that has reached its leaf."""
     plane = np.int64(0)
@@ -61,7 +61,7 @@ def plane_of(state, piece, packet):
     return plane
 
 
-@njit(cache=True)
+@inner
 def complete(state, piece, packet, path, plane):
     """The rest of the packet's route, once a switch has chosen."""
     n = append(state, packet.route, packet.hop, piece.up + path)
@@ -69,7 +69,7 @@ def complete(state, piece, packet, path, plane):
     packet.num_hops = append(state, packet.route, n, piece.into + plane)
 
 
-@njit(cache=True)
+@inner
 def path_in_turn(state, piece, leaf, plane):
     """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
 
@@ -87,7 +87,7 @@ def path_in_turn(state, piece, leaf, plane):
     return path
 
 
-@njit(cache=True)
+@inner
 def decide_at_switch(state, packet):
     """The switch that the packet has reached sends it on the path whose turn it is."""
     piece = state.pieces[packet.piece]
@@ -96,23 +96,23 @@ def decide_at_switch(state, packet):
     complete(state, piece, packet, path_in_turn(state, piece, leaf, plane), plane)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def first_link(state, segment):
     return state.segment_link[state.segment_start[segment]]
 
 
-@njit(cache=True)
+@inner
 def _last_link(state, segment):
     return state.segment_link[state.segment_start[segment + 1] - 1]
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def num_choices(state, piece):
     """What a sprayed piece's sender chooses from: paths, or planes where a switch chooses the path."""
     return state.c[0].num_planes if piece.spray >= SWITCH else state.scopes[piece.scope].num_paths
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def aim(state, r):
     """The source port of the piece's next packet, which takes `next_path`."""
     piece = state.pieces[r]
@@ -122,7 +122,7 @@ def aim(state, r):
     piece.source_port = first_link(state, piece.out + plane)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def draw_path(state, r):
     """Where the sender sends the piece's next packet."""
     piece = state.pieces[r]
@@ -136,7 +136,7 @@ def draw_path(state, r):
     aim(state, r)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def turn_back(state, packet):
     """Turn the packet's route round, each link into the one the other way; a link without one is left out."""
     first, last = 0, packet.num_hops - 1

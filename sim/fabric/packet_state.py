@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import int64, njit
 
+from models.compiled import inner
 from sim.fabric.fluid_state import NONE
 from sim.fabric.policies import PathNetwork
 from sim.fabric.state_reference import CACHE_LINE, StatePointer, StateType, borrowed, define
@@ -414,12 +415,12 @@ def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
     return max(min(shortest, wanted, WIDEST_BUCKET).bit_length() - 1, 0)
 
 
-@njit(cache=True)
+@inner
 def picoseconds(time_s):
     return int64(np.rint(time_s * PS_PER_S))
 
 
-@njit(cache=True)
+@inner
 def seconds(time):
     return time / PS_PER_S
 
@@ -427,7 +428,7 @@ def seconds(time):
 WAIT_BINS = 512
 
 
-@njit(cache=True)
+@inner
 def wait_bin(wait):
     """Bin 0: no wait. Then eight bins for each doubling of the picoseconds: exponent and leading bits of the float."""
     if wait <= 0:

@@ -7,8 +7,8 @@ message starts after the policy's delay and its turn at the NIC.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import PENDING
@@ -17,14 +17,14 @@ from sim.fabric.readiness import is_direct
 from sim.fabric.topology import FAR, SAME_LEAF, SAME_POD
 
 
-@njit(cache=True)
+@inner
 def wire_bytes(payload_bytes, header_bytes, payload_per_packet):
     """Bytes on the wire: payload plus one header per packet, at least one packet."""
     packets = (payload_bytes + payload_per_packet - 1) // payload_per_packet
     return payload_bytes + header_bytes * max(packets, 1)
 
 
-@njit(cache=True)
+@inner
 def scope_of(state, source_leaf, destination_leaf):
     if source_leaf == destination_leaf:
         return SAME_LEAF
@@ -33,7 +33,7 @@ def scope_of(state, source_leaf, destination_leaf):
     return FAR
 
 
-@njit(cache=True)
+@inner
 def direct_route(state, m):
     """Segments of a message that needs no policy: (out of the NIC, NONE, NONE, into the NIC)."""
     message = state.messages[m]
@@ -43,7 +43,7 @@ def direct_route(state, m):
     return state.nics[a.nic].up, NONE, NONE, state.nics[b.nic].down
 
 
-@njit(cache=True)
+@inner
 def _fill_batch(state, num_direct, count):
     """Describe the routed messages (they follow the direct ones) to the policy."""
     for i in range(count):
@@ -68,7 +68,7 @@ def _fill_batch(state, num_direct, count):
         entry.start_delay_s = 0.0
 
 
-@njit(cache=True)
+@inner
 def placed_route(state, k):
     """Segments of placed piece k, and the seconds that no segment accounts for."""
     placed = state.placed[k]
@@ -91,7 +91,7 @@ def placed_route(state, k):
     return source.up + plane, up, down, destination.down + plane, extra_s
 
 
-@njit(cache=True)
+@inner
 def first_byte_s(state, m, now, delay_s):
     """When a message placed now may send: after the policy's delay and its turn at the NIC."""
     start_s = now + delay_s
@@ -104,7 +104,7 @@ def first_byte_s(state, m, now, delay_s):
     return start_s
 
 
-@njit(cache=True)
+@inner
 def _order_by_transfer(state, n):
     """Sort the messages that wait by (transfer, place in it): rows are used again, so theirs is no order."""
     serials = np.empty(n)
@@ -119,7 +119,7 @@ def _order_by_transfer(state, n):
         heap.sort(serials, state.waiting, n)
 
 
-@njit(cache=True)
+@inner
 def _sort_waiting(state):
     """Live messages to place, in the order they were handed over, those that need no policy first.
 
@@ -150,7 +150,7 @@ def _sort_waiting(state):
     return num_direct, kept - num_direct
 
 
-@njit(cache=True)
+@inner
 def decide(state, choose):
     """Let the policy place what waits; returns (direct messages, routed ones, pieces placed for the latter).
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import cfunc, int64, njit, typeof, types, uint64
 
+from models.compiled import inner
+
 NO_FABRIC = -1
 
 
@@ -111,7 +113,7 @@ def mix(x):
     return uint64(x ^ (x >> uint64(31)))
 
 
-@njit(cache=True)
+@inner
 def next_random(state):
     """The next 64 random bits of `state` [1] (SplitMix64)."""
     state[0] = uint64(state[0] + uint64(0x9E3779B97F4A7C15))
@@ -136,20 +138,20 @@ LEAF, NEXT, LAST = 0, 1, 2
 """Where on the way a switch hashes."""
 
 
-@njit(cache=True)
+@inner
 def switch_hash(header, seed, place, switch):
     """What a switch makes of a header. The seed is mixed first: near seeds must not give one switch another's hash."""
     return mix(header ^ mix(mix(seed) + uint64(4 * switch + place)))
 
 
-@njit(cache=True)
+@inner
 def header_of(source, destination, queue_pair):
     """What tells one queue pair's packets from another's, mixed."""
     header = mix(uint64(source) * uint64(0x9E3779B97F4A7C15) + uint64(destination))
     return mix(header + uint64(queue_pair))
 
 
-@njit(cache=True)
+@inner
 def is_withdrawn(network, s):
     """Whether routing knows a link of segment s to be dead."""
     for e in range(network.segment_start[s], network.segment_start[s + 1]):
@@ -158,7 +160,7 @@ def is_withdrawn(network, s):
     return False
 
 
-@njit(cache=True)
+@inner
 def is_good(network, source_leaf, destination_leaf, scope, path, heeds_marks):
     """Whether a path is in use: not withdrawn by routing, nor, if there are marks to heed, avoided by senders."""
     if heeds_marks and network.bad_until_s[source_leaf, destination_leaf, path] > network.parameters[NOW]:
@@ -182,7 +184,7 @@ def _good_paths(network, entry):
     return paths[:count] if count > 0 else np.arange(entry.num_paths)
 
 
-@njit(cache=True)
+@inner
 def hashed_path(batch, network, i, queue_pair):
     """ECMP's path of a queue pair: every switch hashes the same header with a seed of its own.
 

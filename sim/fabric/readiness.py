@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from models.compiled import inner
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.messages import DELIVERED, PENDING
@@ -15,20 +16,20 @@ SETTLED = -(1 << 40)
 """Fired code of a transfer whose last acknowledgement came after its end: SETTLED - transfer."""
 
 
-@njit(cache=True)
+@inner
 def push(state, time_s, code):
     """Agenda codes: 2 m message m is ready, 2 m + 1 its first byte leaves, -1 - leaf that leaf's window closes."""
     state.c[0].num_agenda = heap.push(state.agenda_s, state.agenda_code, state.c[0].num_agenda, time_s, code)
 
 
-@njit(cache=True)
+@inner
 def is_direct(state, source, destination):
     """Needs no path policy: inside a host, or on one leaf with a single plane."""
     a, b = state.accelerators[source], state.accelerators[destination]
     return a.host == b.host or (a.leaf == b.leaf and state.c[0].num_planes == 1)
 
 
-@njit(cache=True)
+@inner
 def fire(state, code, time_s):
     fired = state.fired[state.c[0].num_fired]
     fired.code = code
@@ -36,7 +37,7 @@ def fire(state, code, time_s):
     state.c[0].num_fired += 1
 
 
-@njit(cache=True)
+@inner
 def close_message(state, m, time_s):
     """The message is over (delivered or cancelled): tell its transfer and whoever watches it."""
     transfer = state.transfers[state.messages[m].transfer]
@@ -54,7 +55,7 @@ def close_message(state, m, time_s):
         node = state.nodes[node].next
 
 
-@njit(cache=True)
+@inner
 def input_arrived(state, m, time_s):
     """One thing that message m waits for is there, from `time_s` on."""
     message = state.messages[m]
@@ -71,7 +72,7 @@ def gate_opened(state, m, now):
     input_arrived(state, m, state.messages[m].input_s)
 
 
-@njit(cache=True)
+@inner
 def finish_message(state, m):
     message = state.messages[m]
     message.outcome = DELIVERED
@@ -80,7 +81,7 @@ def finish_message(state, m):
     close_message(state, m, message.arrived_s)
 
 
-@njit(cache=True)
+@inner
 def admit(state, first, last, now):
     """Messages first … last - 1 have been handed over: those that wait for nothing are ready."""
     for m in range(first, last):
@@ -95,13 +96,13 @@ def admit(state, first, last, now):
                 push(state, ready_s, 2 * m)
 
 
-@njit(cache=True)
+@inner
 def _to_batch(state, m):
     state.waiting[state.c[0].num_batch] = m
     state.c[0].num_batch += 1
 
 
-@njit(cache=True)
+@inner
 def make_ready(state, m, now):
     message = state.messages[m]
     if message.outcome != PENDING:
@@ -128,7 +129,7 @@ def make_ready(state, m, now):
     window.last = m
 
 
-@njit(cache=True)
+@inner
 def handle(state, code, now):
     """One entry of the agenda; returns the message whose first byte leaves now, if it is that."""
     if code < 0:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric.packet_state import REORDER_WINDOW
 
 WORDS = REORDER_WINDOW // 64
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def has(bits, seq):
     bit = seq & (REORDER_WINDOW - 1)
     return bits[bit >> 6] >> np.uint64(bit & 63) & np.uint64(1) != 0
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def add(bits, seq):
     bit = seq & (REORDER_WINDOW - 1)
     bits[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def discard(bits, seq):
     bit = seq & (REORDER_WINDOW - 1)
     bits[bit >> 6] &= ~(np.uint64(1) << np.uint64(bit & 63))
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def stretch(bits, seq):
     """The 64 of them from `seq` on, as one word."""
     shift = np.uint64(seq & 63)
@@ -39,7 +39,7 @@ def stretch(bits, seq):
     return found
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def lowest(bits):
     """Number of the lowest bit that is set: a power of two is a float whose exponent tells."""
     lowest = bits & (~bits + np.uint64(1))

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from math import sqrt
 
-from numba import int64, njit
+from numba import int64
 
+from models.compiled import inner
 from sim.fabric import packet_ports as lean
 from sim.fabric.full_state import DCQCN, DCTCP, NDP, NSCC, SWIFT, WINDOW
 from sim.fabric.packet_state import REORDER_WINDOW
@@ -53,7 +54,7 @@ NSCC_MOST = 1.5
 """Largest window, in bandwidth-delay products."""
 
 
-@njit(cache=True)
+@inner
 def begin(state, r):
     """A piece starts: its first window."""
     c = state.c[0]
@@ -78,14 +79,14 @@ def begin(state, r):
         piece.cwnd = REORDER_WINDOW * c.mtu_bytes
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def packets_allowed(state, piece):
     if piece.is_careful:
         return 1
     return max(int64(piece.cwnd / state.c[0].mtu_bytes), 1)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def waits_for_ack(state, piece):
     """Whether the packet that goes out now asks for an answer at once: it fills a window that moves, or `ack_every`
     packets take longer than a round trip. A window that shrinks could otherwise wait for an answer that is never due.
@@ -98,7 +99,7 @@ def waits_for_ack(state, piece):
     return piece.in_flight >= packets_allowed(state, piece)
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def sent(state, r, size, now):
     """A packet leaves: when the next one may, where the transport paces."""
     c = state.c[0]
@@ -114,7 +115,7 @@ def sent(state, r, size, now):
         piece.next_send = now + int64((piece.base_rtt + piece.delay) * c.mtu_bytes / piece.cwnd)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def on_ack(state, r, newly, marks, delay, is_loss, now):
     """`newly` packets are acknowledged, `marks` of them marked, after a queueing delay; is_loss: a gap was seen."""
     transport = state.c[0].transport
@@ -130,7 +131,7 @@ def on_ack(state, r, newly, marks, delay, is_loss, now):
         _nscc(state, state.pieces[r], newly, marks, delay, now)
 
 
-@njit(cache=True)
+@inner
 def on_trim(state, r):
     """A packet lost its payload."""
     if state.c[0].transport == NSCC:
@@ -138,7 +139,7 @@ def on_trim(state, r):
         piece.cwnd = max(piece.cwnd - state.c[0].mtu_bytes, float(state.c[0].mtu_bytes))
 
 
-@njit(cache=True)
+@inner
 def on_timeout(state, r, num_lost, now):
     """Nothing was acknowledged for the retransmission timeout."""
     c = state.c[0]
@@ -152,7 +153,7 @@ def on_timeout(state, r, num_lost, now):
     piece.last_decrease = now
 
 
-@njit(cache=True)
+@inner
 def _dctcp(state, piece, newly, marks, is_loss):
     """alpha <- (1 - g) alpha + g F per window, F the marked share; one cut by alpha / 2 per window with marks."""
     mtu = float(state.c[0].mtu_bytes)
@@ -177,7 +178,7 @@ def _dctcp(state, piece, newly, marks, is_loss):
         piece.is_reduced = False
 
 
-@njit(cache=True)
+@inner
 def _recover(state, r, now):
     """DCQCN between notices: alpha fades, and the rate climbs back, each `DCQCN_PERIOD` and each `DCQCN_BYTES`."""
     piece = state.pieces[r]
@@ -204,7 +205,7 @@ def _recover(state, r, now):
         piece.rate = (piece.rate + piece.target_rate) / 2.0
 
 
-@njit(cache=True)
+@inner
 def _notice(state, r, now):
     """DCQCN: the receiver has told of marks."""
     piece = state.pieces[r]
@@ -219,7 +220,7 @@ def _notice(state, r, now):
     piece.gathered_bytes = 0.0
 
 
-@njit(cache=True)
+@inner
 def _swift(state, piece, newly, delay, is_loss, now):
     """Below the target: a packet per round trip more. Above: at most once per round trip
     cwnd (1 - beta (delay - target) / delay), never below half."""
@@ -241,7 +242,7 @@ def _swift(state, piece, newly, delay, is_loss, now):
     piece.cwnd = min(max(piece.cwnd, SWIFT_LEAST * mtu), REORDER_WINDOW * mtu)
 
 
-@njit(cache=True)
+@inner
 def _nscc(state, piece, newly, marks, delay, now):
     """Four cases by mark and delay: unmarked and below target, grow by the distance; unmarked and above, grow
     fairly; marked and above, shrink by the average delay's excess; marked and below, wait (the path changes)."""

@@ -8,8 +8,8 @@ p's link, slot 2 p + 1 the end of a serialisation at source port p. A bucket is 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import inner
 from sim.fabric import heap
 from sim.fabric.fluid_state import NONE
 from sim.fabric.packet_state import picoseconds, seconds
@@ -23,7 +23,7 @@ LOW = np.int64((1 << 32) - 1)
 MANY = 16
 
 
-@njit(cache=True)
+@inner
 def last_until(until_s):
     """The last instant in ps that is not after `until_s`."""
     if until_s >= seconds(NEVER):
@@ -36,7 +36,7 @@ def last_until(until_s):
     return time
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _into_bucket(state, slot, time):
     bucket = (time >> state.c[0].shift) & (len(state.buckets) - 1)
     state.slots[slot].time = time & LOW
@@ -46,7 +46,7 @@ def _into_bucket(state, slot, time):
     state.c[0].num_wheel += 1
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def schedule(state, slot, time):
     """An event of the slot at that time, which is at least a bucket's width from now."""
     c = state.c[0]
@@ -56,7 +56,7 @@ def schedule(state, slot, time):
         c.num_far = heap.push(state.far_time, state.far_slot, c.num_far, time, slot)
 
 
-@njit(cache=True)
+@inner
 def move_to(state, bucket):
     """The wheel has turned to this bucket: what has come within its horizon leaves the heap."""
     c = state.c[0]
@@ -67,7 +67,7 @@ def move_to(state, bucket):
         _into_bucket(state, slot, time)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def next_bucket(state):
     """Number of the next bucket that holds something, NEVER if none does. The present one has been emptied."""
     c = state.c[0]
@@ -85,13 +85,13 @@ def next_bucket(state):
             return bucket
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _since(state, slot, start):
     """From the start of its bucket to the slot's event."""
     return (np.int64(state.slots[slot].time) - start) & LOW
 
 
-@njit(cache=True)
+@inner
 def first_time(state, bucket):
     """Time of the earliest event of a bucket that is not empty."""
     slot = np.int64(state.buckets[bucket & (len(state.buckets) - 1)])
@@ -105,7 +105,7 @@ def first_time(state, bucket):
     return first
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def empty(state, bucket):
     """Turn to the bucket and put its events into `keys`, in order."""
     c = state.c[0]
@@ -126,7 +126,7 @@ def empty(state, bucket):
     c.key = 0
 
 
-@njit(cache=True, inline="always")
+@inner(inline="always")
 def _sort(keys, n):
     """Shell's sort with Ciura's gaps: a bucket holds some events, or a thousand in lockstep."""
     if n > MANY:
@@ -135,7 +135,7 @@ def _sort(keys, n):
     _insert(keys, n, np.int64(1))
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _insert(keys, n, gap):
     for i in range(gap, n):
         key = keys[i]
@@ -146,13 +146,13 @@ def _insert(keys, n, gap):
         keys[j] = key
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def key_time(state):
     """Time of the next event of the bucket being emptied."""
     return (state.c[0].bucket << state.c[0].shift) + (state.keys[state.c[0].key] >> 32)
 
 
-@njit(cache=True)
+@inner
 def next_time(state, other, until):
     """The next instant in ps, NEVER if there is none up to `until`. Empties the wheel's next bucket in its turn.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from models.compiled import inner
 from models.cost.step import StepTable, step_parts
 from sim.devices.kv_cache import hold, release
 from sim.serving.request import COMPLETED
@@ -38,7 +39,7 @@ def form_batch(state: EngineState, policy) -> bool:
     return policy(state)
 
 
-@njit(cache=True)
+@inner
 def start_step(state: EngineState, table: StepTable) -> None:
     """Price the batch and put the step in flight: it takes max(accelerator, host)."""
     counts = state.counts[0]
@@ -57,7 +58,7 @@ def start_step(state: EngineState, table: StepTable) -> None:
     counts.is_in_flight = 1
 
 
-@njit(cache=True)
+@inner
 def record_step(
     state: EngineState,
     started_s: float,
@@ -108,7 +109,7 @@ def complete_step(state: EngineState, finish_s: float) -> None:
     counts.is_in_flight = 0
 
 
-@njit(cache=True)
+@inner
 def retire(state: EngineState, finish_s: float) -> None:
     """Take those who have all their tokens from the running list, which keeps its order."""
     counts = state.counts[0]
@@ -127,7 +128,7 @@ def retire(state: EngineState, finish_s: float) -> None:
     counts.num_running = kept
 
 
-@njit(cache=True)
+@inner
 def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     """Run the steady batch just formed again and again, until something may change; returns the steps done.
 

@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.architecture import Architecture
+from models.compiled import inner
 from models.cost.step import StepTable, expert_seconds, step_seconds
 from models.experts import Popularity
 from models.features import Feature
@@ -51,7 +52,7 @@ def _empty_table() -> StepTable:
     )  # fmt: skip
 
 
-@njit(cache=True)
+@inner
 def features_of_copies(state: EngineState, num_copies: int) -> NDArray[np.float64]:
     """The batch's features on each copy of the attention: [copies, BATCH_FEATURES]."""
     features = np.zeros((num_copies, BATCH_FEATURES))
@@ -71,13 +72,13 @@ def features_of_copies(state: EngineState, num_copies: int) -> NDArray[np.float6
     return features
 
 
-@njit(cache=True)
+@inner
 def _seconds(table: StepTable, f: NDArray[np.float64]) -> float:
     """Time of one pass of a stage on one copy, whose features are f."""
     return step_seconds(table, f[0], f[1], f[2], f[3], f[4], f[5])
 
 
-@njit(cache=True)
+@inner
 def own_seconds(
     tables: StageTables, features: NDArray[np.float64], tensor: int, num_dense_before: NDArray[np.int64]
 ) -> NDArray[np.float64]:

@@ -28,6 +28,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.compiled import inner
+
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
@@ -55,7 +57,7 @@ class Nodes(NamedTuple):
     num_added: Int64
 
 
-@njit(cache=True)
+@inner
 def _add(nodes: Nodes, source: int, destination: int, size_bytes: int, delay_s: float) -> int:
     """A node without inputs so far; returns its index."""
     i = nodes.num_added[0]
@@ -67,7 +69,7 @@ def _add(nodes: Nodes, source: int, destination: int, size_bytes: int, delay_s: 
     return i
 
 
-@njit(cache=True)
+@inner
 def _connect(nodes: Nodes, tail: int, head: int) -> None:
     """Node `head` waits for node `tail`; NONE is nothing to wait for."""
     if tail == NONE:
@@ -79,7 +81,7 @@ def _connect(nodes: Nodes, tail: int, head: int) -> None:
     nodes.whole[NUM_INPUTS, head] += 1
 
 
-@njit(cache=True)
+@inner
 def _join(nodes: Nodes, tails: Int64, accelerator: int) -> int:
     """A node that all of `tails` (NONE: not there) lead to: a new one unless they are one."""
     num, last = 0, NONE
@@ -95,7 +97,7 @@ def _join(nodes: Nodes, tails: Int64, accelerator: int) -> int:
     return joined
 
 
-@njit(cache=True)
+@inner
 def _add_own(
     nodes: Nodes, accelerators: Int64, takes_part: NDArray[np.bool_], own_s: Float64, computed: int, combine: Int64
 ) -> Int64:
@@ -110,7 +112,7 @@ def _add_own(
     return own
 
 
-@njit(cache=True)
+@inner
 def _add_layer(
     nodes: Nodes,
     accelerators: Int64,

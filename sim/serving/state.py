@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, typeof
 from numpy.typing import NDArray
 
+from models.compiled import inner
 from sim.devices.kv_cache import (
     KVCache,
     blocks_for,
@@ -183,7 +184,7 @@ def num_missing(state: EngineState, request: int) -> int:
     return row.num_prompt_tokens + row.num_generated - row.num_computed
 
 
-@njit(cache=True)
+@inner
 def is_decode(state: EngineState, request: int, num_tokens: int) -> bool:
     """Whether the request's next num_tokens are a decode: one after all the others, once there is output."""
     row = state.requests[request]
@@ -243,7 +244,7 @@ def admit(state: EngineState) -> int:
     return request
 
 
-@njit(cache=True)
+@inner
 def preempt_last(state: EngineState) -> None:
     """Give up the last of the running list: its blocks are freed, it goes to the head of the waiting line.
 
@@ -277,7 +278,7 @@ def make_room(state: EngineState, position: int, num_tokens: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@inner
 def take_arrivals(state: EngineState) -> None:
     """Let those who have arrived by now join the waiting line."""
     counts = state.counts[0]
@@ -289,7 +290,7 @@ def take_arrivals(state: EngineState) -> None:
         counts.arrived += 1
 
 
-@njit(cache=True)
+@inner
 def next_arrival_s(state: EngineState) -> float:
     """Time of the next arrival that is known, infinity when there is none."""
     counts = state.counts[0]

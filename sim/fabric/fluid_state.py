@@ -100,7 +100,8 @@ unanswered: of a transfer, messages whose acknowledgements are not all there yet
 NODE = np.dtype([("watch", "i8"), ("next", "i8")], align=True)
 FIRED = np.dtype([("code", "i8"), ("time_s", "f8")], align=True)
 """Complete: a watch (code >= 0) or a transfer (-1 - code)."""
-WINDOW = np.dtype([("first", "i8"), ("last", "i8")], align=True)
+WINDOW = np.dtype([("first", "i8"), ("last", "i8"), ("is_open", "?")], align=True)
+"""Messages that a leaf collects before its policy places them; it may be open and empty, if they were cancelled."""
 ACCELERATOR = np.dtype(
     [("host", "i8"), ("nic", "i8"), ("leaf", "i8"), ("nvlink_up", "i8"), ("nvlink_down", "i8")], align=True
 )
@@ -254,7 +255,7 @@ def static(t: Topology) -> dict[str, np.ndarray]:
             first_plane=np.cumsum([0, *(len(p) for p in planes[:-1])]),
         ),
         "plane": np.concatenate(planes).astype(np.int64),
-        "windows": np.full(t.num_leaves, NONE, np.int64).view(np.int64).repeat(2).view(WINDOW),
+        "windows": np.array([(NONE, NONE, False)] * t.num_leaves, WINDOW),
         "link_label": np.full(t.num_links, NONE),
     }  # fmt: skip
 

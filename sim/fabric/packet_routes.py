@@ -69,22 +69,46 @@ def complete(state, piece, packet, path, plane):
     packet.num_hops = append(state, packet.route, n, piece.into + plane)
 
 
+ROUNDS_PER_ORDER = 5
+"""As in htsim. With one order for ever, hosts that send in step would each get the same link over and over."""
+
+
+@inner
+def _shuffle(state, switch, choices, number):
+    """The number-th order of a switch's links: Fisher and Yates's, drawn from the seed, the switch and the number."""
+    orders = state.orders
+    for i in range(choices):
+        orders[switch, i] = i
+    drawn = mix(mix(state.c[0].seed + np.uint64(switch)) + np.uint64(number))
+    for last in range(choices - 1, 0, -1):
+        drawn += np.uint64(0x9E3779B97F4A7C15)
+        i = np.int64(mix(drawn) % np.uint64(last + 1))
+        orders[switch, i], orders[switch, last] = orders[switch, last], orders[switch, i]
+
+
+@inner
+def _next_in_order(state, switch, choices):
+    """Round robin over a switch's links, which are put into another order every ROUNDS_PER_ORDER rounds."""
+    turn = state.rounds[switch]
+    state.rounds[switch] += 1
+    if turn % (ROUNDS_PER_ORDER * choices) == 0:
+        _shuffle(state, switch, choices, turn // (ROUNDS_PER_ORDER * choices))
+    return np.int64(state.orders[switch, turn % choices])
+
+
 @inner
 def path_in_turn(state, piece, leaf, plane):
     """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
 
     The choice of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
     """
-    scope = state.scopes[piece.scope]
-    choices = scope.leaf_choices // state.c[0].num_planes
-    turn = state.turns[leaf, plane] % choices
-    state.turns[leaf, plane] += 1
-    path = plane * choices + turn
-    if scope.next_choices > 1:
-        pod = state.pod_of_leaf[leaf]
-        path = turn * scope.next_choices + state.higher_turns[pod, turn] % scope.next_choices
-        state.higher_turns[pod, turn] += 1
-    return path
+    scope, c = state.scopes[piece.scope], state.c[0]
+    choices = scope.leaf_choices // c.num_planes
+    turn = _next_in_order(state, leaf * c.num_planes + plane, choices)
+    if scope.next_choices == 1:
+        return plane * choices + turn
+    above = c.num_leaf_orders + state.pod_of_leaf[leaf] * choices + turn
+    return turn * scope.next_choices + _next_in_order(state, above, np.int64(scope.next_choices))
 
 
 @inner

@@ -120,10 +120,17 @@ def make_ready(state, m, now):
         return
     leaf = state.accelerators[message.source].leaf
     window = state.windows[leaf]
-    message.next_in_window = NONE
+    if not window.is_open:
+        window.is_open = True
+        push(state, now + state.c[0].window_s, -1 - leaf)
+    _into_window(state, window, m)
+
+
+@inner
+def _into_window(state, window, m):
+    state.messages[m].next_in_window = NONE
     if window.first == NONE:
         window.first = m
-        push(state, now + state.c[0].window_s, -1 - leaf)
     else:
         state.messages[window.last].next_in_window = m
     window.last = m
@@ -134,6 +141,7 @@ def handle(state, code, now):
     """One entry of the agenda; returns the message whose first byte leaves now, if it is that."""
     if code < 0:
         window = state.windows[-1 - code]
+        window.is_open = False
         m = window.first
         window.first = NONE
         while m != NONE:
@@ -156,19 +164,13 @@ def forget(state, first, last):
         while m != NONE:
             following = state.messages[m].next_in_window
             if not first <= m < last:
-                state.messages[m].next_in_window = NONE
-                if window.first == NONE:
-                    window.first = m
-                else:
-                    state.messages[window.last].next_in_window = m
-                window.last = m
+                _into_window(state, window, m)
             m = following
     c = state.c[0]
     kept = 0
     for i in range(c.num_agenda):
         code = state.agenda_code[i]
-        is_over = first <= code // 2 < last if code >= 0 else state.windows[-1 - code].first == NONE
-        if not is_over:
+        if code < 0 or not first <= code // 2 < last:
             state.agenda_s[kept] = state.agenda_s[i]
             state.agenda_code[kept] = code
             kept += 1

@@ -34,8 +34,9 @@ WHERE_NOT = (
 )
 
 IN_STEP = (
-    "one turn per leaf, shared by its flows: 8 hosts that send in step on 8 uplinks each get the same uplink over and "
-    "over, so that flows of several leaves meet on one link down; with a turn per flow (spray_round_robin) they do not"
+    "turns are even over a leaf's own links up, but not over the links down that it shares with other leaves: 8 hosts "
+    "that send in step take 8 uplinks, and packets of several leaves meet on one link down, for five rounds at a time; "
+    "with a turn per flow (spray_round_robin) they do not"
 )
 STORED = "below a bandwidth-delay product: each hop stores the packet before it sends it on"
 LOST = "loss: what a full buffer drops is sent again when its timer runs out"

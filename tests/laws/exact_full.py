@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush
 from typing import Literal
@@ -33,8 +33,10 @@ from exact_packets import (
     Route,
     Sender,
     Stalled,
+    Turn,
     Wire,
     check_input,
+    round_robin,
 )
 
 PAUSE, RTO = 1, 2  # alarms, in phases of their own; pacing and pulling, to come, are 3 and 4
@@ -477,7 +479,7 @@ class FullNetwork(Network):
         route: Callable[[int, int], Route],
         mtu: int,
         header: int,
-        counters: Mapping[int, int],
+        turn: Turn,
         full: Full,
     ) -> None:
         self.full = full
@@ -487,7 +489,7 @@ class FullNetwork(Network):
         self.used: Counter[int] = Counter()  # bytes, by switch
         self.ingress: Counter[int] = Counter()  # bytes, by link
         self.asserted: set[int] = set()  # links
-        super().__init__(wires, reverse, pieces, route, mtu, header, counters)
+        super().__init__(wires, reverse, pieces, route, mtu, header, turn)
         for link, port in enumerate(self.ports):
             if port.is_source and port.owner is not None:
                 raise ValueError(f"link {link} is the first of a piece, and its port a switch's")
@@ -711,7 +713,7 @@ def simulate_full(
     *,
     mtu: int = 4096,
     header: int = 64,
-    counters: Mapping[int, int] | None = None,
+    turn: Turn = round_robin,
     full: Full,
 ) -> FullOutcome:
     """As `exact_packets.simulate`, with full ports; a piece's first port is a host's.
@@ -720,6 +722,6 @@ def simulate_full(
     """
     check_input(wires, reverse, pieces, mtu, header)
     check_full(wires, reverse, full)
-    network = FullNetwork(wires, reverse, pieces, route, mtu, header, counters or {}, full)
+    network = FullNetwork(wires, reverse, pieces, route, mtu, header, turn, full)
     network.run()
     return network.outcome()

@@ -15,7 +15,7 @@ order of piece; then every port that has become free, and every idle source port
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import ClassVar
@@ -60,6 +60,13 @@ class Choice:
 
 
 Route = Sequence["int | Choice"]
+Turn = Callable[[int, int, int], int]
+"""(spraying group, number of its packet, alternatives) -> the alternative that the packet takes."""
+
+
+def round_robin(group: int, n: int, choices: int) -> int:
+    """In one order, for ever."""
+    return n % choices
 
 
 @dataclass
@@ -259,7 +266,7 @@ class Receiver:
 
 
 class Network:
-    """All state that lives in time: the calendar, the ports, both ends of every piece, and the spraying counters."""
+    """All state that lives in time: the calendar, the ports, both ends of every piece, the turns that were taken."""
 
     ports: Sequence[Port]
     senders: Sequence[Sender]
@@ -273,13 +280,14 @@ class Network:
         route: Callable[[int, int], Route],
         mtu: int,
         header: int,
-        counters: Mapping[int, int],
+        turn: Turn,
     ) -> None:
         self.reverse = reverse
         self.pieces = pieces
         self.header = header
         self.max_payload = mtu - header
-        self.counters = Counter(counters)
+        self.turn = turn
+        self.turns_taken: Counter[int] = Counter()  # by spraying group
         self.calendar: list[tuple[int, int, int]] = []
         self.deliveries = 0
         self.ports = [self.make_port(link, wire) for link, wire in enumerate(wires)]
@@ -346,9 +354,9 @@ class Network:
         while packet.ahead and isinstance(packet.ahead[0], Choice):
             choice = packet.ahead[0]
             packet.ahead.popleft()
-            turn = self.counters[choice.group] % len(choice.alternatives)
-            self.counters[choice.group] += 1
-            packet.ahead.extendleft(reversed(choice.alternatives[turn]))
+            chosen = self.turn(choice.group, self.turns_taken[choice.group], len(choice.alternatives))
+            self.turns_taken[choice.group] += 1
+            packet.ahead.extendleft(reversed(choice.alternatives[chosen]))
 
     def enter(self, packet: Packet, now_ps: int) -> None:
         """A packet joins its queue at the next port; an idle ordinary port starts on it at once."""
@@ -498,19 +506,19 @@ def simulate(
     *,
     mtu: int = 4096,
     header: int = 64,
-    counters: Mapping[int, int] | None = None,
+    turn: Turn = round_robin,
 ) -> Outcome:
     """Send every piece to its last acknowledgement, in integers throughout.
 
     `reverse[link]` is the link that acknowledgements of packets over `link` take back; None leaves it out.
     `route(piece, seq)` is asked once a packet, before anything runs. A piece waits for its turn at the first link of
     its next packet's route; where that is another link, it changes rings.
-    `mtu` and `header` are bytes on the wire; an acknowledgement has `header` bytes. `counters` holds the first value of
-    each spraying group, 0 where it has none.
+    `mtu` and `header` are bytes on the wire; an acknowledgement has `header` bytes. `turn(group, n, choices)` says
+    which alternative the n-th packet of a spraying group takes, from 0 on.
 
     Raises ValueError on input that it cannot simulate, and Stalled when pieces wait for acknowledgements for ever.
     """
     check_input(wires, reverse, pieces, mtu, header)
-    network = Network(wires, reverse, pieces, route, mtu, header, counters or {})
+    network = Network(wires, reverse, pieces, route, mtu, header, turn)
     network.run()
     return network.outcome()

@@ -42,8 +42,7 @@ class Story:
         self.fabric = PacketFabric(
             self.clock, topology, policy, settings=options, seed=seed, jitter_s=0.0, window_s=0.0
         )
-        state = self.fabric._state
-        self.counters = {i: int(turn) for i, turn in enumerate(state.turns.ravel())}
+        self.seed = seed
         start_ps = np.array([m[3] for m in messages])
         self.transfer = self.fabric.start(
             message_graph([m[0] for m in messages], [m[1] for m in messages], [m[2] for m in messages],
@@ -82,6 +81,16 @@ class Story:
             for _, time, row in self.rows
         ]  # fmt: skip
 
+    def turn(self, switch: int, n: int, choices: int) -> int:
+        """Round robin in an order that is drawn anew, by Fisher and Yates, every five rounds."""
+        drawn = mix((mix((self.seed + switch) & MASK) + n // (5 * choices)) & MASK)
+        order = list(range(choices))
+        for last in range(choices - 1, 0, -1):
+            drawn = (drawn + GOLDEN) & MASK
+            i = mix(drawn) % (last + 1)
+            order[i], order[last] = order[last], order[i]
+        return order[n % choices]
+
     def route(self, piece: int, seq: int):
         t, (_, _, row) = self.topology, self.rows[piece]
         out, up, down, into = (int(row[name]) for name in ("out", "up", "down", "into"))
@@ -119,7 +128,7 @@ class Story:
         reverse = [None if p < 0 else int(p) for p in state.reverse]
         return run(
             wires, reverse, self.pieces(), self.route, mtu=self.options.mtu_bytes, header=self.options.header_bytes,
-            counters=self.counters, **more,
+            turn=self.turn, **more,
         )  # fmt: skip
 
     def compare(self) -> None:

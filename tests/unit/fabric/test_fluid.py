@@ -6,6 +6,7 @@ import pytest
 from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.messages import MessageGraphError, message_graph
+from sim.fabric.packet import PacketFabric
 from sim.fabric.topology import HostKind, Link, LinkOverride, TopologyError, fat_tree, leaf_spine
 
 R, L = 50e9, 500e-9
@@ -140,6 +141,21 @@ def test_a_gate_holds_a_message_until_it_is_opened():
     fabric.open_gate(gate)
     fabric.clock.run(until=transfer.done)
     assert transfer.results.received_s[0] == pytest.approx(1e-3 + WIRE / R + 2 * L, rel=1e-12)
+
+
+@pytest.mark.parametrize("fabric_of", [FluidFabric, PacketFabric])
+def test_a_window_stays_open_when_all_that_it_collected_is_cancelled(fabric_of):
+    """A leaf collects for 2 us from its first message on. That one is cancelled after 0.5 us, and with it its transfer
+    is over; another comes at 1 us, and both would have been placed at 2 us."""
+    topology = network().topology
+    fabric = fabric_of(Clock(), topology, "spray", window_s=2e-6, jitter_s=0.0)
+    first = fabric.start(message_graph([0], [4], FULL))
+    fabric.clock.run(until=0.5e-6)
+    first.cancel()
+    fabric.clock.run(until=1e-6)
+    second = fabric.start(message_graph([1], [5], FULL))
+    fabric.clock.run(until=second.done)
+    assert second.results.started_s == pytest.approx([2e-6], rel=1e-12)
 
 
 def test_watching_a_message_and_cancelling_the_rest():

@@ -82,8 +82,8 @@ def _shuffle(state, switch, choices, number):
     drawn = mix(mix(state.c[0].seed + np.uint64(switch)) + np.uint64(number))
     for last in range(choices - 1, 0, -1):
         drawn += np.uint64(0x9E3779B97F4A7C15)
-        i = np.int64(mix(drawn) % np.uint64(last + 1))
-        orders[switch, i], orders[switch, last] = orders[switch, last], orders[switch, i]
+        other = np.int64(mix(drawn) % np.uint64(last + 1))
+        orders[switch, other], orders[switch, last] = orders[switch, last], orders[switch, other]
 
 
 @inner

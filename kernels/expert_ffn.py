@@ -193,8 +193,10 @@ def expert_ffn_grouped(
     slots in use, which its offsets name.
     """
     num_tokens, top_k = weight_TK.shape
-    pairs = slots_TK.flatten().argsort(stable=True)
-    ends_S = torch.bincount(slots_TK.flatten(), minlength=down_SHI.shape[0]).cumsum(0).to(torch.int32)
+    slots = slots_TK.flatten().long()
+    pairs = slots.argsort(stable=True)
+    counts_S = slots.new_zeros(down_SHI.shape[0]).scatter_add_(0, slots, torch.ones_like(slots))
+    ends_S = counts_S.cumsum(0).to(torch.int32)
     rows = x_TH[pairs // top_k]
     gate, up = torch.nn.functional.grouped_mm(rows, up_S2IH.transpose(1, 2), offs=ends_S).chunk(2, dim=1)
     hidden = torch.nn.functional.silu(gate) * up

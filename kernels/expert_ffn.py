@@ -38,17 +38,25 @@ TILES: dict[str, list[tuple[float, Tiles]]] = {
     "any": [
         (0.0, FEW),
         (8.0, Tiles(32, 64, 128, 1, 4, 4)),
-        (24.0, Tiles(64, 128, 64, 4, 4, 3)),
+        (24.0, Tiles(64, 128, 64, 8, 4, 3)),
         (48.0, MANY),
     ],
 }
-"""GPU -> (from so many rows per slot in use, tiles). Not tuned on any GPU yet."""
+"""GPU, as torch names it -> (from so many rows per slot, tiles). `python -m kernels.tune` prints what to put here on a
+GPU; "any" is a guess, measured on none."""
 
 
-def tiles_for(num_pairs: int, num_slots: int, device: str = "any") -> Tiles:
-    """Tiles by the rows that a slot gets when pairs spread over as many slots as they can."""
-    rows = num_pairs / max(min(num_pairs, num_slots), 1)
-    return [tiles for least, tiles in TILES.get(device, TILES["any"]) if rows >= least][-1]
+def rows_per_slot(num_pairs: int, num_slots: int) -> float:
+    """Rows that a slot gets when pairs spread over as many slots as they can."""
+    return num_pairs / max(min(num_pairs, num_slots), 1)
+
+
+def tiles_for(num_pairs: int, num_slots: int, gpu: str | None = None) -> Tiles:
+    """Tiles by the rows per slot, for this GPU unless another is named."""
+    if gpu is None:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "any"
+    rows = rows_per_slot(num_pairs, num_slots)
+    return [tiles for least, tiles in TILES.get(gpu, TILES["any"]) if rows >= least][-1]
 
 
 @triton.jit

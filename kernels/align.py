@@ -3,6 +3,7 @@
 A counting sort, stable, so that rows stand in order of pairs and nothing depends on who runs first:
     count  how many pairs of each chunk go to each slot
     scan   where, among a slot's pairs, each chunk's begin; how many there are
+    start  where each slot's rows begin
     place  each pair's row; each block's slot
 Rerouting takes place on the way, in `count`. Work grows with pairs + slots · chunks; few pairs take one launch.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from kernels.reroute import check, slots_of
 
-PIECE = 128
+PIECE = 64
 """Pairs that are ranked among each other, all against all."""
 MOST_CHUNKS = 1024
 FEW_PAIRS = 1024
@@ -43,9 +44,11 @@ class Alignment:
 
 
 @triton.jit
-def _load_slots(topk, adapter, table, slots, pair, is_pair, top_k, num_experts, REROUTE: tl.constexpr):
+def _load_slots(
+    topk, adapter, table, slots, pair, is_pair, num_experts, K: tl.constexpr, REROUTE: tl.constexpr
+):  # fmt: skip
     if REROUTE:
-        found = slots_of(topk, adapter, table, pair, is_pair, top_k, num_experts)
+        found = slots_of(topk, adapter, table, pair, is_pair, num_experts, K)
         tl.store(slots + pair, found, mask=is_pair)
         return found
     return tl.load(topk + pair, mask=is_pair, other=0)
@@ -53,8 +56,8 @@ def _load_slots(topk, adapter, table, slots, pair, is_pair, top_k, num_experts, 
 
 @triton.jit
 def _count(
-    topk, adapter, table, slots, counts, num_pairs, top_k, num_experts, num_slots, num_pieces, num_chunks,
-    REROUTE: tl.constexpr, PIECE: tl.constexpr, BINS: tl.constexpr,
+    topk, adapter, table, slots, counts, num_pairs, num_experts, num_slots, num_pieces, num_chunks,
+    K: tl.constexpr, REROUTE: tl.constexpr, PIECE: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """counts[slot, chunk]. BINS: a power of two above num_slots; what is no pair falls into the last bin."""
     chunk = tl.program_id(0)
@@ -62,7 +65,7 @@ def _count(
     for i in range(num_pieces):
         pair = (chunk.to(tl.int64) * num_pieces + i) * PIECE + tl.arange(0, PIECE)
         is_pair = pair < num_pairs
-        slot = _load_slots(topk, adapter, table, slots, pair, is_pair, top_k, num_experts, REROUTE)
+        slot = _load_slots(topk, adapter, table, slots, pair, is_pair, num_experts, K, REROUTE)
         found += tl.histogram(tl.where(is_pair, slot, BINS - 1), BINS)
     bins = tl.arange(0, BINS)
     tl.store(counts + bins.to(tl.int64) * num_chunks + chunk, found, mask=bins < num_slots)
@@ -83,21 +86,13 @@ def _scan(counts, totals, num_chunks, TILE: tl.constexpr):
 
 
 @triton.jit
-def _starts(totals, num_slots, BLOCK: tl.constexpr, BINS: tl.constexpr):
-    """(first row of each slot, rows of each), whole blocks."""
+def _start(totals, starts, num_rows, num_slots, BLOCK: tl.constexpr, BINS: tl.constexpr):
+    """starts[slot]: its first row. Slots have whole blocks of rows."""
     bins = tl.arange(0, BINS)
     total = tl.load(totals + bins, mask=bins < num_slots, other=0)
     padded = (total + BLOCK - 1) // BLOCK * BLOCK
-    return tl.cumsum(padded, 0) - padded, padded
-
-
-@triton.jit
-def _fill(rows, blocks, slot, start, padded, total, num_pairs, BLOCK: tl.constexpr):
-    """One slot's blocks, and the padding behind its last row."""
-    for block in range(start // BLOCK, (start + padded) // BLOCK):
-        tl.store(blocks + block, slot)
-    row = start + total + tl.arange(0, BLOCK)
-    tl.store(rows + row, tl.zeros([BLOCK], tl.int32) + num_pairs, mask=row < start + padded)
+    tl.store(starts + bins, tl.cumsum(padded, 0) - padded, mask=bins < num_slots)
+    tl.store(num_rows, tl.sum(padded, 0))
 
 
 @triton.jit
@@ -105,26 +100,25 @@ def _rank(slot, is_pair, PIECE: tl.constexpr):
     """(pairs of the piece before each that go to the same slot, whether it is the last of them)."""
     i = tl.arange(0, PIECE)
     is_same = (slot[:, None] == slot[None, :]) & is_pair[None, :]
-    before = tl.sum((is_same & (i[None, :] < i[:, None])).to(tl.int32), 1)
-    after = tl.sum((is_same & (i[None, :] > i[:, None])).to(tl.int32), 1)
-    return before, after == 0
+    weight = tl.where(i[None, :] < i[:, None], 1, tl.where(i[None, :] > i[:, None], 65536, 0))  # before, after
+    both = tl.sum(tl.where(is_same, weight, 0), 1)
+    return both & 65535, both < 65536
 
 
 @triton.jit
 def _place(
-    slots, counts, totals, rows, blocks, num_rows, num_pairs, num_slots, num_pieces, num_chunks,
-    BLOCK: tl.constexpr, PIECE: tl.constexpr, BINS: tl.constexpr,
+    slots, counts, totals, starts, rows, blocks, num_pairs, num_slots, num_pieces, num_chunks,
+    BLOCK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Program p writes the rows of chunk p's pairs and the blocks of slot p."""
+    """Program p writes the rows of chunk p's pairs; the blocks of slot p, and the padding behind its last row."""
     p = tl.program_id(0)
-    starts, padded = _starts(totals, num_slots, BLOCK, BINS)
-    bins = tl.arange(0, BINS)
-    if p == 0:
-        tl.store(num_rows, tl.sum(padded, 0))
     if p < num_slots:
-        mine = bins == p
-        start, size = tl.sum(tl.where(mine, starts, 0), 0), tl.sum(tl.where(mine, padded, 0), 0)
-        _fill(rows, blocks, p, start, size, tl.load(totals + p), num_pairs, BLOCK)
+        start, total = tl.load(starts + p), tl.load(totals + p)
+        end = start + (total + BLOCK - 1) // BLOCK * BLOCK
+        for block in range(start // BLOCK, end // BLOCK):
+            tl.store(blocks + block, p)
+        row = start + total + tl.arange(0, BLOCK)
+        tl.store(rows + row, tl.zeros([BLOCK], tl.int32) + num_pairs, mask=row < end)
     if p < num_chunks:
         for i in range(num_pieces):
             pair = (p.to(tl.int64) * num_pieces + i) * PIECE + tl.arange(0, PIECE)
@@ -133,7 +127,8 @@ def _place(
             place = counts + slot.to(tl.int64) * num_chunks + p
             before, is_last = _rank(slot, is_pair, PIECE)
             rank = tl.load(place, mask=is_pair, other=0) + before
-            tl.store(rows + tl.gather(starts, slot, 0) + rank, pair.to(tl.int32), mask=is_pair)
+            first = tl.load(starts + slot, mask=is_pair, other=0)
+            tl.store(rows + first + rank, pair.to(tl.int32), mask=is_pair)
             tl.debug_barrier()  # every thread has read the counts of this piece before any changes them
             tl.store(place, rank + 1, mask=is_pair & is_last)
             tl.debug_barrier()
@@ -141,38 +136,35 @@ def _place(
 
 @triton.jit
 def _align_few(
-    topk, adapter, table, slots, counts, rows, blocks, num_rows, num_pairs, top_k, num_experts, num_slots, num_pieces,
-    REROUTE: tl.constexpr, BLOCK: tl.constexpr, PIECE: tl.constexpr, BINS: tl.constexpr,
+    topk, adapter, table, slots, next_rows, rows, blocks, num_rows, num_pairs, num_experts, num_slots, num_pieces,
+    K: tl.constexpr, REROUTE: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr, PIECE: tl.constexpr,
+    BINS: tl.constexpr,
 ):  # fmt: skip
-    """All in one program."""
-    total = tl.zeros([BINS], tl.int32)
-    for i in range(num_pieces):
-        pair = i * PIECE + tl.arange(0, PIECE)
-        is_pair = pair < num_pairs
-        slot = _load_slots(topk, adapter, table, slots, pair, is_pair, top_k, num_experts, REROUTE)
-        total += tl.histogram(tl.where(is_pair, slot, BINS - 1), BINS)
+    """All in one program. PAIRS: a power of two, no less than num_pairs."""
+    pair = tl.arange(0, PAIRS)
+    slot = _load_slots(topk, adapter, table, slots, pair, pair < num_pairs, num_experts, K, REROUTE)
+    total = tl.histogram(tl.where(pair < num_pairs, slot, BINS - 1), BINS)
     bins = tl.arange(0, BINS)
     total = tl.where(bins < num_slots, total, 0)
     padded = (total + BLOCK - 1) // BLOCK * BLOCK
     starts = tl.cumsum(padded, 0) - padded
     tl.store(num_rows, tl.sum(padded, 0))
-    tl.store(counts + bins, starts, mask=bins < num_slots)
-    most = tl.max(padded, 0) // BLOCK
-    for i in range(most):
+    tl.store(next_rows + bins, starts, mask=bins < num_slots)
+    for i in range(tl.max(padded, 0) // BLOCK):
         tl.store(blocks + starts // BLOCK + i, bins, mask=i * BLOCK < padded)
     for i in range(BLOCK):
         row = starts + total + i
         tl.store(rows + row, tl.zeros([BINS], tl.int32) + num_pairs, mask=row < starts + padded)
-    tl.debug_barrier()
+    tl.debug_barrier()  # slots and next_rows are read by other threads than wrote them
     for i in range(num_pieces):
-        pair = i * PIECE + tl.arange(0, PIECE)
-        is_pair = pair < num_pairs
-        slot = tl.load(slots + pair, mask=is_pair, other=0)
-        before, is_last = _rank(slot, is_pair, PIECE)
-        row = tl.load(counts + slot, mask=is_pair, other=0) + before
-        tl.store(rows + row, pair, mask=is_pair)
+        mine = i * PIECE + tl.arange(0, PIECE)
+        is_mine = mine < num_pairs
+        to = tl.load(slots + mine, mask=is_mine, other=0)
+        before, is_last = _rank(to, is_mine, PIECE)
+        row = tl.load(next_rows + to, mask=is_mine, other=0) + before
+        tl.store(rows + row, mine, mask=is_mine)
         tl.debug_barrier()
-        tl.store(counts + slot, row + 1, mask=is_pair & is_last)
+        tl.store(next_rows + to, row + 1, mask=is_mine & is_last)
         tl.debug_barrier()
 
 
@@ -184,41 +176,48 @@ def align(
     block  rows of a tile of the grouped product, a power of two
 
     Without adapters topk_TK already names slots, from 0 to num_slots − 1; what it holds is not checked.
+    Raises ValueError for adapters without a map, or a map without adapters.
     """
-    does_reroute = adapter_T is not None and map_NM is not None
-    if not does_reroute:
+    if (adapter_T is None) != (map_NM is None):
+        raise ValueError("rerouting needs adapters and a map; one of them is missing")
+    does_reroute = adapter_T is not None
+    if adapter_T is None or map_NM is None:
         adapter_T, map_NM = topk_TK.new_empty(topk_TK.shape[0]), topk_TK.new_empty(0, 1)
-    assert adapter_T is not None and map_NM is not None
     check(topk_TK, adapter_T, map_NM)
     num_pairs, top_k = topk_TK.numel(), topk_TK.shape[1]
     most_rows = num_pairs + min(num_slots, num_pairs) * (block - 1)
     most_blocks = triton.cdiv(most_rows, block)
     new = topk_TK.new_empty
     found = Alignment(
-        torch.empty_like(topk_TK) if does_reroute else topk_TK, new(most_blocks * block), new(most_blocks),
-        topk_TK.new_zeros(1), block,
-    )  # fmt: skip
+        slots=torch.empty_like(topk_TK) if does_reroute else topk_TK,
+        rows=new(most_blocks * block),
+        blocks=new(most_blocks),
+        num_rows=new(1),
+        block=block,
+    )
     if num_pairs == 0:
+        found.num_rows.zero_()
         return found
     bins = triton.next_power_of_2(num_slots + 1)
-    shape = {"BLOCK": block, "PIECE": PIECE, "BINS": bins}
     num_pieces = triton.cdiv(num_pairs, PIECE)
     if num_pairs <= FEW_PAIRS:
         _align_few[(1,)](
             topk_TK, adapter_T, map_NM, found.slots, new(num_slots), found.rows, found.blocks, found.num_rows,
-            num_pairs, top_k, map_NM.shape[1], num_slots, num_pieces, REROUTE=does_reroute, **shape,
+            num_pairs, map_NM.shape[1], num_slots, num_pieces, K=top_k, REROUTE=does_reroute, BLOCK=block,
+            PAIRS=triton.next_power_of_2(num_pairs), PIECE=PIECE, BINS=bins,
         )  # fmt: skip
         return found
     num_pieces = triton.cdiv(num_pieces, min(num_pieces, MOST_CHUNKS))
     num_chunks = triton.cdiv(num_pairs, num_pieces * PIECE)
-    counts, totals = new(num_slots, num_chunks), new(num_slots)
+    counts, totals, starts = new(num_slots, num_chunks), new(num_slots), new(num_slots)
     _count[(num_chunks,)](
-        topk_TK, adapter_T, map_NM, found.slots, counts, num_pairs, top_k, map_NM.shape[1], num_slots, num_pieces,
-        num_chunks, REROUTE=does_reroute, PIECE=PIECE, BINS=bins,
+        topk_TK, adapter_T, map_NM, found.slots, counts, num_pairs, map_NM.shape[1], num_slots, num_pieces, num_chunks,
+        K=top_k, REROUTE=does_reroute, PIECE=PIECE, BINS=bins,
     )  # fmt: skip
     _scan[(num_slots,)](counts, totals, num_chunks, TILE=min(triton.next_power_of_2(num_chunks), 1024))
+    _start[(1,)](totals, starts, found.num_rows, num_slots, BLOCK=block, BINS=bins)
     _place[(max(num_chunks, num_slots),)](
-        found.slots, counts, totals, found.rows, found.blocks, found.num_rows, num_pairs, num_slots, num_pieces,
-        num_chunks, **shape,
+        found.slots, counts, totals, starts, found.rows, found.blocks, num_pairs, num_slots, num_pieces, num_chunks,
+        BLOCK=block, PIECE=PIECE,
     )  # fmt: skip
     return found

@@ -56,29 +56,32 @@ def loading(pool: ExpertPool) -> Iterator[dict]:
             work()
             torch.cuda.synchronize()
             found[what].append(time.perf_counter() - begin)
+    first = Times(np.array(found["pinned copy"]))
     for what, seconds in found.items():
-        times = Times(np.array(seconds))
-        yield row("load an adapter", f"{num_bytes / 2**20:.0f} MiB", what, times, num_bytes, 0.0) | {
-            "over_first": times.over(Times(np.array(found["pinned copy"])))
-        }
+        moved = 0 if what == "evict" else num_bytes
+        shape = f"{num_bytes / 2**20:.0f} MiB"
+        yield row("load an adapter", shape, what, Times(np.array(seconds)), first, moved, 0.0)
 
 
-def row(kernel: str, shape: str, way: str, times: Times, num_bytes: float, num_flops: float) -> dict:
+def row(
+    kernel: str, shape: str, way: str, times: Times, first: Times, num_bytes: float, num_flops: float
+) -> dict:
+    """One way of doing one thing. over_first: its time over that of the first way, replay by replay."""
+    over, over_p10, over_p90 = times.over(first)
     return {
         "kernel": kernel, "shape": shape, "way": way, "median_us": times.median_s * 1e6, "p10_us": times.p10_s * 1e6,
-        "p90_us": times.p90_s * 1e6, "gb_per_s": num_bytes / times.median_s / 1e9 if num_bytes else np.nan,
+        "p90_us": times.p90_s * 1e6, "over_first": over, "over_p10": over_p10, "over_p90": over_p90,
+        "gb_per_s": num_bytes / times.median_s / 1e9 if num_bytes else np.nan,
         "tflop_per_s": num_flops / times.median_s / 1e12 if num_flops else np.nan,
     }  # fmt: skip
 
 
 def rows_of(case: Case, rounds: int) -> Iterator[dict]:
-    """A row for each way, with the median ratio of its replays to those of the first way beside them."""
+    """A row for each way, and for the first one again, which shows the noise."""
     times = timing.measure(case.ways, rounds)
     first = times[next(iter(case.ways))]
     for way, found in times.items():
-        yield row(case.kernel, case.shape, way, found, case.num_bytes, case.num_flops) | {
-            "over_first": found.over(first)
-        }
+        yield row(case.kernel, case.shape, way, found, first, case.num_bytes, case.num_flops)
 
 
 def ceilings() -> dict[str, float]:
@@ -95,10 +98,14 @@ def ceilings() -> dict[str, float]:
 def provenance(found: dict[str, float]) -> dict:
     """What was measured on what."""
 
-    def output(*command: str) -> str:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-        return done.stdout.strip()
+    def output(*command: str) -> str | None:
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
 
+    changes = output("git", "status", "--porcelain")
     device = torch.cuda.get_device_properties(0)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": " ".join(sys.argv),
@@ -106,7 +113,7 @@ def provenance(found: dict[str, float]) -> dict:
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
         "python": platform.python_version(), "commit": output("git", "rev-parse", "HEAD"),
-        "is_changed": bool(output("git", "status", "--porcelain")), "ceilings": found,
+        "is_changed": None if changes is None else bool(changes), "ceilings": found,
     }  # fmt: skip
 
 
@@ -114,16 +121,20 @@ def run(bench: Cases, say: Callable[[str], None]) -> Iterator[dict]:
     """All rows, each as soon as it is measured; none in a rehearsal."""
     pool, twin = bench.pools()
     rounds = 10 if bench.is_quick else 30
-    for cases in (bench.rerouting(), bench.aligning(), bench.layers(pool), bench.feed_forward(pool, twin)):
-        for case in cases:
-            say(f"{case.kernel}, {case.shape}")
-            if bench.is_rehearsal:
-                timing.rehearse(case.ways)
-            else:
-                yield from rows_of(case, rounds)
-    if isinstance(pool, ExpertPool) and not bench.is_rehearsal:
-        say("loading")
-        yield from loading(pool)
+    try:
+        for cases in (bench.rerouting(), bench.aligning(), bench.layers(pool), bench.feed_forward(pool, twin)):
+            for case in cases:
+                say(f"{case.kernel}, {case.shape}")
+                if bench.is_rehearsal:
+                    timing.rehearse(case.ways)
+                else:
+                    yield from rows_of(case, rounds)
+        if isinstance(pool, ExpertPool) and not bench.is_rehearsal:
+            say("loading")
+            yield from loading(pool)
+    finally:
+        if isinstance(pool, ExpertPool):
+            pool.close()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.align import align
-from kernels.expert_ffn import expert_ffn, expert_ffn_grouped, tiles_for
+from kernels.align import Alignment, align
+from kernels.expert_ffn import Tiles, expert_ffn, expert_ffn_grouped, tiles_for
 from kernels.expert_pool import ExpertPool, PaddedPool, write
 from kernels.reroute import reroute, reroute_eagerly
 from kernels.timing import Calls
@@ -136,7 +136,7 @@ class Cases:
             )
 
     def aligning(self) -> Iterator[Case]:
-        """Without rerouting; with it on the way; with its own kernel before."""
+        """Without rerouting; with it on the way; with its own kernel before. Bytes: of the first way."""
         slots = self.model.num_slots
         for num_tokens in self.tokens(1, 64, 1024, 16384, 1 << 20):
             sets = self.inputs(num_tokens, has_x=False)
@@ -148,7 +148,7 @@ class Cases:
                     "rerouting on the way": calls(lambda s: align(s.topk, slots, 64, s.adapter, s.table), sets),
                     "rerouting before": calls(lambda s: align(reroute(s.topk, s.adapter, s.table), slots, 64), sets),
                 },
-                4 * num_tokens * (3 * self.model.top_k + 1),
+                4 * num_tokens * 2 * self.model.top_k,
             )
 
     def layers(self, pool: ExpertPool | PaddedPool) -> Iterator[Case]:
@@ -177,9 +177,14 @@ class Cases:
             )
 
     def feed_forward(self, pool: ExpertPool | PaddedPool, twin: PaddedPool) -> Iterator[Case]:
-        """Over one pool and its twin, and by PyTorch's grouped product. Bytes: weights of the slots in use."""
+        """Over one pool and its twin, and by PyTorch's grouped product, which sorts for itself: it stands against ours
+        with the alignment. Bytes: weights of the slots in use."""
         m = self.model
         up, down = pool.tensors
+
+        def ours(x: Tensor, weight: Tensor, slots: Tensor, _: Alignment, tiles: Tiles) -> Tensor:
+            return expert_ffn(x, up, down, weight, align(slots, m.num_slots, tiles.rows), tiles)
+
         padded_up, padded_down = twin.tensors
         for num_tokens in self.tokens(1, 8, 32, 64, 256, 1024, 4096, 16384):
             tiles = tiles_for(num_tokens * m.top_k, m.num_slots)
@@ -194,6 +199,7 @@ class Cases:
                 {
                     "pool": calls(lambda s: expert_ffn(s[0], up, down, s[1], s[3], s[4]), sets),
                     "padded": calls(lambda s: expert_ffn(s[0], padded_up, padded_down, s[1], s[3], s[4]), sets),
+                    "aligned on the way": calls(lambda s: ours(*s), sets),
                     "PyTorch": calls(lambda s: expert_ffn_grouped(s[0], padded_up, padded_down, s[2], s[1]), sets),
                 },
                 in_use * m.slot_bytes,

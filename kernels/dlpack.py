@@ -6,6 +6,7 @@ the tensor's first byte, behind which a pool may have nothing.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 from collections.abc import Callable
 from math import prod
@@ -70,6 +71,14 @@ def tensor_at(
     key = ctypes.addressof(managed)
     _alive[key] = (managed, sizes, strides, on_release)
     return torch.utils.dlpack.from_dlpack(_new_capsule(key, b"dltensor", None))
+
+
+@atexit.register
+def _let_go() -> None:
+    """Tensors may outlive the interpreter: from now on torch calls nobody, and finds their descriptions in place."""
+    for managed, *_ in _alive.values():
+        managed.deleter = _Deleter()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_alive))
 
 
 @_Deleter

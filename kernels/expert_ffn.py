@@ -37,9 +37,9 @@ FEW, MANY = Tiles(16, 64, 128, 1, 4, 4), Tiles(128, 128, 64, 8, 8, 3)
 TILES: dict[str, list[tuple[float, Tiles]]] = {
     "any": [
         (0.0, FEW),
-        (8.0, Tiles(32, 64, 128, 1, 4, 4)),
-        (24.0, Tiles(64, 128, 64, 8, 4, 3)),
-        (48.0, MANY),
+        (16.0, Tiles(32, 64, 128, 1, 4, 3)),
+        (48.0, Tiles(64, 64, 64, 8, 4, 4)),
+        (256.0, MANY),
     ],
 }
 """GPU, as torch names it -> (from so many rows per slot, tiles). `python -m kernels.tune` prints what to put here on a
@@ -79,7 +79,7 @@ def _load(at, mask, WIDEN: tl.constexpr):
 
 @triton.jit
 def _gate_up(
-    x, weights, rows, blocks, num_rows, hidden, num_pairs, top_k, H, I,  # noqa: E741
+    x, weights, rows, blocks, num_rows, hidden, num_pairs, H, I, K: tl.constexpr,  # noqa: E741
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """hidden[pair, :] = SiLU(gate x) · (up x) for the rows of one block and some columns of I."""
@@ -92,7 +92,7 @@ def _gate_up(
     i = column * COLUMNS + tl.arange(0, COLUMNS)
     gate_at = weights + slot * (2 * I * H) + i[None, :].to(tl.int64) * H
     up_at = gate_at + I.to(tl.int64) * H
-    x_at = x + (pair // top_k)[:, None].to(tl.int64) * H
+    x_at = x + (pair // K)[:, None].to(tl.int64) * H
     gate = tl.zeros([ROWS, COLUMNS], tl.float32)
     up = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(0, H, INNER):
@@ -167,7 +167,7 @@ def expert_ffn(
     shape = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "INNER": tiles.inner, "GROUP": tiles.group, "WIDEN": WIDEN}
     runs = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
     _gate_up[(in_rows * triton.cdiv(I, tiles.columns),)](
-        x_TH, up_S2IH, *where, hidden, num_pairs, top_k, H, I, **shape, **runs
+        x_TH, up_S2IH, *where, hidden, num_pairs, H, I, K=top_k, **shape, **runs
     )
     _down[(in_rows * triton.cdiv(H, tiles.columns),)](
         hidden, down_SHI, *where, weight_TK, parts, num_pairs, H, I, **shape, **runs

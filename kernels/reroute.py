@@ -19,25 +19,27 @@ BLOCK = 1024
 
 def reroute_eagerly(topk_TK: Tensor, adapter_T: Tensor, map_NM: Tensor) -> Tensor:
     """As `reroute`, in PyTorch's operators: what an engine does without a kernel of its own."""
+    if map_NM.shape[0] == 0:
+        return topk_TK.clone()
     adapter_T1 = adapter_T[:, None]
     mapped_TK = map_NM[adapter_T1.clamp(min=0), topk_TK]
     return torch.where(adapter_T1 < 0, topk_TK, mapped_TK)
 
 
 @triton.jit
-def slots_of(topk, adapter, table, pair, is_pair, top_k, num_experts):
+def slots_of(topk, adapter, table, pair, is_pair, num_experts, K: tl.constexpr):
     """Slots of the pairs t K + k; what they are where is_pair does not hold is not said."""
     expert = tl.load(topk + pair, mask=is_pair, other=0)
-    who = tl.load(adapter + pair // top_k, mask=is_pair, other=-1)
+    who = tl.load(adapter + pair // K, mask=is_pair, other=-1)
     row = table + tl.maximum(who, 0).to(tl.int64) * num_experts
     return tl.where(who < 0, expert, tl.load(row + expert, mask=is_pair & (who >= 0), other=0))
 
 
 @triton.jit
-def _reroute(topk, adapter, table, out, num_pairs, top_k, num_experts, BLOCK: tl.constexpr):
+def _reroute(topk, adapter, table, out, num_pairs, num_experts, K: tl.constexpr, BLOCK: tl.constexpr):
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_pair = pair < num_pairs
-    tl.store(out + pair, slots_of(topk, adapter, table, pair, is_pair, top_k, num_experts), mask=is_pair)
+    tl.store(out + pair, slots_of(topk, adapter, table, pair, is_pair, num_experts, K), mask=is_pair)
 
 
 def reroute(topk_TK: Tensor, adapter_T: Tensor, map_NM: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def reroute(topk_TK: Tensor, adapter_T: Tensor, map_NM: Tensor) -> Tensor:
     if num_pairs > 0:
         grid = (triton.cdiv(num_pairs, BLOCK),)
         _reroute[grid](
-            topk_TK, adapter_T, map_NM, out_TK, num_pairs, topk_TK.shape[1], map_NM.shape[1], BLOCK=BLOCK
+            topk_TK, adapter_T, map_NM, out_TK, num_pairs, map_NM.shape[1], K=topk_TK.shape[1], BLOCK=BLOCK
         )
     return out_TK
 

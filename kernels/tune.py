@@ -55,7 +55,7 @@ def times_of(cases: Cases, pool: PaddedPool, num_tokens: int, tiles: Tiles) -> f
             sets.append((s.x, s.weight, align(slots, num_slots, shape.rows), shape))
         ways[name] = calls(lambda s: expert_ffn(s[0], up, down, s[1], s[2], s[3]), sets)
     found = timing.measure(ways, rounds=8)
-    return found["candidate"].over(found["in use"])
+    return found["candidate"].over(found["in use"])[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

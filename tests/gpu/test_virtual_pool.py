@@ -136,7 +136,7 @@ def test_no_memory_halfway_changes_nothing(pool, monkeypatch):
 
 
 def test_a_pool_as_large_as_the_device_is_refused_and_given_back(cuda):
-    """Nine tenths of the address range lie beyond what the device has; what was made for the load is returned."""
+    """Half of its pages lie beyond what the device has; what was made for the load is returned."""
     free, total = torch.cuda.mem_get_info()
     num_pages = 2 * total // PAGE_BYTES
     pool = ExpertPool(CudaMemory(), num_pages, [(PAGE_BYTES // 2,)])

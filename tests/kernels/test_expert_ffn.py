@@ -9,6 +9,7 @@ from kernels import reference
 from kernels.align import align
 from kernels.expert_ffn import FEW, MANY, Tiles, expert_ffn, expert_ffn_grouped, tiles_for
 from kernels.interpreter import WIDEN
+from models.pages import expert_map
 
 SMALL = Tiles(16, 32, 16, 2, 4, 2)
 TOLERANCE = 5e-3 if WIDEN else 1e-2
@@ -79,6 +80,30 @@ def test_a_token_does_not_notice_its_neighbours(seed, device):
     found, found2 = run(x, up, down, slots, weights), run(x2, up, down, slots2, weights2)
     assert torch.equal(found[stay], found2[stay])
     assert not torch.equal(found[~stay], found2[~stay])
+
+
+def test_neither_rerouting_nor_the_layer_notices_other_tenants(device):
+    """From the router's choice to the output: the neighbours get other experts and other adapters, and the weights of
+    the adapters that only they use become NaN. Tokens that stay, with adapter 0 or none, keep their slots and bits."""
+    num_experts, most_tuned = 6, 3
+    table = torch.from_numpy(expert_map([[0, 3, 5], [1, 3], [2, 4, 5]], num_experts, most_tuned)).to(device)
+    x, up, down, _, weights = (t.to(device) for t in layer(41, 2, num_experts + 3 * most_tuned, 32, 24))
+    stay = torch.arange(41, device=device) % 2 == 0
+    found = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        topk = torch.stack([torch.randperm(num_experts, generator=generator)[:2] for _ in range(41)]).int().to(device)
+        adapter = torch.randint(-1, 3, (41,), generator=generator, dtype=torch.int32).to(device)
+        if seed == 1:
+            topk_of_those, adapter_of_those = topk[stay], torch.arange(21, device=device).remainder(2).int() - 1
+        else:
+            up[num_experts + most_tuned :] = down[num_experts + most_tuned :] = float("nan")
+        topk[stay], adapter[stay] = topk_of_those, adapter_of_those
+        alignment = align(topk, len(down), SMALL.rows, adapter, table)
+        found.append((alignment.slots, expert_ffn(x, up, down, weights, alignment, SMALL)))
+    for of_one, of_other in zip(*found, strict=True):
+        assert torch.equal(of_one[stay], of_other[stay])
+    assert found[1][1][~stay].isnan().any()
 
 
 def test_another_tenants_poison_does_not_reach_a_token(device):

@@ -29,7 +29,8 @@ class PlainPaths(_Fair):
     """Policies without parameters.
 
     ideal: an unlimited fabric behind real NICs · ecmp: one hashed path per queue pair · spray, spray_switch: every
-    packet on the switch's next path in turn · least_loaded: the path with the fewest outstanding bytes for its rate.
+    packet on the switch's next path in turn, in an order drawn anew every five rounds · least_loaded: the path with the
+    fewest outstanding bytes for its rate.
     """
 
     policy: Literal["ideal", "ecmp", "spray", "spray_switch", "least_loaded"]

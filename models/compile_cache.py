@@ -18,13 +18,16 @@ KEPT_FOLDERS = 6
 
 
 def source_digest() -> str:
-    """A digest of the text of every Python file that may hold compiled functions: those that name what compiles."""
+    """A digest of the text of every Python file beside one that may hold compiled functions.
+
+    Beside: constants of the neighbours (numbers of transports, say) are frozen into what was compiled.
+    """
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            text = path.read_bytes()
-            if any(name in text for name in COMPILERS):
+    for folder in sorted({path.parent for package in PACKAGES for path in (root / package).rglob("*.py")}):
+        texts = {path: path.read_bytes() for path in sorted(folder.glob("*.py"))}
+        if any(name in text for text in texts.values() for name in COMPILERS):
+            for path, text in texts.items():
                 digest.update(str(path.relative_to(root)).encode() + text)
     return digest.hexdigest()[:16]
 

@@ -338,8 +338,8 @@ class PacketFabric(MessageFabric):
         self._refresh()
 
     def _prepare_for_faults(self) -> None:
-        if not self.is_full:
-            raise RuntimeError("lean ports lose nothing; give PacketSettings has_faults")
+        if not self.settings.has_faults:
+            raise RuntimeError("links that may fail must be known from the start; give PacketSettings has_faults")
         self._set_now()
 
     @property
@@ -359,7 +359,11 @@ class PacketFabric(MessageFabric):
         return int(self._state.c["num_hops"][0])
 
     def link_bytes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(payload, wire) bytes of every link so far; a packet counts when its serialisation starts."""
+        """(payload, wire) bytes of every link so far; a packet counts when its serialisation starts.
+
+        Of a run that is cut short, a leaf's links up may be ahead of the clock by the latency of a host's link, here
+        and in what queues did: packets enter them when their source has sent them (`packet_state._early`).
+        """
         num_links = self.topology.num_links
         return self._payload_bytes()[:num_links].astype(np.float64), self._wire_bytes()[:num_links].astype(np.float64)
 
@@ -440,8 +444,10 @@ class PacketFabric(MessageFabric):
         return self._state.series["wait"][:used, : self.topology.num_links].T / ps.PS_PER_S
 
     def packet_log(self) -> tuple[dict[str, np.ndarray], int]:
-        """(columns as packet_log.columns has them, events that found no room in the log)."""
-        return packet_log.columns(self._state, self.topology), int(self._state.c["num_unlogged"][0])
+        """(columns as packet_log.columns has them, up to now; events that found no room in the log)."""
+        c = self._state.c[0]
+        until_s = max(self.clock.now, int(c["now"]) / ps.PS_PER_S)  # later than the clock when acknowledgements settle
+        return packet_log.columns(self._state, self.topology, until_s), int(c["num_unlogged"])
 
     def check_conservation(self) -> None:
         """Application bytes: injected = delivered + cancelled + failed + under way. Links: nothing vanishes.

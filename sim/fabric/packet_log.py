@@ -39,8 +39,8 @@ def note(state, p, packet, kind, is_marked, now, event):
     row.is_marked = is_marked
 
 
-def columns(state: PacketState, topology: Topology) -> dict[str, np.ndarray]:
-    """Of table `packets`, in order of time.
+def columns(state: PacketState, topology: Topology, until_s: float) -> dict[str, np.ndarray]:
+    """Of table `packets`, in order of time, up to then.
 
     time_s, end_s          first and last bit leave (sent), or the moment of the loss
     wait_s                 in the port's queue; 0 at the sender's
@@ -55,6 +55,7 @@ def columns(state: PacketState, topology: Topology) -> dict[str, np.ndarray]:
     size_bytes, is_marked  on the wire; by a queue on the way so far
     """
     rows = state.log[: int(state.c["num_log"][0])]
+    rows = rows[rows["time"] / PS_PER_S <= until_s]
     rows = rows[np.lexsort((rows["link"], rows["time"]))]
     names = np.array([*topology.link_name, "unlimited"])
     return {

@@ -80,6 +80,8 @@ class Transport(Part):
     def _gap_is_selective(self) -> Transport:
         if self.gap and self.receiver == "go_back_n":
             raise refused("a receiver that goes back tells of a gap itself; leave gap out", "gap")
+        if self.gap and self.kind == "ndp":
+            raise refused("trimmed headers tell ndp what is lost, and it has no credit to guess; leave gap out", "gap")
         return self
 
 

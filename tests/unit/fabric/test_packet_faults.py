@@ -327,8 +327,10 @@ def test_cancelling_what_waits_behind_a_dead_link_keeps_the_ledgers():
     assert int(fabric._state.c["num_free_packets"][0]) == len(fabric._state.packets)
 
 
-def test_lean_ports_have_no_faults():
-    fabric = network("spray", has_faults=False)
-    assert not fabric.is_full
-    with pytest.raises(RuntimeError, match="lean ports lose nothing"):
+@pytest.mark.parametrize("ports", ["lean", "full"])
+def test_links_fail_only_where_that_was_foreseen(ports):
+    """Full ports, too, are simulated faster where nothing is lost."""
+    fabric = network("spray", has_faults=False, ports=ports)
+    assert fabric.is_full == (ports == "full")
+    with pytest.raises(RuntimeError, match="give PacketSettings has_faults"):
         fabric.set_links(np.array([0]), np.array([0.0]))

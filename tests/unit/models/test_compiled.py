@@ -35,13 +35,27 @@ def test_python_may_not():
         twice(7)
 
 
-def test_a_file_that_imports_nothing_else_of_numba_counts_for_the_cache(tmp_path, monkeypatch):
-    """A change of an inner function is another state of the source."""
-    source = tmp_path / "models" / "wheel.py"
-    source.parent.mkdir()
-    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "models" / "compile_cache.py"))
-    digests = []
-    for factor in (2, 3):
-        source.write_text(f"from models.compiled import inner\n\n\n@inner\ndef turn(x):\n    return {factor} * x\n")
-        digests.append(compile_cache.source_digest())
-    assert digests[0] != digests[1]
+def digests_with(monkeypatch, root, path, texts):
+    """Of a source tree with an inner function in models/wheel.py, for each text that is put at path."""
+    for folder in ("models", "sim"):
+        (root / folder).mkdir()
+    (root / "models" / "wheel.py").write_text("from models.compiled import inner\n")
+    monkeypatch.setattr(compile_cache, "__file__", str(root / "models" / "compile_cache.py"))
+    found = []
+    for text in texts:
+        (root / path).write_text(text)
+        found.append(compile_cache.source_digest())
+    return found
+
+
+def test_a_changed_inner_function_is_another_state_of_the_source(tmp_path, monkeypatch):
+    texts = [f"from models.compiled import inner\n\n\n@inner\ndef f(x):\n    return {n} * x\n" for n in (2, 3)]
+    assert len(set(digests_with(monkeypatch, tmp_path, "models/wheel.py", texts))) == 2
+
+
+def test_so_is_a_constant_beside_it_but_nothing_in_a_folder_that_compiles_nothing(tmp_path, monkeypatch):
+    texts = ["SWIFT, NSCC = 3, 4\n", "SWIFT, NSCC = 4, 3\n"]
+    assert len(set(digests_with(monkeypatch, tmp_path, "models/numbers.py", texts))) == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    assert len(set(digests_with(monkeypatch, other, "sim/report.py", texts))) == 1

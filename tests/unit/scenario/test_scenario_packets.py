@@ -37,6 +37,7 @@ def settings(folder, packet="", extra="fidelity: packet\n"):
         ("transport: {receiver: go_back}", "packet.transport.receiver: unknown receiver 'go_back'; did you mean"),
         ("transport: {retransmission_timeout: 0 s}", "packet.transport.retransmission_timeout: '0 s' must be above 0"),
         ("transport: {gap: -1}", "packet.transport.gap: '-1' must be at least 0"),
+        ("transport: {kind: ndp, gap: 3}", "packet.transport.gap: trimmed headers tell ndp what is lost"),
         ("transport: {receiver: go_back_n, gap: 3}", "packet.transport.gap: a receiver that goes back tells of a gap"),
         ("transport: {kind: ndp, receiver: go_back_n}", "packet.transport.receiver: ndp repeats selectively; leave"),
         ("transport: {kind: nscc, receiver: go_back_n}", "packet.transport.receiver: nscc repeats selectively; leave"),

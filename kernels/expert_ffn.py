@@ -72,6 +72,13 @@ def _tile(num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROU
 
 
 @triton.jit
+def _rows_of(rows, blocks, block, num_pairs, ROWS: tl.constexpr):
+    """(pair of each row of a block, whether it is one, the slot that all of them go to)."""
+    pair = tl.load(rows + block * ROWS + tl.arange(0, ROWS))
+    return pair, pair < num_pairs, tl.load(blocks + block).to(tl.int64)
+
+
+@triton.jit
 def _load(at, mask, WIDEN: tl.constexpr):
     found = tl.load(at, mask=mask, other=0.0)
     return found.to(tl.float32) if WIDEN else found
@@ -86,9 +93,7 @@ def _gate_up(
     block, column = _tile(num_rows, I, ROWS, COLUMNS, GROUP)
     if block * ROWS >= tl.load(num_rows):
         return
-    pair = tl.load(rows + block * ROWS + tl.arange(0, ROWS))
-    is_pair = pair < num_pairs
-    slot = tl.load(blocks + block).to(tl.int64)
+    pair, is_pair, slot = _rows_of(rows, blocks, block, num_pairs, ROWS)
     i = column * COLUMNS + tl.arange(0, COLUMNS)
     gate_at = weights + slot * (2 * I * H) + i[None, :].to(tl.int64) * H
     up_at = gate_at + I.to(tl.int64) * H
@@ -115,9 +120,7 @@ def _down(
     block, column = _tile(num_rows, H, ROWS, COLUMNS, GROUP)
     if block * ROWS >= tl.load(num_rows):
         return
-    pair = tl.load(rows + block * ROWS + tl.arange(0, ROWS))
-    is_pair = pair < num_pairs
-    slot = tl.load(blocks + block).to(tl.int64)
+    pair, is_pair, slot = _rows_of(rows, blocks, block, num_pairs, ROWS)
     h = column * COLUMNS + tl.arange(0, COLUMNS)
     weights_at = weights + slot * (H * I) + h[None, :].to(tl.int64) * I
     hidden_at = hidden + pair[:, None].to(tl.int64) * I

@@ -1,7 +1,7 @@
 """Compiled functions that only compiled functions call.
 
 Numba gives every function a wrapper for callers in Python and one for callers in C. Nine in ten of ours are never
-called that way, and the two wrappers were a fifth of the compile time. What Python calls is `njit(cache=True)`.
+called that way, and the two wrappers were a sixth of the compile time. What Python calls is `njit(cache=True)`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A pool holds, for each layer and each linear layer in it, one virtual tensor of equal slots, contiguous in virtual
 addresses (ExpertWeave, arXiv 2508.17624). Only slots that hold an expert need physical pages behind them. A page that
 the end of one owner's slots shares with the start of another's is mapped once and counted for both. Pure bookkeeping:
-`kernels.expert_pool` maps what this table says, the simulator counts what it costs.
+`kernels.expert_pool` maps what this table says; what a pool takes can be counted without a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 PAGE_BYTES = 2 * 2**20
-"""Granularity of CUDA's virtual memory management on every GPU since Pascal."""
+"""As ExpertWeave has it; `kernels.virtual_memory` asks the device whether its granularity divides this."""
 
 
 class OutOfPages(MemoryError):
@@ -120,8 +120,8 @@ class PageTable:
         """Bytes of mapped pages that no owner's slots fill."""
         return self.num_mapped * PAGE_BYTES - self.held_bytes
 
-    def pages_to_map(self, slots: Sequence[Slots]) -> list[PageRun]:
-        """Pages behind these slots, one entry of `slots` per tensor, that are not mapped yet."""
+    def unmapped_pages(self, slots: Sequence[Slots]) -> list[PageRun]:
+        """Pages behind these slots, one entry of `slots` per tensor, that nobody uses."""
         runs = []
         for i, (tensor, users) in enumerate(zip(self.tensors, self._users, strict=True)):
             pages = tensor.pages(slots[i])
@@ -135,7 +135,7 @@ class PageTable:
         OutOfPages when the device has not so many free pages. Nothing has changed then.
         """
         self._check(owner, slots)
-        runs = self.pages_to_map(slots)
+        runs = self.unmapped_pages(slots)
         needed = sum(run.end - run.first for run in runs)
         if self.num_pages is not None and needed > self.num_pages - self.num_mapped:
             raise OutOfPages(
@@ -153,7 +153,7 @@ class PageTable:
         """
         slots = self._slots.pop(owner)
         self._count(slots, -1)
-        return self.pages_to_map(slots)
+        return self.unmapped_pages(slots)
 
     def _count(self, slots: Sequence[Slots], change: int) -> None:
         for i, tensor in enumerate(self.tensors):

@@ -126,7 +126,7 @@ def test_no_memory_halfway_changes_nothing(pool, monkeypatch):
     monkeypatch.setattr(pool.memory, "create", refuse)
     mapped = pool.table.num_mapped
     slots = [Slots(NUM_BASE + MOST_TUNED, 5)] * 2
-    assert sum(run.end - run.first for run in pool.table.pages_to_map(slots)) > 2
+    assert sum(run.end - run.first for run in pool.table.unmapped_pages(slots)) > 2
     with pytest.raises(OutOfDeviceMemory):
         pool.load("b", slots)
     assert (pool.table.num_mapped, pool.num_free_handles) == (mapped, 2)

@@ -189,7 +189,7 @@ def _in_turn(state, piece, leaf, plane):
     link = _blocked_above(state, piece, path)
     if link == NONE:
         return path
-    for _ in range(4 * num_paths):  # at both switches the order may change within a round
+    for _ in range(num_paths):
         path = routes.path_in_turn(state, piece, leaf, plane)
         if _blocked_above(state, piece, path) == NONE:
             _count_moved(state, link)

@@ -149,14 +149,15 @@ class PacketFabric(MessageFabric):
         c["spray"] = ps.SPRAYS.get(self.policy.spray or "", ps.FIXED)
         c["bin_shift"] = 20
         c["seed"] = seed
-        c["num_leaf_orders"] = t.num_leaves * t.num_planes
+        c["num_leaf_turns"] = t.num_leaves * t.num_planes
         c["num_paces"] = len(paces)
         c["shift"] = ps.wheel_shift(ports if self.policy.name == "ideal" else ports[: t.num_links], paces)
         if self.is_full:
             self._set_limits(c)
-        num_pods = int(t.pod_of_leaf.max()) + 1
-        radix, next_radix = (max(scope.radix[i] for scope in t.scopes) for i in (0, 1))
-        num_orders = t.num_leaves * t.num_planes + num_pods * radix
+        num_switches_up = 0
+        if self.policy.spray == "switch":
+            num_pods, radix = int(t.pod_of_leaf.max()) + 1, max(scope.radix[0] for scope in t.scopes)
+            num_switches_up = t.num_leaves * t.num_planes + num_pods * radix
         static = fs.static(t)
         for name in ("link_label",):
             del static[name]
@@ -173,8 +174,7 @@ class PacketFabric(MessageFabric):
             segment_start=t.segment_start,
             segment_link=t.segment_link,
             turns=rng.integers(0, 1 << 20, (t.num_leaves, t.num_planes)),
-            rounds=np.zeros(num_orders, np.int64),
-            orders=np.zeros((num_orders, max(radix, next_radix)), np.int32),
+            turns_to=rng.integers(0, 1 << 20, (num_switches_up, t.num_leaves), np.uint32),
             waits=np.zeros(ps.WAIT_BINS, np.int64),
             series=np.zeros((NUM_BINS, len(ports)), ps.SERIES),
             log=np.zeros(settings.log_rows, ps.LOG),

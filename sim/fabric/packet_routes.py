@@ -69,46 +69,30 @@ def complete(state, piece, packet, path, plane):
     packet.num_hops = append(state, packet.route, n, piece.into + plane)
 
 
-ROUNDS_PER_ORDER = 5
-"""As in htsim. With one order for ever, hosts that send in step would each get the same link over and over."""
-
-
 @inner
-def _shuffle(state, switch, choices, number):
-    """The number-th order of a switch's links: Fisher and Yates's, drawn from the seed, the switch and the number."""
-    orders = state.orders
-    for i in range(choices):
-        orders[switch, i] = i
-    drawn = mix(mix(state.c[0].seed + np.uint64(switch)) + np.uint64(number))
-    for last in range(choices - 1, 0, -1):
-        drawn += np.uint64(0x9E3779B97F4A7C15)
-        other = np.int64(mix(drawn) % np.uint64(last + 1))
-        orders[switch, other], orders[switch, last] = orders[switch, last], orders[switch, other]
-
-
-@inner
-def _next_in_order(state, switch, choices):
-    """Round robin over a switch's links, which are put into another order every ROUNDS_PER_ORDER rounds."""
-    turn = state.rounds[switch]
-    state.rounds[switch] += 1
-    if turn % (ROUNDS_PER_ORDER * choices) == 0:
-        _shuffle(state, switch, choices, turn // (ROUNDS_PER_ORDER * choices))
-    return np.int64(state.orders[switch, turn % choices])
+def _next_turn(state, switch, destination, choices):
+    """Round robin over a switch's links up, in a turn of its own for each destination leaf."""
+    turn = state.turns_to[switch, destination]
+    state.turns_to[switch, destination] += 1
+    return turn % choices
 
 
 @inner
 def path_in_turn(state, piece, leaf, plane):
     """Round robin over the leaf's links up (of the packet's plane), and over the next switch's where there is one.
 
-    The choice of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
+    As routers with a route per prefix do it: each destination leaf is one, so that its links down are used as evenly
+    as this leaf's links up. With one turn for all destinations they are not, and hosts in step meet on them. The choice
+    of the next switch is made here too, in order of arrival at the leaf rather than at that switch.
     """
     scope, c = state.scopes[piece.scope], state.c[0]
+    destination = state.accelerators[state.messages[piece.message].destination].leaf
     choices = scope.leaf_choices // c.num_planes
-    turn = _next_in_order(state, leaf * c.num_planes + plane, choices)
+    turn = _next_turn(state, leaf * c.num_planes + plane, destination, choices)
     if scope.next_choices == 1:
         return plane * choices + turn
-    above = c.num_leaf_orders + state.pod_of_leaf[leaf] * choices + turn
-    return turn * scope.next_choices + _next_in_order(state, above, np.int64(scope.next_choices))
+    above = c.num_leaf_turns + state.pod_of_leaf[leaf] * choices + turn
+    return turn * scope.next_choices + _next_turn(state, above, destination, np.int64(scope.next_choices))
 
 
 @inner

@@ -179,7 +179,7 @@ COUNTER_FIELDS = [
     ("window_packets", "i8"),  # 0: from the bandwidth-delay product
     ("spray", "i8"),
     ("seed", "u8"),
-    ("num_leaf_orders", "i8"),  # rows of `orders` that are leaves'
+    ("num_leaf_turns", "i8"),  # rows of `turns_to` that are leaves'
     ("bin_shift", "i8"),  # a bin of the time series is 2^bin_shift ps
     # the wheel
     ("shift", "i8"),  # a bucket is 2^shift ps
@@ -233,8 +233,7 @@ class PacketState(NamedTuple):
     segment_link: np.ndarray
     crossing: np.ndarray  # [nics, scopes] link that stands for an unlimited fabric
     turns: np.ndarray  # [leaves, planes] where an adaptive leaf begins among equals
-    rounds: np.ndarray  # [switches] turns of round robin so far: of leaves and planes, then of pods and their switches
-    orders: np.ndarray  # [switches, links up] in which they take their turns
+    turns_to: np.ndarray  # [switches, destination leaves] turns: of leaves and planes, then of pods and their switches
     waits: np.ndarray  # [WAIT_BINS] data packets by the time they waited at a port
     series: np.ndarray  # [bins, ports]
     log: np.ndarray  # see packet_log.py

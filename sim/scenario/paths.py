@@ -29,7 +29,7 @@ class PlainPaths(_Fair):
     """Policies without parameters.
 
     ideal: an unlimited fabric behind real NICs · ecmp: one hashed path per queue pair · spray, spray_switch: every
-    packet on the switch's next path in turn, in an order drawn anew every five rounds · least_loaded: the path with the
+    packet on the switch's next path in turn, with a turn for each destination leaf · least_loaded: the path with the
     fewest outstanding bytes for its rate.
     """
 

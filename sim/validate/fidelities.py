@@ -33,11 +33,6 @@ WHERE_NOT = (
     "links that are full (queues grow, windows stand still)."
 )
 
-IN_STEP = (
-    "turns are even over a leaf's own links up, but not over the links down that it shares with other leaves: 8 hosts "
-    "that send in step take 8 uplinks, and packets of several leaves meet on one link down, for five rounds at a time; "
-    "with a turn per flow (spray_round_robin) they do not"
-)
 STORED = "below a bandwidth-delay product: each hop stores the packet before it sends it on"
 LOST = "loss: what a full buffer drops is sent again when its timer runs out"
 
@@ -90,14 +85,13 @@ PATTERNS: dict[str, Messages] = {
     "all-to-all of 250 kB a pair": all_to_all,
     "ring all-reduce of 64 MB": ring,
 }
-KNOWN = {("permutation of 4 MB", "spray_switch"): IN_STEP}
 
 
 def comparisons() -> Iterator[Comparison]:
     """Lossless traffic, which should agree; then what fluid is not for."""
     for name, messages in PATTERNS.items():
         for policy in ("ecmp", "ethereal", "spray_switch"):
-            yield compare(name, messages, policy, because=KNOWN.get((name, policy)))
+            yield compare(name, messages, policy)
     yield compare("permutation of 4 MB", permutation, "spray_round_robin")
     yield compare("one packet", one_packet, "ecmp", because=STORED)
     yield compare("incast of 63 x 50 kB, 200 kB buffers", short_incast, "ecmp", settings=SHALLOW, because=LOST)

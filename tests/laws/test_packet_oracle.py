@@ -42,7 +42,7 @@ class Story:
         self.fabric = PacketFabric(
             self.clock, topology, policy, settings=options, seed=seed, jitter_s=0.0, window_s=0.0
         )
-        self.seed = seed
+        self.first_turns = [int(turn) for turn in self.fabric._state.turns_to.flat]
         start_ps = np.array([m[3] for m in messages])
         self.transfer = self.fabric.start(
             message_graph([m[0] for m in messages], [m[1] for m in messages], [m[2] for m in messages],
@@ -81,15 +81,9 @@ class Story:
             for _, time, row in self.rows
         ]  # fmt: skip
 
-    def turn(self, switch: int, n: int, choices: int) -> int:
-        """Round robin in an order that is drawn anew, by Fisher and Yates, every five rounds."""
-        drawn = mix((mix((self.seed + switch) & MASK) + n // (5 * choices)) & MASK)
-        order = list(range(choices))
-        for last in range(choices - 1, 0, -1):
-            drawn = (drawn + GOLDEN) & MASK
-            i = mix(drawn) % (last + 1)
-            order[i], order[last] = order[last], order[i]
-        return order[n % choices]
+    def turn(self, group: int, n: int, choices: int) -> int:
+        """Round robin from a random first link on, with a turn for each leaf, plane and destination leaf."""
+        return (self.first_turns[group] + n) % choices
 
     def route(self, piece: int, seq: int):
         t, (_, _, row) = self.topology, self.rows[piece]
@@ -116,7 +110,8 @@ class Story:
                 (*links_of(t, up + p), *links_of(t, down + p), *links_of(t, into + path))
                 for p in range(path * per_plane, (path + 1) * per_plane)
             )
-            return [*start, Choice(leaf * t.num_planes + path, alternatives)]
+            destination = int(t.link_leaf[links_of(t, into + path)[0]])
+            return [*start, Choice((leaf * t.num_planes + path) * t.num_leaves + destination, alternatives)]
         plane = int(scope.plane[path])
         middle = [*links_of(t, up + path), *links_of(t, down + path)] if up >= 0 else []
         return [*links_of(t, out + plane), *middle, *links_of(t, into + plane)]

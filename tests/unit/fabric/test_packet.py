@@ -8,7 +8,7 @@ from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.messages import CANCELLED, DELIVERED, message_graph
 from sim.fabric.packet import FIRST_PACKETS, PacketFabric, PacketSettings
-from sim.fabric.topology import HostKind, Link, LinkOverride, leaf_spine
+from sim.fabric.topology import HostKind, Link, LinkOverride, fat_tree, leaf_spine
 
 R, L = 1e9, 1e-6
 MTU, HEADER, PAYLOAD = 4096, 64, 4032
@@ -216,6 +216,35 @@ def test_spraying_in_turn_is_even_to_a_packet_per_flow(policy):
         used = payload[[fabric.topology.link_name.index(name) for name in names]]
         assert used.sum() == 4 * 41 * PAYLOAD
         assert abs(used[0] - used[1]) <= 4 * PAYLOAD
+
+
+def test_a_switch_has_a_turn_for_each_destination_leaf():
+    """Ten packets for each pair of accelerators, sent in step: with one turn for all destinations, packets of
+    several leaves would meet on a link down. With a turn for each, a leaf's packets to a leaf differ by one between its
+    links up, and so do they on the links down, for each of the leaves that send."""
+    n = 12
+    pairs = [(s, d) for s in range(n) for d in range(n) if s // 3 != d // 3]
+    fabric = network("spray", plain(leaves=4, hosts_per_leaf=3, spines=3))
+    finished(fabric, message_graph([s for s, _ in pairs], [d for _, d in pairs], PAYLOAD // 2 + 9 * PAYLOAD))
+    name, packets = fabric.topology.link_name, fabric._state.ports["data_packets"]
+    for leaf in range(4):
+        for links in ([f"leaf{leaf}->spine{s}" for s in range(3)], [f"spine{s}->leaf{leaf}" for s in range(3)]):
+            used = packets[[name.index(link) for link in links]]
+            assert used.sum() == 3 * 9 * 10
+            assert used.max() - used.min() <= 3
+
+
+def test_the_switches_of_a_pod_have_a_turn_for_each_destination_leaf_too():
+    """Two edges send 40 packets each to one of another pod: 40 to each aggregation, 20 to each core."""
+    topology = fat_tree(
+        pods=2, edges_per_pod=2, aggregations_per_pod=2, cores=4, hosts_per_edge=2, host_link=Link(R, L),
+        edge_link=Link(R, L), core_link=Link(R, L), hosts=[HostKind(8)],
+    )  # fmt: skip
+    fabric = network("spray", topology)
+    finished(fabric, message_graph([0, 1, 2, 3], [4, 5, 4, 5], 20 * PAYLOAD))
+    packets = dict(zip(topology.link_name, fabric._state.ports["data_packets"].tolist(), strict=False))
+    crossing = {name: n for name, n in packets.items() if "core" in name and n > 0}
+    assert len(crossing) == 8 and set(crossing.values()) == {20}
 
 
 @pytest.mark.parametrize("policy", ["ecmp", "spray", "spray_random", "ethereal", "least_loaded"])

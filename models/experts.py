@@ -74,9 +74,9 @@ class Popularity:
         return cls(counts / num_tokens, top_k)
 
     def check(self, experts: Experts) -> None:
-        """Raises ValueError where the popularity is that of another model's layers."""
+        """Raises ValueError where the popularity is that of another model's layers; adapters may have added slots."""
         num_layers, num_experts = self.inclusion.shape
-        if num_experts != experts.num_routed or self.top_k != experts.top_k:
+        if num_experts < experts.num_routed or self.top_k != experts.top_k:
             raise ValueError(
                 f"popularity of top-{self.top_k} of {num_experts} experts, "
                 f"the model routes to top-{experts.top_k} of {experts.num_routed}"

@@ -43,11 +43,13 @@ class MemoryPlan:
     """How one accelerator's memory is spent, and how many cache blocks remain.
 
     usable_bytes: the fraction of the device that the engine may take
+    adapter_bytes: of the experts that adapters bring along
     num_kv_blocks: blocks of `block_size` tokens each, of one attention copy
     """
 
     usable_bytes: int
     weight_bytes: int
+    adapter_bytes: int
     activation_bytes: int
     engine_bytes: int
     kv_bytes_per_block: int
@@ -177,14 +179,16 @@ def plan_memory(
     max_num_seqs: int = 256,
     num_kv_blocks: int | None = None,
     accelerators_per_host: int = 8,
+    adapters: Callable[[Parallelism, Precision], int] = lambda parallelism, weights: 0,
 ) -> MemoryPlan:
     """Memory of one accelerator and the cache blocks that fit.
 
-    blocks = floor((fraction · memory - weights - activations - engine) / bytes of a block)
+    blocks = floor((fraction · memory - weights - adapters - activations - engine) / bytes of a block)
     A given `num_kv_blocks` is taken as it is, as an engine that is told so does, if it fits in the whole
     device.
 
     accelerators_per_host: the largest tensor degree that the remedy of DoesNotFit may propose
+    adapters: bytes on each accelerator that adapters add to the weights (`models.adapters.adapter_bytes`)
     Raises DoesNotFit when no block is left, with the smallest degrees that leave one; ParallelismError where the
     model does not divide, ValueError for a fraction outside (0, 1] or a block size below 1.
     """
@@ -199,21 +203,24 @@ def plan_memory(
         activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs)
         usable = int(memory_fraction * accelerator.hbm_bytes)
         block = kv_bytes_per_token(architecture, parallelism.tensor, kv) * block_size
-        num_blocks = (usable - weight - activation - ENGINE_BYTES) // block
-        return MemoryPlan(usable, weight, activation, ENGINE_BYTES, block, block_size, num_blocks)
+        added = adapters(parallelism, weights)
+        num_blocks = (usable - weight - added - activation - ENGINE_BYTES) // block
+        return MemoryPlan(usable, weight, added, activation, ENGINE_BYTES, block, block_size, num_blocks)
 
     plan = planned(parallelism, weights)
     if num_kv_blocks is None:
         is_short = plan.num_kv_blocks < 1
     else:
-        taken = plan.weight_bytes + num_kv_blocks * plan.kv_bytes_per_block
+        taken = plan.weight_bytes + plan.adapter_bytes + num_kv_blocks * plan.kv_bytes_per_block
         is_short = num_kv_blocks < 1 or taken > accelerator.hbm_bytes
     if is_short:
         wanted = max(num_kv_blocks or 1, 1)
         numbers = (
             f"{architecture.name} does not fit on {accelerator.name}: of {plan.usable_bytes / GIB:.1f} GiB usable "
             f"({memory_fraction:g} of {accelerator.hbm_bytes / GIB:.1f}), weights take "
-            f"{plan.weight_bytes / GIB:.1f}, activations {plan.activation_bytes / GIB:.1f}, the engine "
+            f"{plan.weight_bytes / GIB:.1f}, "
+            f"{f'adapters {plan.adapter_bytes / GIB:.1f}, ' if plan.adapter_bytes else ''}"
+            f"activations {plan.activation_bytes / GIB:.1f}, the engine "
             f"{ENGINE_BYTES / GIB:.1f}, and {wanted} cache block{'s' if wanted > 1 else ''} would take "
             f"{wanted * plan.kv_bytes_per_block / GIB:.3g}"
         )

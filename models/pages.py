@@ -185,9 +185,9 @@ def _runs(tensor: int, pages: range, is_in: NDArray[np.bool_]) -> list[PageRun]:
 
 
 def slot_tensors(
-    architecture: Architecture, num_adapters: int, most_tuned: int, weights: Precision = "bf16"
+    architecture: Architecture, num_adapters: int, most_tuned: int, weights: Precision = "bf16", tensor: int = 1
 ) -> list[SlotTensor]:
-    """The pool's virtual tensors: of each layer with experts, gate and up together, then down.
+    """The pool's virtual tensors on one of `tensor` ranks: of each layer with experts, gate and up together, then down.
 
     Each has num_routed + num_adapters · most_tuned slots: the base's, then most_tuned for each adapter.
     Raises ValueError for a model without experts.
@@ -196,7 +196,7 @@ def slot_tensors(
     if experts is None:
         raise ValueError(f"{architecture.name} has no experts to pool")
     num_slots = experts.num_routed + num_adapters * most_tuned
-    matrix_bytes = architecture.hidden_size * experts.ffn_size * PRECISIONS[weights]
+    matrix_bytes = architecture.hidden_size * experts.ffn_size // tensor * PRECISIONS[weights]
     up = (architecture.num_ffn_matrices - 1) * matrix_bytes
     return [SlotTensor(num_slots, size) for _ in experts.layers for size in (up, matrix_bytes)]
 

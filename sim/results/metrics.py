@@ -78,6 +78,8 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "output_throughput": ("output throughput", "per_second", "higher", "tokens"),
     "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
     "num_preemptions": ("preemptions", "count", "lower", ""),
+    "weight_bytes": ("weights on an accelerator", "bytes", "lower", ""),
+    "kv_tokens": ("tokens that the cache holds", "count", "higher", ""),
     "network_tax": ("network tax", "share", "lower", ""),
     "max_load_over_fair": ("hottest link over fair share", "ratio", "lower", ""),
     "payload_bytes": ("payload sent by hosts", "bytes", None, ""),

@@ -84,6 +84,7 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         if isinstance(w, Serving):
             server = Server(scenario, w, topology)
             servers.append(server)
+            yield (*at, "adapters"), server.check_adapters
             yield (*at, "model"), server.memory_plan
             yield (*at, "experts"), server.check_experts
             yield (*at, *server.longer_length()), server.check_lengths

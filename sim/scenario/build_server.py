@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from models.adapters import Adapter, adapted, adapter_bytes, most_tuned, read_esft, spread
 from models.architecture import ARCHITECTURES, Architecture
 from models.cost.build import operator_names, operator_scale, stage_tables, step_table
 from models.experts import Popularity
 from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
 from models.memory import MemoryPlan, plan_memory
-from models.parallelism import Parallelism
+from models.parallelism import Parallelism, ParallelismError
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.message_fabric import MessageFabric
@@ -56,7 +58,7 @@ MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Server:
     """What a serving workload is made of, found once and used for checks and for the run."""
 
@@ -106,6 +108,32 @@ class Server:
             self.w.batching.max_num_seqs,
             self.w.kv.num_blocks,
             self.host.accelerators,
+            self._adapter_bytes,
+        )
+
+    @cached_property
+    def adapters(self) -> list[Adapter]:
+        """The same in every replication."""
+        rng = RandomStreams(self.scenario.seed).stream(f"workload.{self.w.name}.adapters")
+        return [
+            read_esft(a.file, a.name, self.architecture)
+            if a.file is not None
+            else spread(a.name, a.max or 0, a.mean or 0.0, self.architecture, rng)
+            for a in (self.w.adapters.fine_tuned if self.w.adapters is not None else ())
+        ]
+
+    def _room(self) -> int:
+        """Slots kept for each adapter in each layer."""
+        assert self.w.adapters is not None
+        return self.w.adapters.most_tuned or most_tuned(self.adapters)
+
+    def _adapter_bytes(self, parallelism: Parallelism, weights: Precision) -> int:
+        if self.w.adapters is None:
+            return 0
+        if parallelism.expert > 1:
+            raise ParallelismError(f"adapters lie on one rank: expert degree {parallelism.expert} must be 1")
+        return adapter_bytes(
+            self.architecture, self.adapters, self.w.adapters.deployment, self._room(), weights, parallelism.tensor
         )
 
     def operator_names(self) -> tuple[str, ...]:
@@ -115,6 +143,11 @@ class Server:
         """Raises ValueError for experts of a model that has none."""
         if self.architecture.experts is None and "experts" in self.w.model_fields_set:
             raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
+
+    def check_adapters(self) -> None:
+        """Raises ValueError for adapters that are not of this model, or that have no room."""
+        if self.w.adapters is not None:
+            self._adapter_bytes(self.parallelism, self.weights)
 
     def check_lengths(self) -> None:
         """Raises ValueError where even the shortest request is longer than the model's context."""
@@ -186,15 +219,23 @@ class Server:
         experts = self.architecture.experts
         if experts is None:
             return None
-        if self.w.experts.popularity == "zipf":
-            return Popularity.zipf(experts.num_routed, experts.top_k, self.w.experts.alpha or 0.0)
-        return Popularity.uniform(experts.num_routed, experts.top_k)
+        alpha = self.w.experts.alpha if self.w.experts.popularity == "zipf" else None
+        popularity = (
+            Popularity.uniform(experts.num_routed, experts.top_k)
+            if alpha is None
+            else Popularity.zipf(experts.num_routed, experts.top_k, alpha)
+        )
+        if self.w.adapters is None:
+            return popularity
+        shares = np.array([self.w.adapters.base_share, *(a.share for a in self.w.adapters.fine_tuned)])
+        return adapted(popularity, self.adapters, list(shares / shares.sum()), self._room())
 
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
         # An attention copy keeps its own cache; the engine schedules over all copies together.
-        num_blocks = self.memory_plan().num_kv_blocks * parallelism.data
+        plan = self.memory_plan()
+        num_blocks = plan.num_kv_blocks * parallelism.data
         popularity = self.popularity()
         cost = self.scenario.cost
         costs: dict[str, Any] = {
@@ -214,6 +255,7 @@ class Server:
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
             "num_replicas": w.replicas, "router": w.router.policy,
+            "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         if parallelism.expert == 1:
             table = step_table(architecture, self.accelerator, parallelism, **costs)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
+from sim.scenario.adapters import Adapters
 from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
     Count,
@@ -248,6 +249,7 @@ class Serving(Workload):
         description="the engine's own time per step; a step takes the larger of it and the accelerator's",
     )
     experts: Experts = Experts()
+    adapters: Adapters | None = None
 
     @property
     def num_accelerators(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +59,7 @@ class ServingWorkload:
         fabric: Fabric | None = None,
         record_batches: bool = True,
         record_token_times: bool = True,
+        memory: Mapping[str, float] | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -71,6 +72,8 @@ class ServingWorkload:
         """Refused requests by reason."""
         self.record_batches = record_batches
         self.record_token_times = record_token_times
+        self.memory = dict(memory or {})
+        """Metrics that are known before anything runs: what lies in an accelerator's memory."""
         self._num_arrived = 0
         if not record_batches:
             limits = replace(limits, max_step_rows=0)
@@ -129,7 +132,7 @@ class ServingWorkload:
     def metrics(self) -> dict[str, float | None]:
         self._catch_up()
         metrics = serving_metrics(*as_of(self.requests, self.token_time_s, self.clock.now))
-        return metrics | {"num_steps": self.num_steps}
+        return metrics | {"num_steps": self.num_steps} | self.memory
 
     def record(self, recorder: Recorder) -> None:
         """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""

@@ -119,6 +119,22 @@ def test_experts_of_a_dense_model_are_refused(tmp_path):
                        "workloads.chat.experts={popularity: zipf, alpha: 0.5}"))  # fmt: skip
 
 
+def test_adapters_are_of_the_model_and_have_room(tmp_path):
+    one = "{fine_tuned: [{name: math, max: 12, mean: 7.04}]}"
+    found = serving(tmp_path, f"adapters={one}")
+    assert "workloads.chat.adapters: llama-3.1-8b is dense, adapters tune experts; leave `adapters` out" in found
+    lite = "workloads.chat.model=deepseek-v2-lite"
+    build.check(loaded(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.adapters={one}"))
+    found = refusal(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.adapters={one}",
+                    "workloads.chat.adapters.most_tuned=8")  # fmt: skip
+    assert "workloads.chat.adapters: an adapter tunes 12 experts in one layer, above most_tuned, 8" in found
+    found = refusal(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.adapters={one}",
+                    "workloads.chat.parallelism={expert: 4}")  # fmt: skip
+    assert "workloads.chat.adapters: adapters lie on one rank: expert degree 4 must be 1" in found
+    with pytest.raises(ScenarioError, match=r"fine_tuned\.math\.file: give either file, or max and mean"):
+        loaded(tmp_path, CLUSTER + SERVING, lite, "workloads.chat.adapters={fine_tuned: [{name: math, max: 12}]}")
+
+
 def test_weights_are_as_published_unless_the_scenario_says(tmp_path):
     """DeepSeek-V3 is published in fp8: on 16 devices its experts take 41 GB each, in bf16 twice that."""
     def weight_bytes(*settings):

@@ -1,0 +1,148 @@
+"""Fine-tuned adapters of a mixture of experts, as ESFT makes them (arXiv 2407.01906): a few experts of each layer.
+
+ExpertWeave (arXiv 2508.17624) serves many over one base, in one pool of slots; `models.pages` says what that takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.architecture import Architecture
+from models.experts import Popularity
+from models.hardware import Precision
+from models.pages import PAGE_BYTES, PageTable, Slots, expert_map, slot_tensors
+
+__all__ = ["Adapter", "Deployment", "adapted", "adapter_bytes", "most_tuned", "read_esft", "spread"]
+
+Deployment = Literal["virtual", "padded"]
+"""virtual: pages behind the slots that hold an expert; padded: memory for all slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """tuned: of each layer with experts, in order, the experts that the adapter has its own weights for."""
+
+    name: str
+    tuned: tuple[tuple[int, ...], ...]
+
+    def check(self, architecture: Architecture) -> None:
+        """Raises ValueError where it is another model's."""
+        experts = architecture.experts
+        if experts is None:
+            raise ValueError(f"{architecture.name} is dense, adapters tune experts; leave `adapters` out")
+        if len(self.tuned) != len(experts.layers):
+            raise ValueError(
+                f"adapter {self.name} has {len(self.tuned)} layers, {architecture.name} has {len(experts.layers)} with "
+                "experts"
+            )
+        for layer, ids in zip(experts.layers, self.tuned, strict=True):
+            if len(set(ids)) != len(ids) or not all(0 <= expert < experts.num_routed for expert in ids):
+                raise ValueError(
+                    f"adapter {self.name} tunes experts {list(ids)} of layer {layer}; {architecture.name} has 0 to "
+                    f"{experts.num_routed - 1}, and each may stand there once"
+                )
+
+
+def read_esft(path: str | Path, name: str, architecture: Architecture) -> Adapter:
+    """An adapter from ESFT's JSON: {"experts": {"layer": [ids]}}, by the layer's index in the model.
+
+    A layer that is not named is not tuned. Raises ValueError for a file of another form or of another model.
+    """
+    try:
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        layers = {int(layer): tuple(int(expert) for expert in ids) for layer, ids in read["experts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path}: is not of the form {{"experts": {{"1": [3, 14], …}}}}: {error!r}') from error
+    with_experts = architecture.experts.layers if architecture.experts is not None else ()
+    unknown = sorted(set(layers) - set(with_experts))
+    if unknown and with_experts:
+        raise ValueError(
+            f"{path}: layer {unknown[0]} has no experts in {architecture.name}, whose layers {with_experts[0]} to "
+            f"{with_experts[-1]} have"
+        )
+    adapter = Adapter(name, tuple(layers.get(layer, ()) for layer in with_experts))
+    adapter.check(architecture)
+    return adapter
+
+
+def spread(name: str, most: int, mean: float, architecture: Architecture, rng: np.random.Generator) -> Adapter:
+    """An adapter of which only the most and the mean of tuned experts per layer are known.
+
+    The first layer has the most, the others share the rest as evenly as whole numbers can; which experts is drawn.
+    Raises ValueError where there is no such adapter.
+    """
+    experts = architecture.experts
+    if experts is None:
+        raise ValueError(f"{architecture.name} is dense, adapters tune experts; leave `adapters` out")
+    num_layers = len(experts.layers)
+    left = round(mean * num_layers) - most
+    if not 1 <= most <= experts.num_routed or not 0 <= left <= (num_layers - 1) * most:
+        raise ValueError(
+            f"adapter {name}: no {num_layers} layers of {experts.num_routed} experts have {most} tuned at most and "
+            f"{mean:g} in the mean; take max from 1 to {experts.num_routed} and a mean from max / {num_layers} to max"
+        )
+    others, more = divmod(left, max(num_layers - 1, 1))
+    counts = [most] + [others + (i < more) for i in range(num_layers - 1)]
+    return Adapter(name, tuple(tuple(map(int, rng.permutation(experts.num_routed)[:n])) for n in counts))
+
+
+def most_tuned(adapters: Sequence[Adapter]) -> int:
+    """E_max: the most experts that any adapter tunes in any layer."""
+    return max((len(ids) for adapter in adapters for ids in adapter.tuned), default=0)
+
+
+def adapter_bytes(
+    architecture: Architecture,
+    adapters: Sequence[Adapter],
+    deployment: Deployment,
+    room: int,
+    weights: Precision = "bf16",
+    tensor: int = 1,
+) -> int:
+    """Bytes on each of `tensor` accelerators beyond the base model's: of mapped pages, or of all slots.
+
+    room: E_max, slots kept for each adapter in each layer
+    A page that the base's experts end in is the base's; what it leaves empty counts here.
+    Raises ValueError for an adapter that tunes more than `room` experts in a layer.
+    """
+    experts = architecture.experts
+    assert experts is not None, "adapters have been checked"
+    if most_tuned(adapters) > room:
+        raise ValueError(f"an adapter tunes {most_tuned(adapters)} experts in one layer, above most_tuned, {room}")
+    tensors = slot_tensors(architecture, len(adapters), room, weights, tensor)
+    base = sum(experts.num_routed * t.slot_bytes for t in tensors)
+    if deployment == "padded":
+        return sum(t.num_slots * t.slot_bytes for t in tensors) - base
+    table = PageTable(tensors)
+    table.load("the base", [Slots(0, experts.num_routed) for _ in tensors])
+    for i, adapter in enumerate(adapters):
+        first = experts.num_routed + i * room
+        table.load(f"adapter {i}", [Slots(first, len(ids)) for ids in adapter.tuned for _ in ("up", "down")])
+    return table.num_mapped * PAGE_BYTES - base
+
+
+def adapted(
+    popularity: Popularity, adapters: Sequence[Adapter], shares: Sequence[float], room: int
+) -> Popularity:
+    """Chance that a token's top-k, after rerouting, includes each slot: [layers, M + N E_max].
+
+    shares: of the tokens, first the base's, then each adapter's; they sum to 1
+    A token of adapter i goes to slot map[i, j] where the router says j, so with q_j the router's chance, slot s has
+    the sum over i of share_i · (q_j where map[i, j] = s). Leaves out: that adapters are trained to choose otherwise.
+    """
+    num_layers, num_experts = len(adapters[0].tuned), popularity.inclusion.shape[1]
+    chances = np.broadcast_to(popularity.inclusion, (num_layers, num_experts))
+    inclusion: NDArray[np.float64] = np.zeros((num_layers, num_experts + len(adapters) * room))
+    inclusion[:, :num_experts] = shares[0] * chances
+    for layer in range(num_layers):
+        slots = expert_map([adapter.tuned[layer] for adapter in adapters], num_experts, room)
+        for share, slot_of in zip(shares[1:], slots, strict=True):
+            inclusion[layer, slot_of] += share * chances[layer]
+    return Popularity(inclusion, popularity.top_k)

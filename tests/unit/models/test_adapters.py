@@ -1,0 +1,116 @@
+"""Adapters of a mixture of experts: read, spread, in memory, and what tokens touch after rerouting."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from models.adapters import Adapter, adapted, adapter_bytes, most_tuned, read_esft, spread
+from models.architecture import ARCHITECTURES
+from models.experts import Popularity, expected_distinct
+from models.hardware import ACCELERATORS
+from models.memory import plan_memory
+
+LITE = ARCHITECTURES["deepseek-v2-lite"]
+MIB = 2**20
+
+
+def published(*names: str) -> list[Adapter]:
+    """Adapters by their most and mean of tuned experts per layer."""
+    counts = {"gate-math": (12, 7.04), "gate-intent": (12, 9.50), "token-math": (9, 6.12)}
+    return [spread(name, *counts[name], LITE, np.random.default_rng(1)) for name in names]
+
+
+def test_an_adapter_is_spread_as_its_most_and_mean_say():
+    (adapter,) = published("gate-math")
+    counts = [len(ids) for ids in adapter.tuned]
+    assert (counts[0], max(counts), sum(counts)) == (12, 12, round(7.04 * 26))
+    assert max(counts[1:]) - min(counts[1:]) == 1
+    adapter.check(LITE)
+
+
+@pytest.mark.parametrize(("most", "mean"), [(0, 0.0), (65, 65), (4, 4.5), (20, 0.5)])
+def test_no_such_adapter(most, mean):
+    with pytest.raises(ValueError, match=f"no 26 layers of 64 experts have {most} tuned at most and {mean:g} in the"):
+        spread("odd", most, mean, LITE, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(
+    ("num_adapters", "pool_gib", "padded_gib"), [(1, 32.1, 34.0), (2, 36.2, 39.0), (3, 38.7, 44.3)]
+)
+def test_weights_that_a_deployment_plans_for(num_adapters, pool_gib, padded_gib):
+    """As published, to 1 %; the cache has what is left."""
+    adapters = published("gate-math", "gate-intent", "token-math")[:num_adapters]
+    for deployment, gib in (("virtual", pool_gib), ("padded", padded_gib)):
+        plan = plan_memory(
+            LITE, ACCELERATORS["h100"],
+            adapters=lambda p, w, deployment=deployment: adapter_bytes(LITE, adapters, deployment, 12, w, p.tensor),
+        )  # fmt: skip
+        alone = plan_memory(LITE, ACCELERATORS["h100"])
+        assert (plan.weight_bytes + plan.adapter_bytes) / 2**30 == pytest.approx(gib, rel=0.01)
+        taken = (alone.num_kv_blocks - plan.num_kv_blocks) * plan.kv_bytes_per_block
+        assert abs(taken - plan.adapter_bytes) < plan.kv_bytes_per_block
+
+
+def test_bytes_by_hand():
+    """One expert in each layer takes 5.5 and 2.75 pages; each begins where the base's 64 end, on a page of its own, so
+    6 and 3 are mapped. Padded to 2 slots: 2 · 16.5 MiB."""
+    adapter = Adapter("one", ((7,),) * 26)
+    assert adapter_bytes(LITE, [adapter], "virtual", 2) == 26 * (6 + 3) * 2 * MIB
+    assert adapter_bytes(LITE, [adapter], "padded", 2) == 26 * 2 * 33 * MIB // 2
+    assert adapter_bytes(LITE, [adapter], "padded", 2, tensor=2) == 26 * 33 * MIB // 2
+    with pytest.raises(ValueError, match="tunes 3 experts in one layer, above most_tuned, 2"):
+        adapter_bytes(LITE, [Adapter("three", ((1, 2, 3),) * 26)], "virtual", 2)
+
+
+def test_what_tokens_touch_after_rerouting():
+    """Half the tokens are the base's; the adapter's have experts 3 and 14 of their own. With every expert equally
+    popular (6 of 64), expert 3 keeps half of its chance and slot 64 has the other half."""
+    adapter = Adapter("two", ((14, 3),) * 26)
+    popularity = adapted(Popularity.uniform(64, 6), [adapter], [0.5, 0.5], room=3)
+    assert popularity.inclusion.shape == (26, 67)
+    assert popularity.inclusion.sum(axis=1) == pytest.approx(6)
+    chance = 6 / 64
+    assert popularity.inclusion[5, [3, 14, 64, 65, 66]].tolist() == [chance / 2] * 4 + [0]
+    assert popularity.inclusion[5, 0] == chance
+    base, touched = (expected_distinct(p, np.array([1, 10_000])) for p in (Popularity.uniform(64, 6), popularity))
+    assert touched[0] == pytest.approx([6, 66])
+    assert base[0] == pytest.approx([6, 64])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "is not of the form"),
+        ('{"experts": {"1": ["a"]}}', "is not of the form"),
+        ('{"experts": {"0": [1]}}', "layer 0 has no experts in deepseek-v2-lite, whose layers 1 to 26 have"),
+        ('{"experts": {"1": [64]}}', r"tunes experts \[64\] of layer 1; deepseek-v2-lite has 0 to 63"),
+        ('{"experts": {"1": [3, 3]}}', "each may stand there once"),
+    ],
+)
+def test_files_that_are_none(tmp_path, text, message):
+    path = tmp_path / "adapter.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_esft(path, "odd", LITE)
+
+
+def test_layers_that_a_file_leaves_out_are_not_tuned(tmp_path):
+    path = tmp_path / "adapter.json"
+    path.write_text(json.dumps({"experts": {"26": [3, 1]}}))
+    assert read_esft(path, "last", LITE).tuned == ((),) * 25 + ((3, 1),)
+
+
+@pytest.mark.parametrize(
+    ("task", "num_tuned", "fewest", "most"),
+    [("intent", 124, 4, 6), ("law", 153, 3, 9), ("summary", 128, 2, 8), ("translation", 83, 2, 4)],
+)
+def test_real_esft_adapters(shared_data, task, num_tuned, fewest, most):
+    """Tuned experts in all, and per layer, as counted in the published files."""
+    adapter = read_esft(shared_data / "esft/expert_configs" / f"{task}.json", task, LITE)
+    counts = [len(ids) for ids in adapter.tuned]
+    assert (sum(counts), min(counts), max(counts), most_tuned([adapter])) == (num_tuned, fewest, most, most)
+    gib = adapter_bytes(LITE, [adapter], "virtual", most) / 2**30
+    assert num_tuned * 16.5 / 1024 <= gib <= num_tuned * 16.5 / 1024 + 26 * 2 * 2 / 1024

@@ -27,6 +27,7 @@ def grouped_attention(
     key = max(attention.num_kv_heads // tensor, 1) * attention.head_dim
     key_value_bytes = 2 * key * PRECISIONS[kv]
     row_bytes = 2 * query * ACTIVATION_BYTES + key_value_bytes
+    heads = (query // attention.head_dim, key // attention.head_dim, attention.head_dim)
     built = [
         elementwise("layernorm", stage, 4 * h, 5 * h, calls=2),
         linear("qkv_proj", stage, h, query + 2 * key, weights),
@@ -37,6 +38,8 @@ def grouped_attention(
             flops=affine(prefill_pairs=4 * query),
             bytes=affine(prefill_context=key_value_bytes, tokens=row_bytes, decodes=-row_bytes),
             runs_on=Feature.PREFILL_CONTEXT,
+            kind="attention",
+            shape=heads,
         ),
         Operator(
             "attention_decode",
@@ -44,6 +47,8 @@ def grouped_attention(
             flops=affine(decode_context=4 * query),
             bytes=affine(decode_context=key_value_bytes, decodes=row_bytes),
             runs_on=Feature.DECODES,
+            kind="attention",
+            shape=heads,
         ),
         linear("o_proj", stage, query, h, weights),
         *all_reduce(stage, h, tensor),

@@ -67,7 +67,9 @@ class Operator:
     `flops` and `bytes` are coefficients of one call in `Feature` order. The operator runs where the feature
     `runs_on` is positive and costs nothing elsewhere. `medium` says whether its bytes pass the device's
     memory or its link to the other devices of the host; each of `num_messages` messages on that link pays its
-    latency.
+    latency. `kind` and `shape` are what measured tables know it by (`models.cost.measured`): linear (inputs, outputs) ·
+    elementwise (numbers a row) · feed_forward (hidden, inner, matrices) · attention (heads, kv_heads, head_dim) ·
+    experts (hidden, inner, top_k, experts on the rank) · all_reduce and all_gather (ranks, bytes a row).
     """
 
     name: str
@@ -79,6 +81,8 @@ class Operator:
     precision: Precision = "bf16"
     medium: Medium = "hbm"
     num_messages: int = 0
+    kind: str = "elementwise"
+    shape: tuple[int, ...] = ()
 
     @property
     def is_communication(self) -> bool:
@@ -107,12 +111,15 @@ def linear(
         bytes=affine(**{"one": weight_bytes, row: (inputs + outputs) * ACTIVATION_BYTES}),
         runs_on=rows,
         precision=precision,
+        kind="linear",
+        shape=(int(inputs), int(outputs)),
     )
 
 
 def elementwise(name: str, stage: str, numbers: float, flops: float, calls: int = 1) -> Operator:
     """A memory-bound pass that touches `numbers` activations and computes `flops` per token."""
-    return Operator(name, stage, affine(tokens=flops), affine(tokens=numbers * ACTIVATION_BYTES), calls=calls)
+    touched = affine(tokens=numbers * ACTIVATION_BYTES)
+    return Operator(name, stage, affine(tokens=flops), touched, calls=calls, shape=(int(numbers),))
 
 
 def all_reduce(stage: str, hidden_size: int, tensor: int) -> list[Operator]:
@@ -125,5 +132,14 @@ def all_reduce(stage: str, hidden_size: int, tensor: int) -> list[Operator]:
     size_bytes = hidden_size * ACTIVATION_BYTES
     moved = 2 * (tensor - 1) / tensor * size_bytes
     return [
-        Operator("tensor_all_reduce", stage, affine(), affine(tokens=moved), medium="nvlink", num_messages=2)
+        Operator(
+            "tensor_all_reduce",
+            stage,
+            affine(),
+            affine(tokens=moved),
+            medium="nvlink",
+            num_messages=2,
+            kind="all_reduce",
+            shape=(tensor, size_bytes),
+        )
     ]

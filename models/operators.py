@@ -102,6 +102,8 @@ def _experts(architecture: Architecture, parallelism: Parallelism, weights: Prec
             ),
             runs_on=Feature.EXPERT_ROWS,
             precision=weights,
+            kind="experts",
+            shape=(h, inner, experts.top_k, experts.num_routed // parallelism.expert),
         )
     )
     # The weighted sum over a token's experts reads its rows; the one row it writes is in the next norm.
@@ -112,6 +114,7 @@ def _experts(architecture: Architecture, parallelism: Parallelism, weights: Prec
             flops=affine(expert_rows=2 * h),
             bytes=affine(expert_rows=h * ACTIVATION_BYTES),
             runs_on=Feature.EXPERT_ROWS,
+            shape=(h,),
         )
     )
     return built
@@ -128,6 +131,8 @@ def _feed_forward(name: str, h: int, inner: int, matrices: int, weights: Precisi
             one=parameters * PRECISIONS[weights], tokens=(2 * h + 2 * matrices * inner) * ACTIVATION_BYTES
         ),
         precision=weights,
+        kind="feed_forward",
+        shape=(h, inner, matrices),
     )
 
 
@@ -149,6 +154,8 @@ def _head(architecture: Architecture, parallelism: Parallelism) -> list[Operator
                 runs_on=Feature.SEQUENCES,
                 medium="nvlink",
                 num_messages=1,
+                kind="all_gather",
+                shape=(tensor, vocabulary * ACTIVATION_BYTES),
             )
         )
     # Logits widened to float32 (read 2 bytes, write 4), then read once.
@@ -161,6 +168,7 @@ def _head(architecture: Architecture, parallelism: Parallelism) -> list[Operator
             affine(sequences=sampler_flops),
             affine(sequences=sampler_bytes),
             runs_on=Feature.SEQUENCES,
+            shape=(sampler_bytes // ACTIVATION_BYTES,),
         )
     )
     return built

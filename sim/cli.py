@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -253,9 +254,41 @@ def bench(
 
 
 @app.command()
-def calibrate() -> None:
-    """Measure kernels on this machine's GPU (arrives later)."""
-    raise Refused("calibrate arrives with the calibration tools; until then costs come from the roofline model")
+def calibrate(
+    source: Annotated[
+        str | None,
+        typer.Option("--import", metavar="PROJECT", help="aiconfigurator, llmservingsim or vidur", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the table to write, .parquet or .csv", show_default=False)
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="hold out every fifth point", show_default=False)
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="whose times: h100, h200, b200, a100", show_default=False)
+    ] = None,
+    framework: Annotated[str, typer.Option("--framework", help="whose kernels, of aiconfigurator")] = "vllm",
+    folder: Annotated[
+        Path | None, typer.Option("--from", metavar="FOLDER", help="of the project's files", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="whose profile", show_default=False)] = None,
+    tensor: Annotated[int, typer.Option("--tensor", min=1, help="of the profile")] = 1,
+) -> None:
+    """Tables of measured times for `cost: {table: FILE}`: imported from other projects, or checked."""
+    if check is not None:
+        given = ["check", str(check)]
+    elif source is not None and out is not None:
+        options = {"out": out, "accelerator": accelerator, "framework": framework, "from": folder, "model": model}
+        given = ["import", source, "--tensor", str(tensor)]
+        given += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    else:
+        raise Refused(
+            "measuring on this machine's GPU arrives later; give --check FILE, or --import PROJECT with --out FILE"
+        )
+    done = subprocess.run([sys.executable, "-m", "calibration", *given], check=False)
+    if done.returncode:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()

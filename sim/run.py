@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import RunFolder
 from sim.scenario import build
+from sim.scenario.cost_table import fingerprint
 from sim.scenario.errors import Refused
 from sim.scenario.estimate import check_cost, estimate
 from sim.scenario.load import LoadedScenario
@@ -38,9 +39,10 @@ def identity(scenario: Scenario) -> str:
     return scenario.model_dump_json(exclude={"name", "question", "answer", "seed", "seeds"})
 
 
-def calibration_fingerprint() -> str:
-    """Names the numbers that times come from: today the hardware presets behind the roofline."""
-    return "roofline-" + hashlib.sha256(repr(sorted(ACCELERATORS.items())).encode()).hexdigest()[:12]
+def calibration_fingerprint(tables: Iterable[str]) -> str:
+    """Names the numbers that times come from: tables, and the hardware presets behind the roofline."""
+    roofline = "roofline-" + hashlib.sha256(repr(sorted(ACCELERATORS.items())).encode()).hexdigest()[:12]
+    return ", ".join([*(fingerprint(name) for name in dict.fromkeys(tables)), roofline])
 
 
 def run_scenario(
@@ -79,7 +81,7 @@ def run_scenario(
         seeds=tuple(loaded.seeds),
         variants=tuple(label for label, _ in loaded.variants),
         version=version("spindle-sim"),
-        calibration=calibration_fingerprint(),
+        calibration=calibration_fingerprint(s.cost.table for _, s in loaded.variants if s.cost.table is not None),
         ideal_variant=_ideal_of(loaded),
         scenario_text=loaded.source_text,
         axes=loaded.axes,

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from models.architecture import Architecture
 from models.cost.provenance import Source
 from models.cost.roofline import Roofline
-from models.cost.step import StepTable
+from models.cost.step import StepTable, roofline_table
 from models.experts import Popularity, expected_distinct
 from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
 
-__all__ = ["check_scale", "operator_names", "operator_scale", "stage_tables", "step_table"]
+__all__ = ["check_scale", "compiled", "factors", "operator_names", "operator_scale", "stage_tables", "step_table"]
 
 
 def step_table(
@@ -48,10 +48,10 @@ def step_table(
             f"expert degree {parallelism.expert}: a step across ranks has no single table, use stage_tables"
         )
     built = operators(architecture, parallelism, weights, kv)
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, _factors(scale, built))
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
     repeats = stage_repeats(architecture)
-    distinct = _distinct_lookup(architecture, popularity, max_tokens)
-    return _compile(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
+    distinct = distinct_lookup(architecture, popularity, max_tokens)
+    return compiled(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
 
 
 def stage_tables(
@@ -77,13 +77,13 @@ def stage_tables(
     Arguments and errors as for `step_table`, expert parallelism allowed.
     """
     built = operators(architecture, parallelism, weights, kv)
-    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, _factors(scale, built))
-    distinct = _distinct_lookup(architecture, popularity, max_tokens)
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
+    distinct = distinct_lookup(architecture, popularity, max_tokens)
     tables = {}
     for stage in STAGES:
         part = [operator for operator in built if operator.stage == stage]
         if part:
-            tables[stage] = _compile(part, roofline, [1] * len(part), architecture, distinct)
+            tables[stage] = compiled(part, roofline, [1] * len(part), architecture, distinct)
     return tables
 
 
@@ -100,7 +100,8 @@ def operator_names(
     return tuple(operator.name for operator in built if stage is None or operator.stage == stage)
 
 
-def _factors(scale: Mapping[str, float] | None, built: Sequence[Operator]) -> dict[str, float]:
+def factors(scale: Mapping[str, float] | None, built: Sequence[Operator]) -> dict[str, float]:
+    """`scale` by operator. Raises ValueError for a name that covers none of them."""
     names = [operator.name for operator in built]
     check_scale(scale or {}, names)
     return operator_scale(scale or {}, names)
@@ -132,9 +133,10 @@ def check_scale(scale: Mapping[str, float], names: Sequence[str]) -> None:
             raise ValueError(f"unknown operator {name!r} in scale; {hint}")
 
 
-def _distinct_lookup(
+def distinct_lookup(
     architecture: Architecture, popularity: Popularity | None, max_tokens: int
 ) -> NDArray[np.float64]:
+    """[max_tokens + 1] expected distinct experts of so many tokens in a layer, the mean over the layers."""
     experts = architecture.experts
     if experts is None:
         return np.zeros(1)
@@ -146,15 +148,16 @@ def _distinct_lookup(
     return expected_distinct(popularity, np.arange(max_tokens + 1)).mean(axis=0)
 
 
-def _compile(
+def compiled(
     built: Sequence[Operator],
     roofline: Roofline,
     repeats: Sequence[int],
     architecture: Architecture,
     distinct: NDArray[np.float64],
 ) -> StepTable:
+    """The table of these operators, each as often as `repeats` says; distinct: as StepTable.distinct_experts."""
     calls = np.array([o.calls * n for o, n in zip(built, repeats, strict=True)], dtype=np.float64)
-    return StepTable(
+    return roofline_table(
         work=np.array([(o.flops, o.bytes) for o in built]),
         rates=np.array([(roofline.flops_per_s(o), roofline.bytes_per_s(o)) for o in built]),
         fixed_s=np.array([roofline.fixed_s_of(o) for o in built]),

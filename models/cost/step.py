@@ -14,18 +14,77 @@ from numpy.typing import NDArray
 
 from models.compiled import inner
 
-__all__ = ["StepTable", "expert_seconds", "operator_seconds", "step_parts", "step_seconds"]
+__all__ = [
+    "AttentionTable", "ExpertTable", "StepTable", "chunk_seconds", "decode_nodes", "expert_seconds", "extra_seconds",
+    "no_attention", "no_experts", "operator_seconds", "roofline_table", "step_parts", "step_seconds",
+]  # fmt: skip
 
-RUNS_ON, IS_COMMUNICATION, SOURCE = 0, 1, 2
+RUNS_ON, IS_COMMUNICATION, SOURCE, PRICED_BY, CURVE = 0, 1, 2, 3, 4
 """Columns of `StepTable.tags`."""
+BY_ROOFLINE, BY_CURVE, BY_PREFILL, BY_DECODE, BY_EXPERTS = 0, 1, 2, 3, 4
+"""What an operator's time follows from: its work, a measured curve, measured attention of chunks or of decodes, or
+measured experts by rows and experts touched."""
+
+
+class AttentionTable(NamedTuple):
+    """Measured attention of one layer, in seconds, on straight lines between nodes; empty where there is none.
+
+    chunk, prefix, prefill      nodes, and [chunks, prefixes] times of one prefill chunk alone
+    context, decode             nodes, and [decodes + 1, contexts] times of so many decodes of equal context alone
+    segment                     [largest context + 1] the node of `context` at or below each, but the last
+    grid_chunk … grid_context   nodes of `extra`
+    extra                       [chunks, prefixes, decodes, contexts] what a chunk and decodes in one call take beyond
+                                the sum of the two alone
+    limits                      the largest chunk, prefix, number of decodes and context that were measured
+    """
+
+    chunk: NDArray[np.float64]
+    prefix: NDArray[np.float64]
+    prefill: NDArray[np.float64]
+    context: NDArray[np.float64]
+    decode: NDArray[np.float64]
+    segment: NDArray[np.int16]
+    grid_chunk: NDArray[np.float64]
+    grid_prefix: NDArray[np.float64]
+    grid_decodes: NDArray[np.float64]
+    grid_context: NDArray[np.float64]
+    extra: NDArray[np.float64]
+    limits: NDArray[np.float64]
+
+
+class ExpertTable(NamedTuple):
+    """Measured routed experts of one rank and layer: [rows, touched] seconds on nodes; empty where there are none.
+
+    is_outside: [rows, touched] whether a time lies beyond what was measured
+    """
+
+    rows: NDArray[np.float64]
+    touched: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    is_outside: NDArray[np.bool_]
+
+
+def no_experts() -> ExpertTable:
+    return ExpertTable(np.zeros(0), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0), np.bool_))
+
+
+def no_attention() -> AttentionTable:
+    none = np.zeros(0)
+    return AttentionTable(
+        none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none, none,
+        np.zeros((0, 0, 0, 0)), none,
+    )  # fmt: skip
 
 
 class StepTable(NamedTuple):
     """Operators of a step, or of one stage of it, as arrays; their names are
     `models.cost.build.operator_names`.
 
-    An operator costs, where its feature `runs_on` is positive and nothing elsewhere,
-        weight · (max(flops / flops_per_s, bytes / bytes_per_s) + fixed_s)
+    An operator costs, where its feature `runs_on` is positive and nothing elsewhere, its weight times
+        max(flops / flops_per_s, bytes / bytes_per_s) + fixed_s    by roofline
+        its curve at the feature `runs_on`                         by a measured curve
+        measured attention, as the caller found it                 by prefill, by decode
+        measured experts at its rows and the experts touched       by experts
     with flops and bytes the products of their coefficients and the features, as `models.features.Feature`
     lists them. Efficiencies are inside the rates. Few arrays, because each one that a compiled call hands
     over costs 5 ns.
@@ -34,9 +93,12 @@ class StepTable(NamedTuple):
     rates: [operators, 2], flops_per_s and bytes_per_s
     fixed_s: [operators], time of one call beside its work
     weight: [operators], calls in the step times the factor that `scale` gave the operator
-    tags: [operators, 3], runs_on (a `Feature`), is_communication (0 or 1), source (a `Source`)
+    tags: [operators, 5], runs_on (a `Feature`), is_communication (0 or 1), source (a `Source`), priced_by, curve
     distinct_experts: [max_tokens + 1], expected different routed experts that so many tokens touch in a layer
     top_k: routed experts of a token, 0 in a dense model
+    curves: [curves, max_tokens + 1], measured seconds of one call by tokens, or by sequences
+    attention: measured attention
+    experts: measured routed experts of a rank, in the stage "experts"
     """
 
     work: NDArray[np.float64]
@@ -46,6 +108,27 @@ class StepTable(NamedTuple):
     tags: NDArray[np.int64]
     distinct_experts: NDArray[np.float64]
     top_k: float
+    curves: NDArray[np.float64]
+    attention: AttentionTable
+    experts: ExpertTable
+
+
+def roofline_table(
+    work: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    fixed_s: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    tags: NDArray[np.int64],
+    distinct_experts: NDArray[np.float64] | None = None,
+    top_k: float = 0.0,
+) -> StepTable:
+    """A table in which nothing is measured; `tags` has the first three columns."""
+    distinct = np.zeros(1) if distinct_experts is None else distinct_experts
+    more = np.zeros((len(tags), 2), np.int64)
+    all_tags = np.concatenate([tags.reshape(-1, 3), more], axis=1).astype(np.int64)
+    return StepTable(
+        work, rates, fixed_s, weight, all_tags, distinct, top_k, np.zeros((0, 0)), no_attention(), no_experts()
+    )
 
 
 @inner
@@ -97,12 +180,47 @@ def _dot(work, o, row, x):
 
 
 @inner
-def _operator_s(table, o, x, present):
+def _place(axis, x):
+    """(node at or below x, share of the way to the next): on the axis; at its ends where x lies beyond."""
+    last = axis.size - 1
+    if last <= 0 or x <= axis[0]:
+        return 0, 0.0
+    if x >= axis[last]:
+        return last - 1, 1.0
+    i = np.searchsorted(axis, x, side="right") - 1
+    return i, (x - axis[i]) / (axis[i + 1] - axis[i])
+
+
+@inner
+def _bilinear(rows, columns, values, x, y):
+    """On straight lines between the nodes; at their ends where x or y lies beyond."""
+    i, a = _place(rows, x)
+    j, b = _place(columns, y)
+    k = min(j + 1, columns.size - 1)
+    low = values[i, j] + (values[i, k] - values[i, j]) * b
+    i = min(i + 1, rows.size - 1)
+    high = values[i, j] + (values[i, k] - values[i, j]) * b
+    return low + (high - low) * a
+
+
+@inner
+def _operator_s(table, o, x, present, prefill_s, decode_s):
     if not (present >> table.tags[o, RUNS_ON]) & 1:
         return 0.0
-    compute_s = _dot(table.work, o, 0, x) / table.rates[o, 0]
-    memory_s = _dot(table.work, o, 1, x) / table.rates[o, 1]
-    return table.weight[o] * (max(compute_s, memory_s) + table.fixed_s[o])
+    priced_by = table.tags[o, PRICED_BY]
+    if priced_by == BY_ROOFLINE:
+        compute_s = _dot(table.work, o, 0, x) / table.rates[o, 0]
+        memory_s = _dot(table.work, o, 1, x) / table.rates[o, 1]
+        return table.weight[o] * (max(compute_s, memory_s) + table.fixed_s[o])
+    if priced_by == BY_CURVE:
+        # Experts run on rows; their curve is by tokens, which say how many experts are touched.
+        count = int(x[3]) if table.tags[o, RUNS_ON] == 3 else int(x[1])
+        if count >= table.curves.shape[1]:
+            raise ValueError("more tokens in a step than the table's max_tokens")
+        return table.weight[o] * table.curves[table.tags[o, CURVE], count]
+    if priced_by == BY_EXPERTS:
+        return table.weight[o] * _bilinear(table.experts.rows, table.experts.touched, table.experts.seconds, x[7], x[8])
+    return table.weight[o] * (prefill_s if priced_by == BY_PREFILL else decode_s)
 
 
 @njit(cache=True)
@@ -114,29 +232,21 @@ def step_seconds(
     prefill_pairs: float,
     prefill_context: float,
     decode_context: float,
+    prefill_s: float = 0.0,
+    decode_s: float = 0.0,
 ) -> float:
     """Time of one step, or of one pass of a stage, in seconds; 0 for an empty step.
 
     The arguments are the first features of `models.features.Feature`, which explains each; expert rows and
     distinct experts follow from the tokens. A stage table ignores those it does not need.
+    prefill_s, decode_s: one layer's measured attention (`chunk_seconds`, `decode_nodes`), where the table has it
 
-    Raises ValueError for a model with experts and more tokens than the table was built for.
+    Raises ValueError for a model with experts, or measured times, and more tokens than the table was built for.
     """
-    x = _features(
-        table.distinct_experts,
-        table.top_k,
-        tokens,
-        decodes,
-        sequences,
-        prefill_pairs,
-        prefill_context,
-        decode_context,
+    compute_s, communication_s = step_parts(
+        table, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context, prefill_s, decode_s
     )
-    present = _present(x)
-    total_s = 0.0
-    for o in range(table.weight.size):
-        total_s += _operator_s(table, o, x, present)
-    return total_s
+    return compute_s + communication_s
 
 
 @njit(cache=True)
@@ -148,9 +258,10 @@ def step_parts(
     prefill_pairs: float,
     prefill_context: float,
     decode_context: float,
+    prefill_s: float = 0.0,
+    decode_s: float = 0.0,
 ) -> tuple[float, float]:
-    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds` but for
-    rounding."""
+    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds`."""
     x = _features(
         table.distinct_experts,
         table.top_k,
@@ -165,10 +276,11 @@ def step_parts(
     compute_s = 0.0
     communication_s = 0.0
     for o in range(table.weight.size):
+        seconds = _operator_s(table, o, x, present, prefill_s, decode_s)
         if table.tags[o, IS_COMMUNICATION]:
-            communication_s += _operator_s(table, o, x, present)
+            communication_s += seconds
         else:
-            compute_s += _operator_s(table, o, x, present)
+            compute_s += seconds
     return compute_s, communication_s
 
 
@@ -182,6 +294,8 @@ def operator_seconds(
     prefill_context: float,
     decode_context: float,
     seconds: NDArray[np.float64],
+    prefill_s: float = 0.0,
+    decode_s: float = 0.0,
 ) -> None:
     """Adds each operator's seconds of one step to `seconds` [operators]: shares by operator and by source.
 
@@ -199,7 +313,7 @@ def operator_seconds(
     )
     present = _present(x)
     for o in range(table.weight.size):
-        seconds[o] += _operator_s(table, o, x, present)
+        seconds[o] += _operator_s(table, o, x, present, prefill_s, decode_s)
 
 
 @njit(cache=True)
@@ -212,5 +326,56 @@ def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float
     present = _present(x)
     total_s = 0.0
     for o in range(table.weight.size):
-        total_s += _operator_s(table, o, x, present)
+        total_s += _operator_s(table, o, x, present, 0.0, 0.0)
+    return total_s
+
+
+@njit(cache=True)
+def is_beyond_measured(experts: ExpertTable, expert_rows: float, distinct_experts: float) -> bool:
+    """Whether the nearest node of the table is extrapolated."""
+    i, a = _place(experts.rows, expert_rows)
+    j, b = _place(experts.touched, distinct_experts)
+    i, j = min(i + int(a > 0.5), experts.rows.size - 1), min(j + int(b > 0.5), experts.touched.size - 1)
+    return experts.is_outside[i, j]
+
+
+# --- measured attention -----------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def chunk_seconds(attention: AttentionTable, chunk: float, prefix: float) -> float:
+    """One layer's attention of one prefill chunk after a prefix, alone in its call."""
+    return _bilinear(attention.chunk, attention.prefix, attention.prefill, chunk, prefix)
+
+
+@njit(cache=True)
+def decode_nodes(attention: AttentionTable, decodes: int, context: int) -> tuple[float, float, int]:
+    """What one of `decodes` decodes adds: (seconds, seconds for each further token of context, where that changes).
+
+    The time of decodes with equal contexts, shared out; with unequal ones each adds what it would add among its like.
+    """
+    i = attention.segment[context]
+    t = attention.decode
+    slope = (t[decodes, i + 1] - t[decodes, i]) / (attention.context[i + 1] - attention.context[i])
+    seconds = t[decodes, i] + slope * (context - attention.context[i])
+    return seconds / decodes, slope / decodes, int(attention.context[i + 1])
+
+
+@njit(cache=True)
+def extra_seconds(
+    attention: AttentionTable, chunk: float, prefix: float, decodes: float, context: float
+) -> float:
+    """What a chunk and decodes in one call take beyond the sum of the two alone; 0 where that was not measured."""
+    if attention.extra.size == 0:
+        return 0.0
+    a, fa = _place(attention.grid_chunk, chunk)
+    b, fb = _place(attention.grid_prefix, prefix)
+    c, fc = _place(attention.grid_decodes, decodes)
+    d, fd = _place(attention.grid_context, context)
+    total_s = 0.0
+    for corner in range(16):
+        p, q, r, s = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1, (corner >> 3) & 1
+        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc) * (fd if s else 1 - fd)
+        if share > 0.0:
+            total_s += share * attention.extra[a + p, b + q, c + r, d + s]
     return total_s

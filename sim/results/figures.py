@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sim.results.cost_figure import draw_cost_sources
 from sim.results.disagreement_figure import draw_disagreement
 from sim.results.drawing import (
     FAINT,
@@ -47,6 +48,7 @@ DETAILS: dict[str, Drawing] = {
     "waits": draw_waits,
     "latency over time": draw_latency_over_time,
     "repetitions": draw_repetitions,
+    "cost sources": draw_cost_sources,
 }
 """Every figure after the headline, in the report's order. A new figure is one function and one line here."""
 

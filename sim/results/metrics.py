@@ -78,6 +78,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "output_throughput": ("output throughput", "per_second", "higher", "tokens"),
     "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
     "num_preemptions": ("preemptions", "count", "lower", ""),
+    "measured_share": ("time on measured rows", "share", "higher", ""),
     "weight_bytes": ("weights on an accelerator", "bytes", "lower", ""),
     "kv_tokens": ("tokens that the cache holds", "count", "higher", ""),
     "network_tax": ("network tax", "share", "lower", ""),

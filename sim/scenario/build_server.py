@@ -12,6 +12,8 @@ import numpy as np
 from models.adapters import Adapter, adapted, adapter_bytes, most_tuned, read_esft, spread
 from models.architecture import ARCHITECTURES, Architecture
 from models.cost.build import operator_names, operator_scale, stage_tables, step_table
+from models.cost.measured import Measured
+from models.cost.priced import measured_step
 from models.experts import Popularity
 from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
@@ -23,6 +25,7 @@ from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
 from sim.scenario.build_cluster import accelerator_of
 from sim.scenario.cluster import Host
+from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
@@ -144,6 +147,13 @@ class Server:
         if self.architecture.experts is None and "experts" in self.w.model_fields_set:
             raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
 
+    def measured(self) -> Measured | None:
+        """The scenario's measured times. Raises ValueError where it has a table that cannot be used for this."""
+        name = self.scenario.cost.table
+        if name is None:
+            return None
+        return measured(name, self.host.accelerator)
+
     def check_adapters(self) -> None:
         """Raises ValueError for adapters that are not of this model, or that have no room."""
         if self.w.adapters is not None:
@@ -257,10 +267,19 @@ class Server:
             "num_replicas": w.replicas, "router": w.router.policy,
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
+        known, priced = self.measured(), None
+        if known is not None:
+            longest, most = int(prompt.max() + output.max()), w.batching.max_num_seqs
+            priced = measured_step(
+                known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest
+            )
+            common["priced"] = priced
         if parallelism.expert == 1:
-            table = step_table(architecture, self.accelerator, parallelism, **costs)
+            table = step_table(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.table
             return ServingWorkload(w.name, clock, table=table, **common)
-        tables = stage_tables(architecture, self.accelerator, parallelism, **costs)
+        tables = (
+            stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.stages
+        )
         assert popularity is not None
         iterations = [
             ExpertParallelIteration(

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
+from sim.scenario.cost_table import PRESETS, TableFile
 from sim.scenario.fabrics import Htsim
 from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
@@ -47,7 +48,11 @@ class Cost(Part):
         description="time of an operator times this: {attention: 0.8} is a faster kernel; a name covers the operators "
         "that begin with it, here attention_decode and attention_prefill",
     )
-    table: None = Field(default=None, description="kept for measured tables, which arrive later")
+    table: TableFile = Field(
+        default=None,
+        description="measured times: a table of `spindle calibrate` (.parquet, .csv), or the name of an accelerator "
+        f"({', '.join(PRESETS)}) for those that aiconfigurator publishes; a roofline prices what it has no rows for",
+    )
 
 
 class Scenario(Part):

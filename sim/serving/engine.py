@@ -9,8 +9,9 @@ from __future__ import annotations
 from numba import njit
 
 from models.compiled import inner
-from models.cost.step import StepTable, step_parts
+from models.cost.step import AttentionTable, StepTable, decode_nodes, step_parts
 from sim.devices.kv_cache import hold, release
+from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
 from sim.serving.state import (
     MAX_LEAP,
@@ -43,6 +44,11 @@ def form_batch(state: EngineState, policy) -> bool:
 def start_step(state: EngineState, table: StepTable) -> None:
     """Price the batch and put the step in flight: it takes max(accelerator, host)."""
     counts = state.counts[0]
+    prefill_s = 0.0
+    decode_s = 0.0
+    is_outside = False
+    if table.attention.chunk.size > 0:
+        prefill_s, decode_s, is_outside = attention_of(state, table.attention, 0, 1)
     compute_s, communication_s = step_parts(
         table,
         counts.tokens,
@@ -51,7 +57,11 @@ def start_step(state: EngineState, table: StepTable) -> None:
         counts.prefill_pairs,
         counts.prefill_context,
         counts.decode_context,
+        prefill_s,
+        decode_s,
     )
+    tally(state, counts.tokens, counts.batch_size, prefill_s, decode_s, is_outside)
+    counts.total_s += compute_s + communication_s
     counts.compute_s = compute_s
     counts.communication_s = communication_s
     counts.finish_s = counts.now_s + max(compute_s + communication_s, counts.host_s)
@@ -129,6 +139,27 @@ def retire(state: EngineState, finish_s: float) -> None:
 
 
 @inner
+def _decodes_from(
+    state: EngineState, attention: AttentionTable, num_steps: int
+) -> tuple[float, float, int, bool]:
+    """Attention of a steady batch `num_steps` from now: (seconds, what each further step adds, the step at which that
+    changes because a context has come to a node of the table, whether any lies beyond the table)."""
+    size = state.counts[0].batch_size
+    decode_s = 0.0
+    slope_s = 0.0
+    steps_on = MAX_LEAP
+    is_outside = size > attention.limits[2]
+    for i in range(size):
+        context = state.requests[state.batch[i].request].num_computed + 1 + num_steps
+        seconds, slope, node = decode_nodes(attention, size, context)
+        decode_s += seconds
+        slope_s += slope
+        steps_on = min(steps_on, max(node - context, 1))
+        is_outside |= context > attention.limits[3]
+    return decode_s, slope_s, num_steps + steps_on, is_outside
+
+
+@inner
 def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     """Run the steady batch just formed again and again, until something may change; returns the steps done.
 
@@ -153,19 +184,31 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     context = counts.decode_context
     now_s = counts.now_s
     num_steps = 0
+    is_measured = table.attention.chunk.size > 0
+    decode_s = 0.0
+    slope_s = 0.0
+    is_outside = False
+    next_node = 0
     while num_steps < limit:
         if num_steps > 0:
             # In step j a request with c tokens computed needs a block if (c + j) is a multiple of the size.
             residue = kv.block_size - 1 if residue == 0 else residue - 1
             if fill[residue] > num_free or now_s >= arrival_s or now_s >= until_s:
                 break
-        compute_s, communication_s = step_parts(table, size, size, size, 0, 0, context)
+        if is_measured:
+            if num_steps == next_node:
+                decode_s, slope_s, next_node, is_outside = _decodes_from(state, table.attention, num_steps)
+            else:
+                decode_s += slope_s
+        compute_s, communication_s = step_parts(table, size, size, size, 0, 0, context, 0.0, decode_s)
         finish_s = now_s + max(compute_s + communication_s, counts.host_s)
         if finish_s > until_s:
             break
         if num_steps > 0:
             num_free -= fill[residue]
         record_step(state, now_s, finish_s, compute_s, communication_s, kv.num_blocks - num_free)
+        tally(state, size, size, 0.0, decode_s, is_outside)
+        counts.total_s += compute_s + communication_s
         state.leap_finish_s[num_steps] = finish_s
         num_steps += 1
         context += size

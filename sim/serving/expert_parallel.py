@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from models.architecture import Architecture
 from models.compiled import inner
-from models.cost.step import StepTable, expert_seconds, step_seconds
+from models.cost.step import StepTable, expert_seconds, is_beyond_measured, roofline_table, step_seconds
 from models.experts import Popularity
 from models.features import Feature
 from models.parallelism import Parallelism
 from sim.fabric.messages import NO_GATE, MessageGraph
+from sim.serving.attention import attention_of, tally
 from sim.serving.iteration_graph import iteration_nodes, successor_lists
 from sim.serving.state import EngineState, is_decode
 from sim.serving.token_routing import ExpertDraws, expert_draws, route_tokens, token_key
@@ -46,7 +47,7 @@ class StageTables(NamedTuple):
 
 
 def _empty_table() -> StepTable:
-    return StepTable(
+    return roofline_table(
         np.zeros((0, 2, len(Feature))), np.zeros((0, 2)), np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int64),
         np.zeros(1), 0.0,
     )  # fmt: skip
@@ -73,14 +74,15 @@ def features_of_copies(state: EngineState, num_copies: int) -> NDArray[np.float6
 
 
 @inner
-def _seconds(table: StepTable, f: NDArray[np.float64]) -> float:
+def _seconds(table: StepTable, f: NDArray[np.float64], prefill_s: float = 0.0, decode_s: float = 0.0) -> float:
     """Time of one pass of a stage on one copy, whose features are f."""
-    return step_seconds(table, f[0], f[1], f[2], f[3], f[4], f[5])
+    return step_seconds(table, f[0], f[1], f[2], f[3], f[4], f[5], prefill_s, decode_s)
 
 
 @inner
 def own_seconds(
-    tables: StageTables, features: NDArray[np.float64], tensor: int, num_dense_before: NDArray[np.int64]
+    state: EngineState, tables: StageTables, features: NDArray[np.float64], tensor: int,
+    num_dense_before: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """What each rank computes by itself before each dispatch, and at the end: [layers + 1, ranks].
 
@@ -92,7 +94,11 @@ def own_seconds(
         f = features[copy]
         if f[0] == 0:
             continue
-        attention_s = _seconds(tables.attention, f)
+        prefill_s, decode_s, is_outside = 0.0, 0.0, False
+        if tables.attention.attention.chunk.size > 0:
+            prefill_s, decode_s, is_outside = attention_of(state, tables.attention.attention, copy, num_copies)
+        tally(state, int(f[0]), int(f[2]), prefill_s, decode_s, is_outside)
+        attention_s = _seconds(tables.attention, f, prefill_s, decode_s)
         dense_s = attention_s + _seconds(tables.dense_ffn, f)
         layer_s = attention_s + _seconds(tables.moe_local, f)
         for stretch in range(num_stretches):
@@ -104,6 +110,7 @@ def own_seconds(
             if stretch == 0:
                 seconds += _seconds(tables.embed, f)
             own_s[stretch, copy * tensor : (copy + 1) * tensor] = seconds
+            state.counts[0].total_s += seconds
     return own_s
 
 
@@ -134,6 +141,15 @@ def tokens_of_batch(
     return key, rank
 
 
+@inner
+def _tally_experts(counts, table: StepTable, rows: int, distinct: int, seconds: float) -> None:
+    counts.total_s += seconds
+    if table.experts.rows.size > 0 and rows > 0:
+        counts.total_expert_s += seconds
+        if is_beyond_measured(table.experts, rows, distinct):
+            counts.outside_expert_s += seconds
+
+
 @njit(cache=True)
 def draw_iteration(
     state: EngineState, tables: StageTables, draws: ExpertDraws, num_copies: int, tensor: int,
@@ -142,7 +158,7 @@ def draw_iteration(
     """(takes_part, own_s, sent, expert_s) of the batch as in `IterationStep`, and its compute_s."""
     num_layers, num_ranks = len(num_dense_before) - 1, num_copies * tensor
     features = features_of_copies(state, num_copies)
-    own_s = own_seconds(tables, features, tensor, num_dense_before)
+    own_s = own_seconds(state, tables, features, tensor, num_dense_before)
     key, rank = tokens_of_batch(state, draws.seed, num_copies, tensor)
     sent = np.empty((num_layers, num_ranks, num_ranks), np.int64)
     expert_s = np.empty((num_layers, num_ranks))
@@ -152,6 +168,7 @@ def draw_iteration(
         route_tokens(draws, layer, key, rank, sent[layer], rows, distinct)
         for r in range(num_ranks):
             expert_s[layer, r] = expert_seconds(tables.experts, rows[r], distinct[r])
+            _tally_experts(state.counts[0], tables.experts, rows[r], distinct[r], expert_s[layer, r])
         compute_s += own_s[layer].max() + expert_s[layer].max()
     takes_part = np.empty(num_ranks, np.bool_)
     for r in range(num_ranks):

@@ -46,6 +46,7 @@ class EngineLimits:
     max_context_tokens       longest prompt plus output, as the model has it; None: only the KV cache limits
     it
     max_step_rows            recorded steps; later ones are counted only. 0 records none
+    tally_tokens             the most tokens of a step where steps are counted by tokens; -1: they are not
     """
 
     policy: str
@@ -56,6 +57,7 @@ class EngineLimits:
     host_s: float = 0.0
     max_context_tokens: int | None = None
     max_step_rows: int = MAX_STEP_ROWS
+    tally_tokens: int = -1
 
 
 def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
@@ -102,6 +104,7 @@ class Engine:
             max_num_batched_tokens=limits.max_num_batched_tokens,
             host_s=limits.host_s,
             num_step_rows=min(1 << 14, limits.max_step_rows),
+            max_tokens=limits.tally_tokens,
         )
 
     def submit(self, request: int) -> str | None:

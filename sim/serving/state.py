@@ -27,6 +27,12 @@ COUNTS = np.dtype(
         ("compute_s", "f8"),
         ("communication_s", "f8"),
         ("host_s", "f8"),
+        ("total_s", "f8"),
+        ("total_prefill_s", "f8"),
+        ("total_decode_s", "f8"),
+        ("outside_s", "f8"),
+        ("total_expert_s", "f8"),
+        ("outside_expert_s", "f8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
         ("num_running", "i8"),
@@ -51,6 +57,10 @@ COUNTS = np.dtype(
 
 now_s                      start of the step in flight, or the moment the engine stands at between steps
 finish_s, compute_s, communication_s    of the step in flight
+total_s                    accelerator time of all steps, communication inside the host included; with experts on
+                           several ranks the sum of what ranks compute
+total_prefill_s … outside_expert_s    of all steps, where steps are counted: measured attention of one layer, of which
+                           outside_s beyond the table, and a rank's experts, of which outside_expert_s
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
 batch_size … decode_context    the batch: entries, and the sums that its cost follows from
@@ -90,6 +100,8 @@ class EngineState(NamedTuple):
     kv             the KV cache
     leap_finish_s  [MAX_LEAP] scratch
     block_fill     [block_size] scratch
+    steps_with_tokens, steps_with_sequences    [max_tokens + 1] steps so far by what they computed, from which the
+                   time of measured operators follows; empty where nothing is measured
     """
 
     requests: NDArray[Any]
@@ -102,6 +114,8 @@ class EngineState(NamedTuple):
     kv: KVCache
     leap_finish_s: NDArray[np.float64]
     block_fill: NDArray[np.int64]
+    steps_with_tokens: NDArray[np.int64]
+    steps_with_sequences: NDArray[np.int64]
 
 
 def new_engine_state(
@@ -115,6 +129,7 @@ def new_engine_state(
     max_num_batched_tokens: int,
     host_s: float = 0.0,
     num_step_rows: int = 1 << 16,
+    max_tokens: int = -1,
 ) -> EngineState:
     """An idle engine at time 0.
 
@@ -143,6 +158,8 @@ def new_engine_state(
         new_kv_cache(num_blocks, block_size, chains),
         np.zeros(MAX_LEAP),
         np.zeros(block_size, dtype=np.int64),
+        np.zeros(max_tokens + 1, dtype=np.int64),
+        np.zeros(max_tokens + 1, dtype=np.int64),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from simpy import Event
 
+from models.cost.priced import PricedStep
+from models.cost.provenance import Source
+from models.cost.shares import ROOFLINE, StepTally, time_by_source
 from models.cost.step import StepTable
 from sim.devices.kv_cache import new_chains
 from sim.engine.clock import Clock
@@ -27,6 +30,10 @@ ARRIVALS_PER_CATCH_UP = 1024
 
 class ConservationError(RuntimeError):
     """Requests or tokens do not add up; the text gives the law and both sides."""
+
+
+FROM_TABLES = (Source.MEASURED, Source.IMPORTED, Source.INTERPOLATED)
+"""Times that are measured, or lie between measured ones."""
 
 
 class ServingWorkload:
@@ -60,6 +67,7 @@ class ServingWorkload:
         record_batches: bool = True,
         record_token_times: bool = True,
         memory: Mapping[str, float] | None = None,
+        priced: PricedStep | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -77,6 +85,10 @@ class ServingWorkload:
         self._num_arrived = 0
         if not record_batches:
             limits = replace(limits, max_step_rows=0)
+        self.priced = priced
+        """The step's prices and their sources, where some are measured."""
+        if priced is not None:
+            limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
         chains = new_chains(len(self.requests))
         refused = refusals(self.requests, limits)
         engines = [
@@ -132,7 +144,28 @@ class ServingWorkload:
     def metrics(self) -> dict[str, float | None]:
         self._catch_up()
         metrics = serving_metrics(*as_of(self.requests, self.token_time_s, self.clock.now))
+        shares = self.time_by_source()
+        total_s = sum(shares.values())
+        measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
+        metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
         return metrics | {"num_steps": self.num_steps} | self.memory
+
+    def time_by_source(self) -> dict[tuple[str, Source], float]:
+        """Accelerator time of all steps by (operator, source)."""
+        found: dict[tuple[str, Source], float] = defaultdict(float)
+        for replica in self.replicas:
+            if self.priced is None:
+                found[ROOFLINE, Source.ROOFLINE] += float(replica.engine.state.counts["total_s"][0])
+                continue
+            state, counts = replica.engine.state, replica.engine.state.counts[0]
+            tally = StepTally(
+                state.steps_with_tokens, state.steps_with_sequences, float(counts["total_s"]),
+                float(counts["total_prefill_s"]), float(counts["total_decode_s"]), float(counts["outside_s"]),
+                float(counts["total_expert_s"]), float(counts["outside_expert_s"]),
+            )  # fmt: skip
+            for key, seconds in time_by_source(self.priced, tally).items():
+                found[key] += seconds
+        return dict(found)
 
     def record(self, recorder: Recorder) -> None:
         """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""
@@ -158,6 +191,10 @@ class ServingWorkload:
         if self.record_batches:
             for replica in self.replicas:
                 self._record_batches(recorder, replica, now_s)
+        for (operator, source), seconds in self.time_by_source().items():
+            recorder.append(
+                "cost_sources", workload=self.name, operator=operator, source=source.label, seconds=seconds
+            )
         if self.record_token_times:
             known = ~np.isnan(token_time_s)
             owner = np.repeat(np.arange(len(requests)), requests["num_output_tokens"])

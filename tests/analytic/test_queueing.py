@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.cost.step import StepTable
+from models.cost.step import StepTable, roofline_table
 from models.features import Feature
 from sim.devices.kv_cache import new_chains
 from sim.serving.engine import REACHED, advance
@@ -22,7 +22,7 @@ def constant_step_table(step_s: float) -> StepTable:
     """Every step takes step_s, whatever it computes."""
     tags = np.array([[Feature.TOKENS, 0, 0]])
     one = np.ones(1)
-    return StepTable(
+    return roofline_table(
         np.zeros((1, 2, len(Feature))), np.ones((1, 2)), step_s * one, one, tags, np.zeros(1), 0.0
     )
 

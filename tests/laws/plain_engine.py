@@ -53,21 +53,17 @@ class PlainEngine:
             self.step(batch)
 
     def step(self, batch: list[tuple[PlainRequest, int]]) -> None:
-        decodes = prefill_tokens = pairs = prefill_context = decode_context = 0
+        contexts: list[int] = []
+        chunks: list[tuple[int, int]] = []
         for request, num in batch:
             if request.scheduled_s is None:
                 request.scheduled_s = self.now_s
-            context = request.computed + num
             if request.token_times_s and request.computed and num == 1 and request.missing == 1:
-                decodes += 1
-                decode_context += context
+                contexts.append(request.computed + 1)
             else:
-                prefill_tokens += num
-                pairs += sum(request.computed + i for i in range(1, num + 1))
-                prefill_context += context
-        cost = step_parts(
-            self.table, prefill_tokens + decodes, decodes, len(batch), pairs, prefill_context, decode_context
-        )
+                chunks.append((num, request.computed))
+        cost = self.price(contexts, chunks)
+        prefill_tokens, decodes = sum(num for num, _ in chunks), len(contexts)
         finish_s = self.now_s + max(cost[0] + cost[1], self.host_s)
         self.steps.append((self.now_s, finish_s, prefill_tokens, decodes, self.num_blocks - self.free))
         self.now_s = finish_s
@@ -79,6 +75,15 @@ class PlainEngine:
                 if len(request.token_times_s) == request.output:
                     self.running.remove(request)
                     self.give_back(request)
+
+    def price(self, contexts: list[int], chunks: list[tuple[int, int]]) -> tuple[float, float]:
+        """(compute, communication) seconds of a step, from the contexts of its decodes and (tokens, prefix) of its
+        chunks."""
+        pairs = sum(prefix + i for num, prefix in chunks for i in range(1, num + 1))
+        tokens = len(contexts) + sum(num for num, _ in chunks)
+        prefill_context = sum(num + prefix for num, prefix in chunks)
+        sequences = len(contexts) + len(chunks)
+        return step_parts(self.table, tokens, len(contexts), sequences, pairs, prefill_context, sum(contexts))
 
     def prefill_first(self):
         batch: list[tuple[PlainRequest, int]] = []

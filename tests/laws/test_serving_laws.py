@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine, PlainRequest
 
-from models.cost.step import StepTable
+from models.cost.step import StepTable, roofline_table
 from models.features import Feature
 from sim.devices.kv_cache import check_kv_cache, new_chains
 from sim.engine.clock import Clock
@@ -39,7 +39,7 @@ def cost_table(fixed_s=1e-3, per_token_s=1e-4, per_pair_s=1e-6, per_context_s=1e
         tags[i, 0] = runs_on
     tags[2, 1] = 1
     num = len(rows)
-    return StepTable(work, np.ones((num, 2)), np.zeros(num), np.ones(num), tags, np.zeros(1), 0.0)
+    return roofline_table(work, np.ones((num, 2)), np.zeros(num), np.ones(num), tags, np.zeros(1), 0.0)
 
 
 @st.composite
@@ -64,7 +64,7 @@ def small_engines(draw):
     }
 
 
-def run_compiled(engine, cuts=()):
+def run_compiled(engine, cuts=(), table=None):
     """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
     requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"])
     token_time_s = new_token_times(requests)
@@ -78,13 +78,15 @@ def run_compiled(engine, cuts=()):
         max_num_batched_tokens=engine["budget"],
         host_s=engine["host_s"],
         num_step_rows=100_000,
+        max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )
+    table = cost_table() if table is None else table
     fits = engine["prompt"] + engine["output"] - 1 <= engine["num_blocks"] * engine["block_size"]
     for request in np.flatnonzero(fits):
         state = submit(state, request)
     policy = compiled_policy(engine["policy"])
     for until_s in [*sorted(cuts), np.inf]:
-        while advance(state, policy, cost_table(), until_s, 7, 0) == PAUSED:
+        while advance(state, policy, table, until_s, 7, 0) == PAUSED:
             check_kv_cache(state.kv)
         check_kv_cache(state.kv)
         assert not (token_time_s > until_s).any()

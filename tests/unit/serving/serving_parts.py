@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.cost.step import StepTable
+from models.cost.step import StepTable, roofline_table
 from models.features import Feature
 from sim.engine.clock import Clock
 from sim.serving.replica import EngineLimits
@@ -20,7 +20,7 @@ def linear_table(fixed_s=1.0, **seconds_per_feature: float) -> StepTable:
         work[i, 0, Feature[name.upper()]] = seconds
     fixed = np.zeros(len(names))
     fixed[0] = fixed_s
-    return StepTable(work, np.ones((len(names), 2)), fixed, np.ones(len(names)), tags, np.zeros(1), 0.0)
+    return roofline_table(work, np.ones((len(names), 2)), fixed, np.ones(len(names)), tags, np.zeros(1), 0.0)
 
 
 def workload(arrivals, prompts, outputs, *, table=None, clock=None, policy="chunked_prefill", **options):

@@ -1,0 +1,59 @@
+"""`python -m calibration`: tables of times, imported or checked. `spindle calibrate` is the same."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from models.architecture import ARCHITECTURES
+from models.cost.table import CostTable, TableError, read_table, write_table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m calibration", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    imports = commands.add_parser("import", help="a table from what another project has measured")
+    imports.add_argument("kind", choices=("aiconfigurator", "llmservingsim", "vidur"))
+    imports.add_argument("--out", type=Path, required=True, help="the table, .parquet or .csv")
+    imports.add_argument("--accelerator", help="aiconfigurator: h100, h200, b200 or a100; vidur: the GPU's name")
+    imports.add_argument("--framework", default="vllm", help="aiconfigurator: vllm, sglang or trtllm")
+    imports.add_argument("--from", dest="folder", type=Path, help="the folder of the files")
+    imports.add_argument("--model", help="llmservingsim: such as meta-llama/Llama-3.1-8B; vidur: a preset's name")
+    imports.add_argument("--tensor", type=int, default=1, help="tensor-parallel degree of the profile")
+    check = commands.add_parser("check", help="how far the times between measured ones are off")
+    check.add_argument("table", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "check":
+            from calibration.check import report
+
+            for line in report(read_table(given.table)):
+                sys.stdout.write(line + "\n")
+            return 0
+        table = _imported(given)
+        write_table(table, given.out)
+    except TableError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"{given.out}: {len(table.rows)} rows of {table.gpu}\n")
+    return 0
+
+
+def _imported(given: argparse.Namespace) -> CostTable:
+    from calibration import importers
+
+    if given.kind == "aiconfigurator":
+        return importers.import_aiconfigurator(given.accelerator or "", given.framework, given.folder)
+    if given.folder is None or given.model is None:
+        raise TableError(f"{given.kind} needs --from FOLDER and --model NAME")
+    if given.kind == "llmservingsim":
+        return importers.import_llmservingsim(given.folder, given.model, given.tensor)
+    if given.model not in ARCHITECTURES:
+        raise TableError(f"unknown model {given.model!r}; choose one of {', '.join(ARCHITECTURES)}")
+    gpu = given.accelerator or "unknown"
+    return importers.import_vidur(given.folder, ARCHITECTURES[given.model], given.tensor, gpu)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

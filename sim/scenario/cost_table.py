@@ -1,0 +1,89 @@
+"""The table of measured times that a scenario names: a file, or the tables that aiconfigurator publishes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
+
+from models.cost.measured import Measured
+from models.cost.table import TableError, read_table
+from sim.scenario.errors import quoted
+from sim.scenario.quantities import found_file, no_file, refused
+
+PRESETS = ("h100", "h200", "b200", "a100")
+"""Accelerators whose times aiconfigurator publishes."""
+
+
+def _read_name(value: Any, info: ValidationInfo) -> str | None:
+    """A preset's name, or the path of a file that is there."""
+    if value is None or value in PRESETS:
+        return value
+    folder = (info.context or {}).get("folder")
+    path = found_file(str(value), folder) if isinstance(value, str) and value else None
+    if path is None:
+        raise refused(
+            f"{no_file(str(value), folder)}; give a table of `spindle calibrate`, or one of {', '.join(PRESETS)}"
+        )
+    if path.suffix not in (".parquet", ".csv"):
+        raise refused(f"{quoted(value)} is no table; give a .parquet or .csv file of `spindle calibrate`")
+    return str(path)
+
+
+TableFile = Annotated[
+    str | None,
+    BeforeValidator(_read_name),
+    WithJsonSchema({"type": "string", "examples": ["h200", "calibration/h200.parquet"]}),
+]
+
+
+@cache
+def measured(name: str, accelerator: str) -> Measured:
+    """The table behind a name or path. Raises TableError for one that is broken, missing, or another accelerator's."""
+    table = read_table(_imported(name) if name in PRESETS else Path(name))
+    if _plain(accelerator) not in _plain(table.gpu):
+        raise TableError(
+            f"{name} has times of {table.gpu}, the accelerator is {accelerator}; take a table of its own, or leave "
+            "cost.table out"
+        )
+    return Measured(table)
+
+
+def fingerprint(name: str) -> str:
+    """A table's name with a digest of what is in it."""
+    path = _imported(name) if name in PRESETS else Path(name)
+    return f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _imported(accelerator: str) -> Path:
+    """The imported table of an accelerator, made once for each version of the package and of the importer."""
+    try:
+        version = metadata.version("aiconfigurator-core")
+    except metadata.PackageNotFoundError:
+        raise TableError(
+            f"the times of {accelerator} come with aiconfigurator-core, which is missing; "
+            "pip install 'spindle-sim[tables]'"
+        ) from None
+    found = util.find_spec("calibration.importers")
+    assert found is not None and found.origin is not None, "our own package"
+    digest = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:8]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spindle-tables"
+    path = base / f"{accelerator}-{version}-{digest}.parquet"
+    if not path.exists():
+        command = [sys.executable, "-m", "calibration", "import", "aiconfigurator", "--accelerator", accelerator,
+                   "--out", str(path)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TableError(f"the times of {accelerator} cannot be read: {done.stderr.strip().splitlines()[-1]}")
+    return path

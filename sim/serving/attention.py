@@ -1,0 +1,65 @@
+"""Measured attention of a batch, each sequence at its own length, for copies of the attention that share it."""
+
+from __future__ import annotations
+
+from models.compiled import inner
+from models.cost.step import AttentionTable, chunk_seconds, decode_nodes, extra_seconds
+from sim.serving.state import EngineState, is_decode
+
+
+@inner
+def attention_of(
+    state: EngineState, attention: AttentionTable, copy: int, num_copies: int
+) -> tuple[float, float, bool]:
+    """One layer's (prefill, decode) seconds of a copy's part of the batch, and whether any lies beyond the table.
+
+    The chunks and the decodes each as if alone, and, once, what the chunk that takes longest and the decodes take more
+    in one call than each alone.
+    """
+    limits = attention.limits
+    decodes = 0
+    context_sum = 0
+    for i in range(state.counts[0].batch_size):
+        request = state.batch[i].request
+        if request % num_copies == copy and is_decode(state, request, state.batch[i].num_tokens):
+            decodes += 1
+            context_sum += state.requests[request].num_computed + 1
+    prefill_s = 0.0
+    decode_s = 0.0
+    largest_s = 0.0
+    largest_chunk = 0
+    largest_prefix = 0
+    is_outside = decodes > limits[2]
+    for i in range(state.counts[0].batch_size):
+        request, num_tokens = state.batch[i].request, state.batch[i].num_tokens
+        if request % num_copies != copy:
+            continue
+        prefix = state.requests[request].num_computed
+        if is_decode(state, request, num_tokens):
+            decode_s += decode_nodes(attention, decodes, prefix + 1)[0]
+            is_outside |= prefix + 1 > limits[3]
+            continue
+        seconds = chunk_seconds(attention, num_tokens, prefix)
+        prefill_s += seconds
+        is_outside |= num_tokens > limits[0] or prefix > limits[1]
+        if seconds > largest_s:
+            largest_s, largest_chunk, largest_prefix = seconds, num_tokens, prefix
+    if decodes > 0 and largest_chunk > 0:
+        more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, context_sum / decodes)
+        prefill_s = max(prefill_s + more_s, 0.0)
+    return prefill_s, decode_s, is_outside
+
+
+@inner
+def tally(
+    state: EngineState, tokens: int, sequences: int, prefill_s: float, decode_s: float, is_outside: bool
+) -> None:
+    """Count what a step, or a copy's part of it, computes, where steps are counted."""
+    if state.steps_with_tokens.size > 0:
+        counts = state.counts[0]
+        state.steps_with_tokens[tokens] += 1
+        state.steps_with_sequences[sequences] += 1
+        counts.total_prefill_s += prefill_s
+        counts.total_decode_s += decode_s
+        if is_outside:
+            counts.outside_s += prefill_s + decode_s

@@ -23,12 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     imports.add_argument("--tensor", type=int, default=1, help="tensor-parallel degree of the profile")
     check = commands.add_parser("check", help="how far the times between measured ones are off")
     check.add_argument("table", type=Path)
+    check.add_argument("--alternatives", action="store_true", help="the same on other scales")
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
             from calibration.check import report
 
-            for line in report(read_table(given.table)):
+            for line in report(read_table(given.table), given.alternatives):
                 sys.stdout.write(line + "\n")
             return 0
         table = _imported(given)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.cost.measured import PREFILL, SHAPES, ExpertTimes, Fit, fit_of
+from models.cost.measured import LINEAR, LOG, PREFILL, ExpertTimes, Fit, fit_of
 from models.cost.table import FAMILIES, CostTable
 
 __all__ = ["HeldOut", "drops", "held_out", "report", "summary"]
@@ -59,7 +59,7 @@ def groups(table: CostTable) -> Iterator[Group]:
         if operator == "linear":
             for _, same in rows.groupby("precision", dropna=False):
                 if same["inputs"].nunique() > 2 and same["outputs"].nunique() > 2 and (same["name"] == "").all():
-                    yield Group(operator, same, ("inputs", "outputs", "rows"), SHAPES)
+                    yield Group(operator, same, ("inputs", "outputs", "rows"))
                 else:
                     yield from _by_shape(operator, same, family.shape, family.axes)
         elif operator in ("attention", "latent_attention"):
@@ -82,19 +82,23 @@ def _by_shape(
         yield Group(operator, same, axes, scales)
 
 
-def held_out(table: CostTable) -> dict[str, HeldOut]:
-    """By operator, the held-out points of all its groups."""
+def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
+    """By operator, the held-out points of all its groups.
+
+    on: LINEAR or LOG puts all axes and times on that scale, instead of those that the simulator uses
+    """
     parts: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
     for group in groups(table):
         rows = group.rows.sort_values(list(group.axes))
         is_out = np.zeros(len(rows), bool)
         is_out[FIRST::EVERY] = True
-        fit = fit_of(rows[~is_out], group.axes, group.scales)
+        scales = group.scales if on is None else (on,) * (len(group.axes) + 1)
+        fit = fit_of(rows[~is_out], group.axes, scales)
         if fit is None or not is_out.any():
             continue
         at = rows.loc[is_out, list(group.axes)].to_numpy(float)
         seconds = rows.loc[is_out, "seconds"].to_numpy(float)
-        parts.setdefault(group.operator, []).append((seconds, _found(group, fit, at)))
+        parts.setdefault(group.operator, []).append((seconds, _found(group, fit, at) if on is None else fit.inside(at)))
         if group.operator in COLLECTIVES:
             parts.setdefault("collectives", []).append(parts[group.operator][-1])
     return {operator: HeldOut(operator, np.concatenate([m for m, _ in found]), np.concatenate([f for _, f in found]))
@@ -141,14 +145,22 @@ def summary(found: dict[str, HeldOut]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["operator", "points", "outside", "median", "p90", "p95", "verdict"])
 
 
-def report(table: CostTable) -> Iterator[str]:
-    """Lines that say how far the table's interpolation is off."""
-    yield f"{table.origin}: {len(table.rows)} rows of {table.gpu}"
-    yield f"every fifth point held out; targets: median {TARGET_MEDIAN:.0%}, p90 {TARGET_P90:.0%}"
+def _table(found: dict[str, HeldOut]) -> Iterator[str]:
     yield f"{'operator':18}{'points':>8}{'outside':>9}{'median':>9}{'p90':>9}{'p95':>9}"
-    for row in summary(held_out(table)).to_dict("records"):
+    for row in summary(found).to_dict("records"):
         yield (f"{row['operator']:18}{row['points']:8}{row['outside']:9}{row['median']:9.2%}{row['p90']:9.2%}"
                f"{row['p95']:9.2%}  {row['verdict']}")  # fmt: skip
+
+
+def report(table: CostTable, alternatives: bool = False) -> Iterator[str]:
+    """Lines that say how far the table's interpolation is off, and, if asked, how far others would be."""
+    yield f"{table.origin}: {len(table.rows)} rows of {table.gpu}"
+    yield f"every fifth point held out; targets: median {TARGET_MEDIAN:.0%}, p90 {TARGET_P90:.0%}"
+    yield from _table(held_out(table))
+    if alternatives:
+        for on in (LINEAR, LOG):
+            yield f"the same with all axes and times on {on} scales"
+            yield from _table(held_out(table, on))
     fallen = drops(table)
     yield f"{len(fallen)} rows are faster than less work, by more than 5 %; the largest drops:"
     for row in fallen.head(5).to_dict("records"):

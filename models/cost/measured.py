@@ -210,7 +210,7 @@ class Measured:
         for precision in ("bf16", "fp8"):
             rows = self._rows("linear", precision=precision)
             if rows["inputs"].nunique() > 2 and rows["outputs"].nunique() > 2:
-                fit = fit_of(rows, ["inputs", "outputs", "rows"], SHAPES)
+                fit = fit_of(rows, ["inputs", "outputs", "rows"])
                 if fit is not None:
                     fits[precision] = fit
         return fits
@@ -278,8 +278,5 @@ class Measured:
         return AttentionTimes(prefill, decode, together, bool((prefill.points[:, 1] > 0).any()))
 
 
-SHAPES = (LOG, LOG, LINEAR, LOG)
-"""Between shapes of a product: held out, half the error of straight lines (median 2.2 %, nine in ten below 9 %, against
-2.5 and 18 %; H200, H100 and B200 alike)."""
 PREFILL = (LINEAR, LOG, LOG)
-"""Prefill grows with the square of its chunk: nine in ten held-out points within 7 %, not 22 % as on straight lines."""
+"""Prefill grows with the square of its chunk, which a straight line between far points overestimates."""

@@ -15,6 +15,7 @@ Everything that reads or writes times for the simulator goes through here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def write_table(table: CostTable, path: str | Path) -> None:
     """As read_table reads it, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     if path.suffix == ".csv":
         table.rows.dropna(axis=1, how="all").to_csv(beside, index=False)
     else:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.cost.measured import AttentionTimes, Fit
 from models.cost.roofline import Roofline
-from models.cost.step import AttentionTable
+from models.cost.step import AttentionTable, decode_lines
 from models.features import Feature, Operator
 
 __all__ = ["attention_table"]
@@ -45,14 +45,14 @@ def attention_table(
     decode_s[1:] = known.decode.at(at, lambda points: _decode_roof(roofline, decode, points)).seconds.reshape(
         max_seqs, len(context)
     )
-    segment = np.searchsorted(context, np.arange(int(context[-1]) + 1), side="right") - 1
     limits = [*known.prefill.points.max(axis=0), *known.decode.points.max(axis=0)]
     if not known.has_prefix:
         limits[1] = limits[0]
     axes, extra = _extra(known)
+    at_0, slope, segment = decode_lines(context, decode_s)
     return AttentionTable(
-        chunk, prefix, prefill_s, context, decode_s, np.clip(segment, 0, len(context) - 2).astype(np.int16),
-        axes[0], axes[1], axes[2], axes[3], extra, np.array(limits, np.float64),
+        chunk, prefix, prefill_s, context, at_0, slope, segment, axes[0], axes[1], axes[2], axes[3], extra,
+        np.array(limits, np.float64),
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from models.compiled import inner
 
 __all__ = [
-    "AttentionTable", "ExpertTable", "StepTable", "chunk_seconds", "decode_nodes", "expert_seconds", "extra_seconds",
-    "no_attention", "no_experts", "operator_seconds", "roofline_table", "step_parts", "step_seconds",
+    "AttentionTable", "ExpertTable", "StepTable", "chunk_seconds", "decode_lines", "decode_seconds", "expert_seconds",
+    "extra_seconds", "is_beyond_measured", "no_attention", "no_experts", "operator_seconds", "roofline_table",
+    "step_parts", "step_seconds",
 ]  # fmt: skip
 
 RUNS_ON, IS_COMMUNICATION, SOURCE, PRICED_BY, CURVE = 0, 1, 2, 3, 4
@@ -30,8 +31,10 @@ class AttentionTable(NamedTuple):
     """Measured attention of one layer, in seconds, on straight lines between nodes; empty where there is none.
 
     chunk, prefix, prefill      nodes, and [chunks, prefixes] times of one prefill chunk alone
-    context, decode             nodes, and [decodes + 1, contexts] times of so many decodes of equal context alone
-    segment                     [largest context + 1] the node of `context` at or below each, but the last
+    context                     nodes of decodes' contexts
+    decode_at_0, decode_slope   [decodes + 1, segments] what one of so many decodes takes from a node to the next, as
+                                a line in its context
+    segment                     [largest context + 1] the segment in which each context lies
     grid_chunk … grid_context   nodes of `extra`
     extra                       [chunks, prefixes, decodes, contexts] what a chunk and decodes in one call take beyond
                                 the sum of the two alone
@@ -42,7 +45,8 @@ class AttentionTable(NamedTuple):
     prefix: NDArray[np.float64]
     prefill: NDArray[np.float64]
     context: NDArray[np.float64]
-    decode: NDArray[np.float64]
+    decode_at_0: NDArray[np.float64]
+    decode_slope: NDArray[np.float64]
     segment: NDArray[np.int16]
     grid_chunk: NDArray[np.float64]
     grid_prefix: NDArray[np.float64]
@@ -71,9 +75,20 @@ def no_experts() -> ExpertTable:
 def no_attention() -> AttentionTable:
     none = np.zeros(0)
     return AttentionTable(
-        none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none, none,
-        np.zeros((0, 0, 0, 0)), none,
+        none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none,
+        none, np.zeros((0, 0, 0, 0)), none,
     )  # fmt: skip
+
+
+def decode_lines(
+    context: NDArray[np.float64], decode_s: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int16]]:
+    """(decode_at_0, decode_slope, segment) from times [decodes + 1, contexts] of so many decodes of equal context."""
+    decodes = np.maximum(np.arange(len(decode_s)), 1)[:, None]
+    slope = np.diff(decode_s, axis=1) / np.diff(context) / decodes
+    at_0 = decode_s[:, :-1] / decodes - slope * context[:-1]
+    segment = np.searchsorted(context, np.arange(int(context[-1]) + 1), side="right") - 1
+    return at_0, slope, np.clip(segment, 0, len(context) - 2).astype(np.int16)
 
 
 class StepTable(NamedTuple):
@@ -164,7 +179,7 @@ def _present(x):
     return bits
 
 
-@inner
+@inner(forceinline=True)
 def _dot(work, o, row, x):
     """One row of coefficients times the features; in pairs, so that the processor need not wait for each
     sum."""
@@ -204,23 +219,42 @@ def _bilinear(rows, columns, values, x, y):
 
 
 @inner
-def _operator_s(table, o, x, present, prefill_s, decode_s):
-    if not (present >> table.tags[o, RUNS_ON]) & 1:
-        return 0.0
-    priced_by = table.tags[o, PRICED_BY]
-    if priced_by == BY_ROOFLINE:
-        compute_s = _dot(table.work, o, 0, x) / table.rates[o, 0]
-        memory_s = _dot(table.work, o, 1, x) / table.rates[o, 1]
-        return table.weight[o] * (max(compute_s, memory_s) + table.fixed_s[o])
-    if priced_by == BY_CURVE:
-        # Experts run on rows; their curve is by tokens, which say how many experts are touched.
-        count = int(x[3]) if table.tags[o, RUNS_ON] == 3 else int(x[1])
-        if count >= table.curves.shape[1]:
-            raise ValueError("more tokens in a step than the table's max_tokens")
-        return table.weight[o] * table.curves[table.tags[o, CURVE], count]
-    if priced_by == BY_EXPERTS:
-        return table.weight[o] * _bilinear(table.experts.rows, table.experts.touched, table.experts.seconds, x[7], x[8])
-    return table.weight[o] * (prefill_s if priced_by == BY_PREFILL else decode_s)
+def _price(table, x, prefill_s, decode_s, keeps_each, each):
+    """(compute, communication) seconds of all operators; adds each one's to `each` if asked to.
+
+    One loop over arrays that are taken out of the table once: in compiled code each taking out costs two atomic counts,
+    and so does each array handed to a function.
+    """
+    work, rates, fixed_s, weight, tags, curves = (
+        table.work, table.rates, table.fixed_s, table.weight, table.tags, table.curves,
+    )  # fmt: skip
+    present = _present(x)
+    compute_s = 0.0
+    communication_s = 0.0
+    for o in range(weight.size):
+        runs_on, priced_by = tags[o, RUNS_ON], tags[o, PRICED_BY]
+        if not (present >> runs_on) & 1:
+            continue
+        if priced_by == BY_CURVE:
+            # Experts run on rows; their curve is by tokens, which say how many experts are touched.
+            count = int(x[3]) if runs_on == 3 else int(x[1])
+            if count >= curves.shape[1]:
+                raise ValueError("more tokens in a step than the table's max_tokens")
+            seconds = curves[tags[o, CURVE], count]
+        elif priced_by == BY_ROOFLINE:
+            seconds = max(_dot(work, o, 0, x) / rates[o, 0], _dot(work, o, 1, x) / rates[o, 1]) + fixed_s[o]
+        elif priced_by == BY_EXPERTS:
+            seconds = _bilinear(table.experts.rows, table.experts.touched, table.experts.seconds, x[7], x[8])
+        else:
+            seconds = prefill_s if priced_by == BY_PREFILL else decode_s
+        seconds *= weight[o]
+        if tags[o, IS_COMMUNICATION]:
+            communication_s += seconds
+        else:
+            compute_s += seconds
+        if keeps_each:
+            each[o] += seconds
+    return compute_s, communication_s
 
 
 @njit(cache=True)
@@ -239,7 +273,7 @@ def step_seconds(
 
     The arguments are the first features of `models.features.Feature`, which explains each; expert rows and
     distinct experts follow from the tokens. A stage table ignores those it does not need.
-    prefill_s, decode_s: one layer's measured attention (`chunk_seconds`, `decode_nodes`), where the table has it
+    prefill_s, decode_s: one layer's measured attention (`chunk_seconds`, `decode_seconds`), where the table has it
 
     Raises ValueError for a model with experts, or measured times, and more tokens than the table was built for.
     """
@@ -272,16 +306,7 @@ def step_parts(
         prefill_context,
         decode_context,
     )
-    present = _present(x)
-    compute_s = 0.0
-    communication_s = 0.0
-    for o in range(table.weight.size):
-        seconds = _operator_s(table, o, x, present, prefill_s, decode_s)
-        if table.tags[o, IS_COMMUNICATION]:
-            communication_s += seconds
-        else:
-            compute_s += seconds
-    return compute_s, communication_s
+    return _price(table, x, prefill_s, decode_s, False, table.weight)
 
 
 @njit(cache=True)
@@ -311,9 +336,7 @@ def operator_seconds(
         prefill_context,
         decode_context,
     )
-    present = _present(x)
-    for o in range(table.weight.size):
-        seconds[o] += _operator_s(table, o, x, present, prefill_s, decode_s)
+    _price(table, x, prefill_s, decode_s, True, seconds)
 
 
 @njit(cache=True)
@@ -323,11 +346,7 @@ def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float
     expert_rows: (token, expert) pairs received; distinct_experts: local experts among them. 0 without rows.
     """
     x = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, float(expert_rows), float(distinct_experts))
-    present = _present(x)
-    total_s = 0.0
-    for o in range(table.weight.size):
-        total_s += _operator_s(table, o, x, present, 0.0, 0.0)
-    return total_s
+    return _price(table, x, 0.0, 0.0, False, table.weight)[0]
 
 
 @njit(cache=True)
@@ -348,17 +367,12 @@ def chunk_seconds(attention: AttentionTable, chunk: float, prefix: float) -> flo
     return _bilinear(attention.chunk, attention.prefix, attention.prefill, chunk, prefix)
 
 
-@njit(cache=True)
-def decode_nodes(attention: AttentionTable, decodes: int, context: int) -> tuple[float, float, int]:
-    """What one of `decodes` decodes adds: (seconds, seconds for each further token of context, where that changes).
-
-    The time of decodes with equal contexts, shared out; with unequal ones each adds what it would add among its like.
-    """
+@inner
+def decode_seconds(attention: AttentionTable, decodes: int, context: int) -> float:
+    """What one of `decodes` decodes adds: the time of decodes with equal contexts, shared out; with unequal ones each
+    adds what it would add among its like."""
     i = attention.segment[context]
-    t = attention.decode
-    slope = (t[decodes, i + 1] - t[decodes, i]) / (attention.context[i + 1] - attention.context[i])
-    seconds = t[decodes, i] + slope * (context - attention.context[i])
-    return seconds / decodes, slope / decodes, int(attention.context[i + 1])
+    return attention.decode_at_0[decodes, i] + attention.decode_slope[decodes, i] * context
 
 
 @njit(cache=True)

@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 from models.compiled import inner
-from models.cost.step import AttentionTable, chunk_seconds, decode_nodes, extra_seconds
+from models.cost.step import AttentionTable, chunk_seconds, decode_seconds, extra_seconds
 from sim.serving.state import EngineState, is_decode
 
 
-@inner
+@inner(inline="always")
 def attention_of(
-    state: EngineState, attention: AttentionTable, copy: int, num_copies: int
+    state: EngineState, attention: AttentionTable, copy: int, num_copies: int, decodes: int, decode_context: float
 ) -> tuple[float, float, bool]:
     """One layer's (prefill, decode) seconds of a copy's part of the batch, and whether any lies beyond the table.
 
+    decodes, decode_context    how many of them the copy has, and the sum of their contexts
     The chunks and the decodes each as if alone, and, once, what the chunk that takes longest and the decodes take more
     in one call than each alone.
     """
     limits = attention.limits
-    decodes = 0
-    context_sum = 0
-    for i in range(state.counts[0].batch_size):
-        request = state.batch[i].request
-        if request % num_copies == copy and is_decode(state, request, state.batch[i].num_tokens):
-            decodes += 1
-            context_sum += state.requests[request].num_computed + 1
     prefill_s = 0.0
     decode_s = 0.0
+    longest = 0
     largest_s = 0.0
     largest_chunk = 0
     largest_prefix = 0
     is_outside = decodes > limits[2]
     for i in range(state.counts[0].batch_size):
         request, num_tokens = state.batch[i].request, state.batch[i].num_tokens
-        if request % num_copies != copy:
+        if num_copies > 1 and request % num_copies != copy:
             continue
         prefix = state.requests[request].num_computed
         if is_decode(state, request, num_tokens):
-            decode_s += decode_nodes(attention, decodes, prefix + 1)[0]
-            is_outside |= prefix + 1 > limits[3]
+            decode_s += decode_seconds(attention, decodes, prefix + 1)
+            longest = max(longest, prefix + 1)
             continue
         seconds = chunk_seconds(attention, num_tokens, prefix)
         prefill_s += seconds
         is_outside |= num_tokens > limits[0] or prefix > limits[1]
         if seconds > largest_s:
             largest_s, largest_chunk, largest_prefix = seconds, num_tokens, prefix
+    is_outside |= longest > limits[3]
     if decodes > 0 and largest_chunk > 0:
-        more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, context_sum / decodes)
+        more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, decode_context / decodes)
         prefill_s = max(prefill_s + more_s, 0.0)
     return prefill_s, decode_s, is_outside
 

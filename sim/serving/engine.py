@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from models.compiled import inner
-from models.cost.step import AttentionTable, StepTable, decode_nodes, step_parts
+from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts
 from sim.devices.kv_cache import hold, release
 from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
@@ -40,7 +40,7 @@ def form_batch(state: EngineState, policy) -> bool:
     return policy(state)
 
 
-@inner
+@njit(cache=True)
 def start_step(state: EngineState, table: StepTable) -> None:
     """Price the batch and put the step in flight: it takes max(accelerator, host)."""
     counts = state.counts[0]
@@ -48,7 +48,9 @@ def start_step(state: EngineState, table: StepTable) -> None:
     decode_s = 0.0
     is_outside = False
     if table.attention.chunk.size > 0:
-        prefill_s, decode_s, is_outside = attention_of(state, table.attention, 0, 1)
+        prefill_s, decode_s, is_outside = attention_of(
+            state, table.attention, 0, 1, counts.decodes, counts.decode_context
+        )
     compute_s, communication_s = step_parts(
         table,
         counts.tokens,
@@ -151,10 +153,10 @@ def _decodes_from(
     is_outside = size > attention.limits[2]
     for i in range(size):
         context = state.requests[state.batch[i].request].num_computed + 1 + num_steps
-        seconds, slope, node = decode_nodes(attention, size, context)
-        decode_s += seconds
-        slope_s += slope
-        steps_on = min(steps_on, max(node - context, 1))
+        segment = attention.segment[context]
+        decode_s += decode_seconds(attention, size, context)
+        slope_s += attention.decode_slope[size, segment]
+        steps_on = min(steps_on, max(int(attention.context[segment + 1]) - context, 1))
         is_outside |= context > attention.limits[3]
     return decode_s, slope_s, num_steps + steps_on, is_outside
 

@@ -96,7 +96,9 @@ def own_seconds(
             continue
         prefill_s, decode_s, is_outside = 0.0, 0.0, False
         if tables.attention.attention.chunk.size > 0:
-            prefill_s, decode_s, is_outside = attention_of(state, tables.attention.attention, copy, num_copies)
+            prefill_s, decode_s, is_outside = attention_of(
+                state, tables.attention.attention, copy, num_copies, int(f[1]), f[5]
+            )
         tally(state, int(f[0]), int(f[2]), prefill_s, decode_s, is_outside)
         attention_s = _seconds(tables.attention, f, prefill_s, decode_s)
         dense_s = attention_s + _seconds(tables.dense_ffn, f)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plain_engine import PlainEngine, PlainRequest
 from test_serving_laws import cost_table, run_compiled, small_engines
 
-from models.cost.step import BY_CURVE, BY_DECODE, BY_PREFILL, AttentionTable, StepTable
+from models.cost.step import BY_CURVE, BY_DECODE, BY_PREFILL, AttentionTable, StepTable, decode_lines
 from models.features import Feature
 
 CHUNK, PREFIX = np.array([1.0, 4.0, 16.0, 64.0]), np.array([0.0, 8.0, 32.0, 128.0])
@@ -17,8 +17,9 @@ MAX_TOKENS = 130
 
 
 @st.composite
-def measured_tables(draw) -> StepTable:
-    """The plain table's fixed time, a curve by tokens, one by sequences, and attention on uneven nodes."""
+def measured_tables(draw) -> tuple[StepTable, np.ndarray]:
+    """(table, [decodes, contexts] times of its decodes): the plain table's fixed time, a curve by tokens, one by
+    sequences, and attention on uneven nodes."""
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
 
     def times(*shape):
@@ -26,11 +27,10 @@ def measured_tables(draw) -> StepTable:
 
     decode = np.cumsum(times(9, len(CONTEXT)), axis=1)
     decode[0] = 0
-    segment = np.clip(np.searchsorted(CONTEXT, np.arange(131), side="right") - 1, 0, len(CONTEXT) - 2)
     has_extra = draw(st.booleans())
     shape = (len(CHUNK), len(PREFIX), len(GRID_DECODES), len(GRID_CONTEXT))
     attention = AttentionTable(
-        CHUNK, PREFIX, times(len(CHUNK), len(PREFIX)), CONTEXT, decode, segment.astype(np.int16), CHUNK, PREFIX,
+        CHUNK, PREFIX, times(len(CHUNK), len(PREFIX)), CONTEXT, *decode_lines(CONTEXT, decode), CHUNK, PREFIX,
         GRID_DECODES, GRID_CONTEXT, times(*shape) - 0.5e-3 if has_extra else np.zeros((0, 0, 0, 0)),
         np.array([16.0, 32.0, 4.0, 100.0]),
     )  # fmt: skip
@@ -39,10 +39,11 @@ def measured_tables(draw) -> StepTable:
         [Feature.TOKENS, 0, 0, 0, 0], [Feature.TOKENS, 0, 2, BY_CURVE, 0], [Feature.SEQUENCES, 1, 2, BY_CURVE, 1],
         [Feature.PREFILL_CONTEXT, 0, 3, BY_PREFILL, 0], [Feature.DECODES, 0, 3, BY_DECODE, 0],
     ])  # fmt: skip
-    return plain._replace(
+    table = plain._replace(
         work=plain.work[:5], rates=plain.rates[:5], fixed_s=plain.fixed_s[:5],
         weight=np.array([1.0, 2.0, 1.0, 3.0, 3.0]), tags=tags, curves=times(2, MAX_TOKENS + 1), attention=attention,
     )  # fmt: skip
+    return table, decode
 
 
 def bilinear(x_axis, y_axis, values, x, y) -> float:
@@ -52,10 +53,12 @@ def bilinear(x_axis, y_axis, values, x, y) -> float:
 class MeasuredEngine(PlainEngine):
     """Each sequence at its own length; the chunk that takes longest meets the decodes once."""
 
+    decode: np.ndarray
+
     def price(self, contexts, chunks):
         a: AttentionTable = self.table.attention
         tokens, n = len(contexts) + sum(num for num, _ in chunks), len(contexts)
-        decode_s = sum(np.interp(context, a.context, a.decode[n]) for context in contexts) / n if n else 0.0
+        decode_s = sum(np.interp(context, a.context, self.decode[n]) for context in contexts) / n if n else 0.0
         each = [bilinear(a.chunk, a.prefix, a.prefill, num, prefix) for num, prefix in chunks]
         prefill_s = sum(each)
         if chunks and n and a.extra.size:
@@ -70,12 +73,14 @@ class MeasuredEngine(PlainEngine):
 
 @settings(max_examples=200, deadline=None)
 @given(small_engines(), measured_tables())
-def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine, table):
+def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine, measured):
+    table, decode = measured
     state, _requests, _token_time_s, fits = run_compiled(engine, engine["cuts"], table)
     requests = [PlainRequest(int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]))
                 for i in np.flatnonzero(fits)]  # fmt: skip
     keys = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s")
     plain = MeasuredEngine(requests, table, **{key: engine[key] for key in keys})
+    plain.decode = decode
     plain.run()
     rows = state.steps[: state.counts["num_recorded"][0]]
     assert len(rows) == len(plain.steps)

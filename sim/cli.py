@@ -265,6 +265,11 @@ def calibrate(
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="hold out every fifth point", show_default=False)
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option("--explain", metavar="SCENARIO", help="its operators' times and sources", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="of --explain: print JSON")] = False,
     accelerator: Annotated[
         str | None, typer.Option("--accelerator", help="whose times: h100, h200, b200, a100", show_default=False)
     ] = None,
@@ -275,7 +280,14 @@ def calibrate(
     model: Annotated[str | None, typer.Option("--model", help="whose profile", show_default=False)] = None,
     tensor: Annotated[int, typer.Option("--tensor", min=1, help="of the profile")] = 1,
 ) -> None:
-    """Tables of measured times for `cost: {table: FILE}`: imported from other projects, or checked."""
+    """Tables of measured times for `cost: {table: FILE}`: imported from other projects, checked, or explained."""
+    if explain is not None:
+        from sim.scenario.load import load_scenario
+
+        loaded = load_scenario(explain, [], False, None, None)
+        _imported("sim.scenario.build").check(loaded)
+        print_rows(_imported("sim.explain_cost").explain(loaded), "Operators in two typical steps", as_json)
+        return
     if check is not None:
         given = ["check", str(check)]
     elif source is not None and out is not None:
@@ -284,7 +296,8 @@ def calibrate(
         given += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     else:
         raise Refused(
-            "measuring on this machine's GPU arrives later; give --check FILE, or --import PROJECT with --out FILE"
+            "measuring on this machine's GPU arrives later; give --check FILE, --explain SCENARIO, or --import PROJECT "
+            "with --out FILE"
         )
     done = subprocess.run([sys.executable, "-m", "calibration", *given], check=False)
     if done.returncode:

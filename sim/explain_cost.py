@@ -1,0 +1,117 @@
+"""Whose time is it, before anything runs: the operators of a scenario's models in two typical steps, and the source of
+each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.cost.build import operator_names, step_table
+from models.cost.priced import PricedStep, measured_step
+from models.cost.provenance import Source
+from models.cost.step import BY_CURVE, BY_ROOFLINE, PRICED_BY, StepTable, chunk_seconds, operator_seconds
+from models.parallelism import Parallelism
+from sim.engine.random import RandomStreams
+from sim.scenario.build import build_topology
+from sim.scenario.build_server import Server
+from sim.scenario.load import LoadedScenario
+from sim.scenario.serving import Serving
+
+DECODES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step's arguments: tokens, decodes, sequences, pairs, context of prefill, context of decodes; and its words."""
+
+    words: str
+    features: tuple[float, float, float, float, float, float]
+
+
+def explain(loaded: LoadedScenario) -> list[dict[str, Any]]:
+    """One row per operator, workload and typical step; variants with the same model, device and table once.
+
+    The steps: DECODES decodes at the mean context, and one prompt of mean length, as far as a step takes it.
+    nearest: the measured number of rows next to the step's, where the operator's own shape was measured.
+    """
+    rows: list[dict[str, Any]] = []
+    seen = set()
+    for _, scenario in loaded.variants:
+        topology = build_topology(scenario.cluster)
+        for w in scenario.workloads:
+            if not isinstance(w, Serving):
+                continue
+            server = Server(scenario, w, topology)
+            key = (w.model, server.host.accelerator, str(w.parallelism), scenario.cost.table, str(w.precision))
+            if key in seen:
+                continue
+            seen.add(key)
+            what = f"{w.name}: {w.model} on {server.host.accelerator}"
+            for row in _of_workload(server):
+                rows.append({"workload": what, **row})
+    return rows
+
+
+def _of_workload(server: Server) -> list[dict[str, Any]]:
+    w = server.w
+    _, prompt, output = server.requests(RandomStreams(server.scenario.seed))
+    chunk = int(min(prompt.mean(), w.batching.max_num_batched_tokens))
+    context, decodes = int(prompt.mean() + output.mean() / 2), min(DECODES, w.batching.max_num_seqs)
+    batches = [
+        Batch(f"{decodes} decodes at {context}", (decodes, decodes, decodes, 0, 0, decodes * context)),
+        Batch(f"a prompt of {chunk}", (chunk, 0, 1, chunk * (chunk + 1) / 2, chunk, 0)),
+    ]
+    known = server.measured()
+    most = max(chunk, decodes, int(prompt.max() + output.max()))
+    priced = None
+    if known is not None:
+        priced = measured_step(
+            known, server.architecture, server.accelerator, server.parallelism, server.weights, w.precision.kv,
+            max_tokens=most, max_seqs=w.batching.max_num_seqs, max_context=most,
+        )  # fmt: skip
+    rows = []
+    for batch in batches:
+        table = priced.table if priced is not None else _roofline(server)
+        seconds = _seconds(table, batch, context, chunk)
+        for o, name in enumerate(operator_names(server.architecture, server.parallelism)):
+            if seconds[o] > 0:
+                source, nearest = _source(priced, o, batch)
+                rows.append({"step": batch.words, "operator": name, "us": 1e6 * seconds[o], "source": source,
+                             "nearest": nearest, "share": seconds[o] / seconds.sum()})  # fmt: skip
+    return rows
+
+
+def _roofline(server: Server) -> StepTable:
+    """Of a rank; with experts on several ranks they are priced as if all were on one."""
+    efficiency = server.scenario.cost.efficiency
+    return step_table(server.architecture, server.accelerator, Parallelism(server.parallelism.tensor),
+                      server.weights, server.w.precision.kv, efficiency.compute, efficiency.memory)  # fmt: skip
+
+
+def _seconds(table: StepTable, batch: Batch, context: int, chunk: int) -> np.ndarray:
+    each, attention = np.zeros(len(table.weight)), table.attention
+    decodes = int(batch.features[1])
+    prefill_s = decode_s = 0.0
+    if len(attention.chunk):
+        segment = attention.segment[context]
+        line = attention.decode_at_0[decodes, segment] + attention.decode_slope[decodes, segment] * context
+        decode_s = decodes * line
+        prefill_s = chunk_seconds(attention, chunk, 0) if decodes == 0 else 0.0
+    operator_seconds(table, *batch.features, each, prefill_s, decode_s)
+    return each
+
+
+def _source(priced: PricedStep | None, o: int, batch: Batch) -> tuple[str, str | None]:
+    """(source, nearest measured number of rows) of an operator in a batch."""
+    if priced is None or priced.table.tags[o, PRICED_BY] == BY_ROOFLINE:
+        return Source.ROOFLINE.label, None
+    if priced.table.tags[o, PRICED_BY] != BY_CURVE:
+        return Source.INTERPOLATED.label, None
+    sources = priced.sources[o]
+    assert sources is not None, "curves have sources"
+    count = int(batch.features[2] if priced.operators[o].runs_on.name == "SEQUENCES" else batch.features[0])
+    measured = np.flatnonzero(np.isin(sources, [Source.MEASURED, Source.IMPORTED]))
+    nearest = None if not len(measured) else str(measured[np.argmin(np.abs(np.log2((measured + 1) / (count + 1))))])
+    return Source(sources[count]).label, nearest

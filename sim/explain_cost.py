@@ -35,6 +35,7 @@ def explain(loaded: LoadedScenario) -> list[dict[str, Any]]:
 
     The steps: DECODES decodes at the mean context, and one prompt of mean length, as far as a step takes it.
     nearest: the measured number of rows next to the step's, where the operator's own shape was measured.
+    With experts on several ranks: of one rank that has the whole step's tokens.
     """
     rows: list[dict[str, Any]] = []
     seen = set()

@@ -192,6 +192,10 @@ class Measured:
             parts = int(np.ceil(outputs / widest))
             part = self._linear(name, inputs, round(outputs / parts), precision, counts, roof)
             return None if part is None else Times(parts * part.seconds, np.maximum(part.source, Source.INTERPOLATED))
+        narrowest = shapes.points[:, 1].min()
+        if outputs < narrowest:  # such as a router's: reading its input and launching it decide
+            least = self._linear(name, inputs, int(narrowest), precision, counts, roof)
+            return None if least is None else least._replace(source=np.full(len(counts), Source.EXTRAPOLATED, np.int8))
         # Between shapes at the measured numbers of rows; between these along the line, as for a shape of its own.
         nodes = np.unique(shapes.points[:, 2])
         at = np.column_stack([np.full(len(nodes), inputs), np.full(len(nodes), outputs), nodes])

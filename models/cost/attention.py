@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cost.measured import AttentionTimes, Fit
+from models.cost.provenance import Source
 from models.cost.roofline import Roofline
 from models.cost.step import AttentionTable, decode_lines
 from models.features import Feature, Operator
@@ -42,17 +43,19 @@ def attention_table(
     counts = np.arange(1, max_seqs + 1)
     decode_s = np.zeros((max_seqs + 1, len(context)))
     at = np.array([(n, k) for n in counts for k in context])
-    decode_s[1:] = known.decode.at(at, lambda points: _decode_roof(roofline, decode, points)).seconds.reshape(
-        max_seqs, len(context)
-    )
-    limits = [*known.prefill.points.max(axis=0), *known.decode.points.max(axis=0)]
-    if not known.has_prefix:
-        limits[1] = limits[0]
+    times = known.decode.at(at, lambda points: _decode_roof(roofline, decode, points))
+    decode_s[1:] = times.seconds.reshape(max_seqs, len(context))
+    is_inside = (times.source != Source.EXTRAPOLATED).reshape(max_seqs, len(context))
+    decode_limit = np.append(0, np.where(is_inside, context, 0).max(axis=1))
+    longest_chunk, longest_prefix = known.prefill.points.max(axis=0)
+    limits = np.array([longest_chunk, longest_prefix, longest_chunk + longest_prefix])
+    if not known.has_prefix:  # then what counts is the whole prompt
+        limits[1] = limits[2] = longest_chunk
     axes, extra = _extra(known)
     at_0, slope, segment = decode_lines(context, decode_s)
     return AttentionTable(
         chunk, prefix, prefill_s, context, at_0, slope, segment, axes[0], axes[1], axes[2], axes[3], extra,
-        np.array(limits, np.float64),
+        limits, decode_limit,
     )  # fmt: skip
 
 

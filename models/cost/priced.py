@@ -105,7 +105,7 @@ def measured_step(
                     )
             if "attention" in more:
                 tags[o, 0] = BY_PREFILL if operator.runs_on == Feature.PREFILL_CONTEXT else BY_DECODE
-        else:
+        elif operator.runs_on in (Feature.TOKENS, Feature.SEQUENCES):  # what a curve is looked up by
             times = measured.by_rows(operator, counts, roof)
         if times is not None:
             tags[o] = BY_CURVE, len(curves)

@@ -38,7 +38,8 @@ class AttentionTable(NamedTuple):
     grid_chunk … grid_context   nodes of `extra`
     extra                       [chunks, prefixes, decodes, contexts] what a chunk and decodes in one call take beyond
                                 the sum of the two alone
-    limits                      the largest chunk, prefix, number of decodes and context that were measured
+    limits                      the largest chunk, prefix, and sum of both that were measured
+    decode_limit                [decodes + 1] the longest context of so many decodes with measured points around it
     """
 
     chunk: NDArray[np.float64]
@@ -54,6 +55,7 @@ class AttentionTable(NamedTuple):
     grid_context: NDArray[np.float64]
     extra: NDArray[np.float64]
     limits: NDArray[np.float64]
+    decode_limit: NDArray[np.float64]
 
 
 class ExpertTable(NamedTuple):
@@ -76,7 +78,7 @@ def no_attention() -> AttentionTable:
     none = np.zeros(0)
     return AttentionTable(
         none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none,
-        none, np.zeros((0, 0, 0, 0)), none,
+        none, np.zeros((0, 0, 0, 0)), none, none,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def attention_of(
     largest_s = 0.0
     largest_chunk = 0
     largest_prefix = 0
-    is_outside = decodes > limits[2]
+    is_outside = False
     for i in range(state.counts[0].batch_size):
         request, num_tokens = state.batch[i].request, state.batch[i].num_tokens
         if num_copies > 1 and request % num_copies != copy:
@@ -36,10 +36,10 @@ def attention_of(
             continue
         seconds = chunk_seconds(attention, num_tokens, prefix)
         prefill_s += seconds
-        is_outside |= num_tokens > limits[0] or prefix > limits[1]
+        is_outside |= num_tokens > limits[0] or prefix > limits[1] or num_tokens + prefix > limits[2]
         if seconds > largest_s:
             largest_s, largest_chunk, largest_prefix = seconds, num_tokens, prefix
-    is_outside |= longest > limits[3]
+    is_outside |= longest > attention.decode_limit[decodes]
     if decodes > 0 and largest_chunk > 0:
         more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, decode_context / decodes)
         prefill_s = max(prefill_s + more_s, 0.0)

@@ -150,15 +150,15 @@ def _decodes_from(
     decode_s = 0.0
     slope_s = 0.0
     steps_on = MAX_LEAP
-    is_outside = size > attention.limits[2]
+    longest = 0
     for i in range(size):
         context = state.requests[state.batch[i].request].num_computed + 1 + num_steps
         segment = attention.segment[context]
         decode_s += decode_seconds(attention, size, context)
         slope_s += attention.decode_slope[size, segment]
         steps_on = min(steps_on, max(int(attention.context[segment + 1]) - context, 1))
-        is_outside |= context > attention.limits[3]
-    return decode_s, slope_s, num_steps + steps_on, is_outside
+        longest = max(longest, context)
+    return decode_s, slope_s, num_steps + steps_on, longest > attention.decode_limit[size]
 
 
 @inner

@@ -32,7 +32,7 @@ def measured_tables(draw) -> tuple[StepTable, np.ndarray]:
     attention = AttentionTable(
         CHUNK, PREFIX, times(len(CHUNK), len(PREFIX)), CONTEXT, *decode_lines(CONTEXT, decode), CHUNK, PREFIX,
         GRID_DECODES, GRID_CONTEXT, times(*shape) - 0.5e-3 if has_extra else np.zeros((0, 0, 0, 0)),
-        np.array([16.0, 32.0, 4.0, 100.0]),
+        np.array([16.0, 32.0, 48.0]), np.array([0.0, *[100.0] * 4, *[0.0] * 4]),
     )  # fmt: skip
     plain = cost_table()
     tags = np.array([

@@ -114,6 +114,25 @@ def test_a_step_adds_up_measured_attention_layer_by_layer():
     assert step_seconds(with_it, *args) - step_seconds(nothing, *args) == pytest.approx(32 * 11 * US)
 
 
+def test_a_curve_prices_only_what_runs_on_tokens_or_sequences():
+    """DeepSeek's kv_b_proj expands the keys that prefill reads, and the weighted sum runs on expert rows: even where
+    rows of their shape are there, tokens do not say how long they take."""
+    lite = ARCHITECTURES["deepseek-v2-lite"]
+    rows = [product(512, 4096, n, 50) for n in (1, 64)] + [product(2048, 3072, n, 50) for n in (1, 64)]
+    memory = [{"operator": "memory_pass", "size_bytes": size, "seconds": US} for size in (64, 640_000)]
+    step = measured_step(table(*rows, *memory), lite, ACCELERATORS["h100"], max_tokens=64)
+    priced = {o.name: int(by) for o, by in zip(step.operators, step.table.tags[:, 3], strict=True)}
+    assert (priced["q_proj"], priced["latent_norm"]) == (1, 1)
+    assert (priced["kv_b_proj"], priced["expert_combine"], priced["attention_decode"]) == (0, 0, 0)
+
+
+def test_decodes_beyond_what_was_measured_with_so_many_are_outside():
+    """Eight decodes were measured up to 500, one up to 2000: between the two, eight of 900 lie outside, and two of 500
+    do not."""
+    step = llama(*DECODES, attention(0, 0, 1, 2000, 30), attention(8, 0, 0, 0, 10), attention(64, 0, 0, 0, 80))
+    assert step.table.attention.decode_limit[[1, 2, 8]].tolist() == [2000, 500, 500]
+
+
 def test_experts_are_pooled_over_the_ranks_that_hold_few_and_many():
     """A rank that holds 64 was measured on 64 touched experts, one that holds 128 on 128; between them, 96."""
     def experts(num: int, rows: int, touched: int, us: float) -> dict:

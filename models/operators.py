@@ -155,7 +155,7 @@ def _head(architecture: Architecture, parallelism: Parallelism) -> list[Operator
                 medium="nvlink",
                 num_messages=1,
                 kind="all_gather",
-                shape=(tensor, vocabulary * ACTIVATION_BYTES),
+                shape=(tensor, tensor * vocabulary * ACTIVATION_BYTES),
             )
         )
     # Logits widened to float32 (read 2 bytes, write 4), then read once.

@@ -11,7 +11,7 @@ import numpy as np
 from models.cost.build import operator_names, step_table
 from models.cost.priced import PricedStep, measured_step
 from models.cost.provenance import Source
-from models.cost.step import BY_CURVE, BY_ROOFLINE, PRICED_BY, StepTable, chunk_seconds, operator_seconds
+from models.cost.step import BY_CURVE, BY_EXPERTS, BY_ROOFLINE, PRICED_BY, StepTable, chunk_seconds, operator_seconds
 from models.parallelism import Parallelism
 from sim.engine.random import RandomStreams
 from sim.scenario.build import build_topology
@@ -45,7 +45,8 @@ def explain(loaded: LoadedScenario) -> list[dict[str, Any]]:
             if not isinstance(w, Serving):
                 continue
             server = Server(scenario, w, topology)
-            key = (w.model, server.host.accelerator, str(w.parallelism), scenario.cost.table, str(w.precision))
+            key = (w.model, server.host.accelerator, str(w.parallelism), str(scenario.cost), str(w.precision),
+                   str(w.experts), str(w.adapters), str(w.lengths), str(w.trace))  # fmt: skip
             if key in seen:
                 continue
             seen.add(key)
@@ -64,31 +65,25 @@ def _of_workload(server: Server) -> list[dict[str, Any]]:
         Batch(f"{decodes} decodes at {context}", (decodes, decodes, decodes, 0, 0, decodes * context)),
         Batch(f"a prompt of {chunk}", (chunk, 0, 1, chunk * (chunk + 1) / 2, chunk, 0)),
     ]
-    known = server.measured()
-    most = max(chunk, decodes, int(prompt.max() + output.max()))
-    priced = None
+    known, costs, priced = server.measured(), server.costs(prompt, output), None
     if known is not None:
-        priced = measured_step(
-            known, server.architecture, server.accelerator, server.parallelism, server.weights, w.precision.kv,
-            max_tokens=most, max_seqs=w.batching.max_num_seqs, max_context=most,
-        )  # fmt: skip
+        most, longest = w.batching.max_num_seqs, int(prompt.max() + output.max())
+        priced = measured_step(known, server.architecture, server.accelerator, server.parallelism, **costs,
+                               max_seqs=most, max_context=longest)  # fmt: skip
+        table = priced.table
+    else:
+        # With experts on several ranks, as if all were on one.
+        whole = Parallelism(server.parallelism.tensor)
+        table = step_table(server.architecture, server.accelerator, whole, **costs)
     rows = []
     for batch in batches:
-        table = priced.table if priced is not None else _roofline(server)
         seconds = _seconds(table, batch, context, chunk)
         for o, name in enumerate(operator_names(server.architecture, server.parallelism)):
             if seconds[o] > 0:
-                source, nearest = _source(priced, o, batch)
+                source, nearest = _source(priced, o, batch, context, chunk)
                 rows.append({"step": batch.words, "operator": name, "us": 1e6 * seconds[o], "source": source,
                              "nearest": nearest, "share": seconds[o] / seconds.sum()})  # fmt: skip
     return rows
-
-
-def _roofline(server: Server) -> StepTable:
-    """Of a rank; with experts on several ranks they are priced as if all were on one."""
-    efficiency = server.scenario.cost.efficiency
-    return step_table(server.architecture, server.accelerator, Parallelism(server.parallelism.tensor),
-                      server.weights, server.w.precision.kv, efficiency.compute, efficiency.memory)  # fmt: skip
 
 
 def _seconds(table: StepTable, batch: Batch, context: int, chunk: int) -> np.ndarray:
@@ -104,12 +99,18 @@ def _seconds(table: StepTable, batch: Batch, context: int, chunk: int) -> np.nda
     return each
 
 
-def _source(priced: PricedStep | None, o: int, batch: Batch) -> tuple[str, str | None]:
+def _source(
+    priced: PricedStep | None, o: int, batch: Batch, context: int, chunk: int
+) -> tuple[str, str | None]:
     """(source, nearest measured number of rows) of an operator in a batch."""
     if priced is None or priced.table.tags[o, PRICED_BY] == BY_ROOFLINE:
         return Source.ROOFLINE.label, None
     if priced.table.tags[o, PRICED_BY] != BY_CURVE:
-        return Source.INTERPOLATED.label, None
+        decodes, attention = int(batch.features[1]), priced.table.attention
+        is_outside = False
+        if priced.table.tags[o, PRICED_BY] != BY_EXPERTS:
+            is_outside = context > attention.decode_limit[decodes] if decodes else chunk > attention.limits[0]
+        return (Source.EXTRAPOLATED if is_outside else Source.INTERPOLATED).label, None
     sources = priced.sources[o]
     assert sources is not None, "curves have sources"
     count = int(batch.features[2] if priced.operators[o].runs_on.name == "SEQUENCES" else batch.features[0])

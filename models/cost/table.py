@@ -56,6 +56,7 @@ FAMILIES = {
     "latent_attention": Family(("heads", "hidden"), ("chunk", "prefix", "decodes", "context")),
     # routed experts of one rank: `rows` (token, expert) pairs, which touch `experts` of the rank's `num_experts`
     "experts": Family(("hidden", "inner", "top_k", "num_experts"), ("rows", "experts")),
+    # size_bytes as nccl-tests prints it: of a gather or scatter the whole
     "all_reduce": Family(("ranks",), ("size_bytes",)),
     "all_gather": Family(("ranks",), ("size_bytes",)),
     "reduce_scatter": Family(("ranks",), ("size_bytes",)),

@@ -240,6 +240,21 @@ class Server:
         shares = np.array([self.w.adapters.base_share, *(a.share for a in self.w.adapters.fine_tuned)])
         return adapted(popularity, self.adapters, list(shares / shares.sum()), self._room())
 
+    def costs(self, prompt: np.ndarray, output: np.ndarray) -> dict[str, Any]:
+        """What prices its steps, for requests of these lengths."""
+        cost, batching = self.scenario.cost, self.w.batching
+        longest = int(prompt.max() + output.max())
+        return {
+            "weights": self.weights,
+            "kv": self.w.precision.kv,
+            "compute_efficiency": cost.efficiency.compute,
+            "memory_efficiency": cost.efficiency.memory,
+            "scale": operator_scale(cost.scale, self.operator_names()),
+            "popularity": self.popularity(),
+            # Under prefill_first a prompt longer than the budget is a step of its own, and all running ones decode.
+            "max_tokens": max(batching.max_num_batched_tokens, batching.max_num_seqs, longest),
+        }
+
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
@@ -247,17 +262,7 @@ class Server:
         plan = self.memory_plan()
         num_blocks = plan.num_kv_blocks * parallelism.data
         popularity = self.popularity()
-        cost = self.scenario.cost
-        costs: dict[str, Any] = {
-            "weights": self.weights,
-            "kv": w.precision.kv,
-            "compute_efficiency": cost.efficiency.compute,
-            "memory_efficiency": cost.efficiency.memory,
-            "scale": operator_scale(cost.scale, self.operator_names()),
-            "popularity": popularity,
-            # Under prefill_first a prompt longer than the budget is a step of its own.
-            "max_tokens": max(w.batching.max_num_batched_tokens, int(prompt.max() + output.max())),
-        }
+        costs = self.costs(prompt, output)
         limits = EngineLimits(
             w.batching.policy, num_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,

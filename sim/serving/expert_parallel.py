@@ -99,7 +99,6 @@ def own_seconds(
             prefill_s, decode_s, is_outside = attention_of(
                 state, tables.attention.attention, copy, num_copies, int(f[1]), f[5]
             )
-        tally(state, int(f[0]), int(f[2]), prefill_s, decode_s, is_outside)
         attention_s = _seconds(tables.attention, f, prefill_s, decode_s)
         dense_s = attention_s + _seconds(tables.dense_ffn, f)
         layer_s = attention_s + _seconds(tables.moe_local, f)
@@ -112,7 +111,9 @@ def own_seconds(
             if stretch == 0:
                 seconds += _seconds(tables.embed, f)
             own_s[stretch, copy * tensor : (copy + 1) * tensor] = seconds
-            state.counts[0].total_s += seconds
+            state.counts[0].total_s += tensor * seconds
+        for _ in range(tensor):  # every rank computes it
+            tally(state, int(f[0]), int(f[2]), prefill_s, decode_s, is_outside)
     return own_s
 
 

@@ -75,6 +75,26 @@ def test_operators_are_explained_before_anything_runs(folder):
         assert np.sum([row["share"] for row in rows if row["step"] == step]) == pytest.approx(1)
 
 
+def test_explained_as_it_will_run_with_factors_on_operators(folder):
+    text = SCENARIO.replace("cost: {table: times.csv}", "cost: {table: times.csv, scale: {qkv_proj: 2}}")
+    (folder / "measured.yaml").write_text(text)
+    rows = explain(load_scenario(folder / "measured.yaml"))
+    decode = [row for row in rows if row["operator"] == "qkv_proj" and row["step"].startswith("32 decodes")]
+    assert [row["us"] for row in decode] == pytest.approx([2 * LAYERS * 41])
+
+
+def test_more_may_decode_than_a_step_of_prompts_takes(folder):
+    """Under prefill_first the budget is of prompts: 40 requests of 20 tokens decode together."""
+    text = SCENARIO.replace("rate: 1 /s}, num_requests: 2", "rate: 100000 /s}, num_requests: 40")
+    text = text.replace("tokens: 100}", "tokens: 20}").replace(
+        "lengths:", "batching: {policy: prefill_first, max_num_batched_tokens: 20, max_num_seqs: 40}, lengths:"
+    )
+    (folder / "measured.yaml").write_text(text)
+    run_scenario(load_scenario(folder / "measured.yaml"), folder / "out")
+    batches = pd.concat(map(pd.read_parquet, (folder / "out").rglob("batches*.parquet")))
+    assert batches["num_decodes"].max() == 40
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -132,3 +132,10 @@ def test_expert_ranks_keep_experts_whole():
         by_name(LITE, Parallelism(2))["routed_experts"].flops[Feature.EXPERT_ROWS] * 2
         == (whole["routed_experts"].flops[Feature.EXPERT_ROWS])
     )
+
+
+def test_gathered_logits_are_looked_up_by_the_whole_of_them():
+    """As nccl-tests counts an all-gather, and as the tables do: 128,256 words of 2 bytes a row, whoever holds which."""
+    for tensor in (2, 8):
+        (gather,) = (o for o in operators(ARCHITECTURES["llama-3.1-8b"], Parallelism(tensor)) if o.kind == "all_gather")
+        assert gather.shape == (tensor, 2 * 128_256)

@@ -95,7 +95,7 @@ def _chunk_roof(roofline: Roofline, operator: Operator, points: NDArray[np.float
     x[:, Feature.TOKENS] = chunk
     x[:, Feature.PREFILL_PAIRS] = chunk * prefix + chunk * (chunk + 1) / 2
     x[:, Feature.PREFILL_CONTEXT] = chunk + prefix
-    return _roof(roofline, operator, x)
+    return roofline.seconds(operator, x)
 
 
 def _decode_roof(roofline: Roofline, operator: Operator, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -103,12 +103,7 @@ def _decode_roof(roofline: Roofline, operator: Operator, points: NDArray[np.floa
     x = np.zeros((len(points), len(Feature)))
     x[:, Feature.DECODES] = decodes
     x[:, Feature.DECODE_CONTEXT] = decodes * context
-    return _roof(roofline, operator, x)
-
-
-def _roof(roofline: Roofline, operator: Operator, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    compute_s = x @ np.array(operator.flops) / roofline.flops_per_s(operator)
-    return np.maximum(compute_s, x @ np.array(operator.bytes) / roofline.bytes_per_s(operator))
+    return roofline.seconds(operator, x)
 
 
 def _extra(known: AttentionTimes) -> tuple[tuple[NDArray[np.float64], ...], NDArray[np.float64]]:

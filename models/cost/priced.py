@@ -149,15 +149,12 @@ def _expert_table(experts: ExpertTimes, operator: Operator, roof: Roof, max_toke
 
 def _roof(roofline: Roofline, operator: Operator) -> Roof:
     """Seconds by the roofline of [n, 1] counts of tokens, or of [n, 2] expert rows and experts that they touch."""
-    flops, size_bytes = np.array(operator.flops), np.array(operator.bytes)
-    compute, memory = roofline.flops_per_s(operator), roofline.bytes_per_s(operator)
-
     def seconds(points: NDArray[np.float64]) -> NDArray[np.float64]:
         x = np.zeros((len(points), len(Feature)))
         x[:, Feature.ONE] = 1
         x[:, Feature.TOKENS] = x[:, Feature.SEQUENCES] = x[:, Feature.EXPERT_ROWS] = np.maximum(points[:, 0], 1)
         if points.shape[1] > 1:
             x[:, Feature.DISTINCT_EXPERTS] = np.maximum(points[:, 1], 1)
-        return np.maximum(x @ flops / compute, x @ size_bytes / memory) + roofline.fixed_s_of(operator)
+        return roofline.seconds(operator, x)
 
     return seconds

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.cost.provenance import Estimate, Source
 from models.hardware import Accelerator
 from models.operators import Operator
@@ -60,6 +63,12 @@ class Roofline:
     def scale_of(self, operator: Operator) -> float:
         """Factor on the operator's time, 1 unless given."""
         return self.scale.get(operator.name, 1.0)
+
+    def seconds(self, operator: Operator, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n] seconds of one call for [n, features], without `scale`."""
+        compute_s = features @ np.array(operator.flops) / self.flops_per_s(operator)
+        memory_s = features @ np.array(operator.bytes) / self.bytes_per_s(operator)
+        return np.maximum(compute_s, memory_s) + self.fixed_s_of(operator)
 
     def estimate(self, operator: Operator, features: Sequence[float]) -> Estimate:
         """Time of one call of the operator, and its source.

@@ -69,11 +69,10 @@ def _drawn(
             width = by[source].reindex(operators, fill_value=0.0).to_numpy() if source in by else left * 0
             axes.barh(range(len(operators)), 100 * width, left=100 * left, color=colour, height=0.66, lw=0)
             left = left + width
-        axes.set(xlim=(0, 106 * reach), ylim=(len(operators) - 0.4, -0.6))
+        axes.set(xlim=(0, 106 * reach), ylim=(len(operators) - 0.4, -0.6), xlabel="share of time (%)")
         axes.set_title(panel_title(variant), color=styles[variant].text_colour)
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(operators)), [literal(shortened(name, 26)) for name in operators], fontsize=8.5)
-    figure.supxlabel("share of accelerator time (%)", fontsize=9.5, color=INK)
     used = [s for s in SOURCES if any(s in by and by[s].sum() > 0 for by in shares.values())]
     handles = [panels[0].barh(-9, 0, color=SOURCES[s][0], label=SOURCES[s][1]) for s in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(used), frameon=False, fontsize=8.5,
@@ -82,7 +81,7 @@ def _drawn(
     low, high = min(known.values()), max(known.values())
     span = f"{100 * low:.0f} %" if round(low, 2) == round(high, 2) else f"{100 * low:.0f} to {100 * high:.0f} %"
     largest = next((name for name in operators if name != ROOFLINE), operators[0])
-    title = f"{span} of the accelerator time of {workload} rests on measured rows; the largest operator is {largest}"
+    title = f"{span} of the accelerator time of {workload} rests on measured rows; the largest of these is {largest}"
     put_title(figure, title + of_one_seed(run, seeds), WIDTH_IN)
     extrapolated = max(_share_of(by, "extrapolated") for by in shares.values())
     roofline = max(_share_of(by, "roofline") for by in shares.values())

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     imports.add_argument("--from", dest="folder", type=Path, help="the folder of the files")
     imports.add_argument("--model", help="llmservingsim: such as meta-llama/Llama-3.1-8B; vidur: a preset's name")
     imports.add_argument("--tensor", type=int, default=1, help="tensor-parallel degree of the profile")
+    imports.add_argument("--skew", choices=("on", "off"), help="llmservingsim: uneven batches; default: as it says")
     check = commands.add_parser("check", help="how far the times between measured ones are off")
     check.add_argument("table", type=Path)
     check.add_argument("--alternatives", action="store_true", help="the same on other scales")
@@ -49,7 +50,8 @@ def _imported(given: argparse.Namespace) -> CostTable:
     if given.folder is None or given.model is None:
         raise TableError(f"{given.kind} needs --from FOLDER and --model NAME")
     if given.kind == "llmservingsim":
-        return importers.import_llmservingsim(given.folder, given.model, given.tensor)
+        skew = None if given.skew is None else given.skew == "on"
+        return importers.import_llmservingsim(given.folder, given.model, given.tensor, skew)
     if given.model not in ARCHITECTURES:
         raise TableError(f"unknown model {given.model!r}; choose one of {', '.join(ARCHITECTURES)}")
     gpu = given.accelerator or "unknown"

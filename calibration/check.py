@@ -19,6 +19,8 @@ from models.cost.table import FAMILIES, CostTable
 __all__ = ["HeldOut", "drops", "held_out", "report", "summary"]
 
 EVERY, FIRST = 5, 2
+NOT_INTERPOLATED = ("uneven_attention",)
+"""Rows that no time is read from between: a law is taken from them (`models.cost.uneven`)."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 TARGET_MEDIAN, TARGET_P90 = 0.03, 0.10
 
@@ -56,6 +58,8 @@ def groups(table: CostTable) -> Iterator[Group]:
     """All rows of a table, by what is interpolated together."""
     for operator, family in FAMILIES.items():
         rows = table.rows[table.rows["operator"] == operator]
+        if operator in NOT_INTERPOLATED:
+            continue
         if operator == "linear":
             for _, same in rows.groupby("precision", dropna=False):
                 if same["inputs"].nunique() > 2 and same["outputs"].nunique() > 2 and (same["name"] == "").all():
@@ -120,7 +124,7 @@ def drops(table: CostTable) -> pd.DataFrame:
     found = []
     for operator, family in FAMILIES.items():
         rows = table.rows[table.rows["operator"] == operator]
-        if not len(rows):
+        if not len(rows) or operator in NOT_INTERPOLATED:
             continue
         axis = family.axes[-1] if operator not in ("attention", "latent_attention") else "context"
         others = ["name", "precision", *family.shape, *(a for a in family.axes if a != axis)]

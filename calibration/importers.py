@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
 from models.architecture import ARCHITECTURES, Architecture, GroupedQueryAttention
 from models.cost.table import CostTable, TableError, table_of
@@ -40,10 +41,13 @@ LLMSERVINGSIM_MODELS = {
 }
 
 
-def import_llmservingsim(folder: str | Path, model: str, tensor: int) -> CostTable:
+def import_llmservingsim(folder: str | Path, model: str, tensor: int, skew: bool | None = None) -> CostTable:
     """Kernel times of one GPU and model from LLMServingSim's profiler: `FOLDER/MODEL/bf16/tpN/*.csv`, in us.
 
-    One call in one layer, eager; `moe` includes the router. Left out: skew.csv, whose times are of another measurement.
+    One call in one layer, eager; `moe` includes the router, and is taken where it is there.
+
+    skew: whether to take the batches with uneven contexts of skew.csv; None: as `skew_fit` of meta.yaml says. Their
+    times are sums over `measurement_iterations` (the even ones among them take so many times what attention.csv says).
     """
     folder = Path(folder)
     if model not in LLMSERVINGSIM_MODELS:
@@ -71,8 +75,11 @@ def import_llmservingsim(folder: str | Path, model: str, tensor: int) -> CostTab
         prefix=read["kv_prefill"], decodes=read["n_decode"], context=read["kv_decode"],
         seconds=read["time_us"] * 1e-6, **common,
     ))  # fmt: skip
+    meta = _meta(at.parent / "meta.yaml")
+    if meta.get("skew_fit", {}).get("enabled", False) if skew is None else skew:
+        frames += _uneven(at, attention, tensor, meta, common)
     experts = architecture.experts
-    if experts is not None:
+    if experts is not None and (at / "moe.csv").exists():
         read = _read_csv(at / "moe.csv", ["tokens", "activated_experts", "time_us"])
         frames.append(_from_frame(
             read, operator="experts", name="moe", hidden=architecture.hidden_size, inner=experts.ffn_size // tensor,
@@ -80,6 +87,32 @@ def import_llmservingsim(folder: str | Path, model: str, tensor: int) -> CostTab
             experts=read["activated_experts"], seconds=read["time_us"] * 1e-6, **common,
         ))  # fmt: skip
     return table_of(pd.concat(frames, ignore_index=True), str(at))
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """meta.yaml of a profile; empty where there is none."""
+    meta = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _uneven(
+    at: Path, attention: GroupedQueryAttention, tensor: int, meta: dict[str, Any], common: Row
+) -> Iterator[pd.DataFrame]:
+    """The uneven batches of skew.csv, `nb` of n decodes at kv_big and the others at kvs, and their even counterparts."""
+    iterations = meta.get("measurement_iterations")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise TableError(f"{at.parent / 'meta.yaml'}: no measurement_iterations, over which skew.csv's times are sums")
+    read = _read_csv(at / "skew.csv", ["n", "nb", "pc", "kp", "kvs", "kv_big", "kv_mean", "t_mean_us", "t_skew_us"])
+    for context, num_long, longest, seconds in (
+        (read["kvs"], read["nb"], read["kv_big"], read["t_skew_us"]),
+        (read["kv_mean"], 0, read["kv_mean"], read["t_mean_us"]),
+    ):
+        yield _from_frame(
+            read, operator="uneven_attention", heads=attention.num_heads // tensor,
+            kv_heads=max(attention.num_kv_heads // tensor, 1), head_dim=attention.head_dim, chunk=read["pc"],
+            prefix=read["kp"], decodes=read["n"], context=context, num_long=num_long, longest=longest,
+            seconds=seconds * 1e-6 / iterations, **common,
+        )  # fmt: skip
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:

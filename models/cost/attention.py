@@ -55,7 +55,7 @@ def attention_table(
     at_0, slope, segment = decode_lines(context, decode_s)
     return AttentionTable(
         chunk, prefix, prefill_s, context, at_0, slope, segment, axes[0], axes[1], axes[2], axes[3], extra,
-        limits, decode_limit,
+        limits, decode_limit, *known.tail,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from scipy.interpolate import LinearNDInterpolator
 from models.cost.grid import Grid, grid_of
 from models.cost.provenance import Source
 from models.cost.table import FAMILIES, CostTable
+from models.cost.uneven import Tail, no_tail, tail_of
 from models.features import ACTIVATION_BYTES, Operator
 
 __all__ = ["AttentionTimes", "ExpertTimes", "Fit", "Measured", "Times", "fit_of"]
@@ -101,6 +102,7 @@ class AttentionTimes:
     """Attention of one layer: prefill over (chunk, prefix), decode over (decodes, context), and both in one call.
 
     together: over (chunk, prefix, decodes, context), None where only the two alone were measured
+    tail: of decodes with uneven contexts
     has_prefix: whether chunks after a prefix were measured
     """
 
@@ -108,6 +110,7 @@ class AttentionTimes:
     decode: Fit
     together: Fit | None
     has_prefix: bool
+    tail: Tail
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,11 @@ class Measured:
         if prefill is None or decode is None:
             return None
         together = fit_of(rows[has_prefill & has_decode], FAMILIES["attention"].axes)
-        return AttentionTimes(prefill, decode, together, bool((prefill.points[:, 1] > 0).any()))
+        uneven = self._rows(
+            "uneven_attention", heads=heads, kv_heads=kv_heads, head_dim=head_dim, precision=kv
+        )
+        tail = tail_of(uneven) if len(uneven) else no_tail()
+        return AttentionTimes(prefill, decode, together, bool((prefill.points[:, 1] > 0).any()), tail)
 
 
 PREFILL = (LINEAR, LOG, LOG)

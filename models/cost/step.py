@@ -17,7 +17,7 @@ from models.compiled import inner
 __all__ = [
     "AttentionTable", "ExpertTable", "StepTable", "chunk_seconds", "decode_lines", "decode_seconds", "expert_seconds",
     "extra_seconds", "is_beyond_measured", "no_attention", "no_experts", "operator_seconds", "roofline_table",
-    "step_parts", "step_seconds",
+    "step_parts", "step_seconds", "tail_seconds",
 ]  # fmt: skip
 
 RUNS_ON, IS_COMMUNICATION, SOURCE, PRICED_BY, CURVE = 0, 1, 2, 3, 4
@@ -40,6 +40,9 @@ class AttentionTable(NamedTuple):
                                 the sum of the two alone
     limits                      the largest chunk, prefix, and sum of both that were measured
     decode_limit                [decodes + 1] the longest context of so many decodes with measured points around it
+    tail_chunk, tail_decodes, tail_evenness    nodes of `tail`; evenness is mean over longest context
+    tail                        [chunks, decodes, evenness] seconds for each token that the longest context has beyond
+                                the mean; empty where uneven batches were not measured
     """
 
     chunk: NDArray[np.float64]
@@ -56,6 +59,10 @@ class AttentionTable(NamedTuple):
     extra: NDArray[np.float64]
     limits: NDArray[np.float64]
     decode_limit: NDArray[np.float64]
+    tail_chunk: NDArray[np.float64]
+    tail_decodes: NDArray[np.float64]
+    tail_evenness: NDArray[np.float64]
+    tail: NDArray[np.float64]
 
 
 class ExpertTable(NamedTuple):
@@ -78,7 +85,7 @@ def no_attention() -> AttentionTable:
     none = np.zeros(0)
     return AttentionTable(
         none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none,
-        none, np.zeros((0, 0, 0, 0)), none, none,
+        none, np.zeros((0, 0, 0, 0)), none, none, none, none, none, np.zeros((0, 0, 0)),
     )  # fmt: skip
 
 
@@ -395,3 +402,26 @@ def extra_seconds(
         if share > 0.0:
             total_s += share * attention.extra[a + p, b + q, c + r, d + s]
     return total_s
+
+
+@njit(cache=True)
+def tail_seconds(
+    attention: AttentionTable, chunk: float, decodes: float, context: float, longest: float
+) -> float:
+    """What a decode with the longest context takes beyond the others, whose mean is `context`: it reads on alone.
+
+    chunk: of the prefill in the same call, 0 without. 0 where uneven batches were not measured.
+    """
+    beyond = longest - context
+    if attention.tail.size == 0 or beyond <= 0.0:
+        return 0.0
+    a, fa = _place(attention.tail_chunk, chunk)
+    b, fb = _place(attention.tail_decodes, decodes)
+    c, fc = _place(attention.tail_evenness, context / longest)
+    per_token_s = 0.0
+    for corner in range(8):
+        p, q, r = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1
+        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc)
+        if share > 0.0:
+            per_token_s += share * attention.tail[a + p, b + q, c + r]
+    return per_token_s * beyond

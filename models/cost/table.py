@@ -52,6 +52,10 @@ FAMILIES = {
     "memory_pass": Family((), ("size_bytes",)),
     # one prefill chunk after a prefix, and decodes with a context each, in one call; 0: none
     "attention": Family(("heads", "kv_heads", "head_dim"), ("chunk", "prefix", "decodes", "context")),
+    # decodes of which num_long have the context `longest` and the others `context`, beside a chunk; num_long 0: all even
+    "uneven_attention": Family(
+        ("heads", "kv_heads", "head_dim"), ("chunk", "prefix", "decodes", "context", "num_long", "longest")
+    ),
     # the attention block of a latent-attention model with its projections, one chunk or decodes
     "latent_attention": Family(("heads", "hidden"), ("chunk", "prefix", "decodes", "context")),
     # routed experts of one rank: `rows` (token, expert) pairs, which touch `experts` of the rank's `num_experts`

@@ -1,4 +1,4 @@
-"""Speed of pricing: batches a second through `start_step`, which the serving loop calls, on measured H200 times.
+"""Speed of pricing: batches a second through `price_batch`, which the serving loop calls, on measured H200 times.
 
 The batches are those of a run: the first STEPS steps of Llama-3.1-8B under the Azure conversation trace, formed and
 finished one by one, so that nothing is leapt over. They are laid back into the engine's arrays and priced again and
@@ -21,9 +21,9 @@ from models.cost.table import TableError
 from models.hardware import ACCELERATORS
 from models.memory import plan_memory
 from sim.bench.serving import load, row
-from sim.devices.kv_cache import new_chains
+from sim.devices.kv_cache import new_holdings
 from sim.scenario.cost_table import measured
-from sim.serving.engine import complete_step, form_batch, start_step
+from sim.serving.engine import complete_step, form_batch, launch_batch, price_batch
 from sim.serving.policies import compiled_policy
 from sim.serving.request import new_requests, new_token_times
 from sim.serving.state import EngineState, new_engine_state, submit
@@ -64,13 +64,13 @@ def _idle_state(trace: Any) -> EngineState:
     requests = new_requests(trace.arrival_s, trace.num_prompt_tokens, trace.num_output_tokens)
     blocks = plan_memory(ARCHITECTURES["llama-3.1-8b"], ACCELERATORS["h200"]).num_kv_blocks
     return new_engine_state(
-        requests, new_token_times(requests), new_chains(len(requests)), num_blocks=blocks, block_size=16,
+        requests, new_token_times(requests), new_holdings(len(requests)), num_blocks=blocks, block_size=16,
         max_num_seqs=256, max_num_batched_tokens=2048, max_tokens=16_384,
     )  # fmt: skip
 
 
 def _record(table: StepTable, trace: Any) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """(counts of each batch, where its entries begin, entries: tokens, computed, generated, prompt)."""
+    """(counts of each batch, where its entries begin, entries: tokens, prefix)."""
     state = _idle_state(trace)
     for request in range(len(state.requests)):
         state = submit(state, request)
@@ -87,12 +87,11 @@ def _record(table: StepTable, trace: Any) -> tuple[NDArray[Any], NDArray[np.int6
             continue
         saved.append(counts[0].copy())
         batch = state.batch[:size]
-        rows = state.requests[batch["request"]]
-        entries.append(np.column_stack([batch["num_tokens"], rows["num_computed"], rows["num_generated"],
-                                        rows["num_prompt_tokens"]]))  # fmt: skip
+        entries.append(np.column_stack([batch["num_tokens"], batch["prefix"]]))
         first.append(first[-1] + size)
-        start_step(state, table)
-        complete_step(state, float(counts["finish_s"][0]))
+        price_batch(state, table)
+        launch_batch(state)
+        complete_step(state)
     return np.array(saved, counts.dtype), np.array(first), np.concatenate(entries).astype(np.int64)
 
 
@@ -110,8 +109,5 @@ def _price(state, table, counts, first, entries):
             entry = entries[first[b] + i]
             state.batch[i].request = i
             state.batch[i].num_tokens = entry[0]
-            request = state.requests[i]
-            request.num_computed = entry[1]
-            request.num_generated = entry[2]
-            request.num_prompt_tokens = entry[3]
-        start_step(state, table)
+            state.batch[i].prefix = entry[1]
+        price_batch(state, table)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from models.compiled import inner
-from models.cost.step import AttentionTable, chunk_seconds, decode_seconds, extra_seconds
-from sim.serving.state import EngineState, is_decode
+from models.cost.step import AttentionTable, chunk_seconds, decode_seconds, extra_seconds, tail_seconds
+from sim.serving.state import EngineState
 
 
 @inner(inline="always")
@@ -14,8 +14,8 @@ def attention_of(
     """One layer's (prefill, decode) seconds of a copy's part of the batch, and whether any lies beyond the table.
 
     decodes, decode_context    how many of them the copy has, and the sum of their contexts
-    The chunks and the decodes each as if alone, and, once, what the chunk that takes longest and the decodes take more
-    in one call than each alone.
+    The chunks and the decodes each as if alone; once, what the longest decode takes beyond the others, and what the
+    chunk that takes longest and the decodes take more in one call than each alone.
     """
     limits = attention.limits
     prefill_s = 0.0
@@ -26,11 +26,11 @@ def attention_of(
     largest_prefix = 0
     is_outside = False
     for i in range(state.counts[0].batch_size):
-        request, num_tokens = state.batch[i].request, state.batch[i].num_tokens
-        if num_copies > 1 and request % num_copies != copy:
+        entry = state.batch[i]
+        if num_copies > 1 and entry.request % num_copies != copy:
             continue
-        prefix = state.requests[request].num_computed
-        if is_decode(state, request, num_tokens):
+        num_tokens, prefix = entry.num_tokens, entry.prefix
+        if num_tokens == 1:
             decode_s += decode_seconds(attention, decodes, prefix + 1)
             longest = max(longest, prefix + 1)
             continue
@@ -40,9 +40,12 @@ def attention_of(
         if seconds > largest_s:
             largest_s, largest_chunk, largest_prefix = seconds, num_tokens, prefix
     is_outside |= longest > attention.decode_limit[decodes]
-    if decodes > 0 and largest_chunk > 0:
-        more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, decode_context / decodes)
-        prefill_s = max(prefill_s + more_s, 0.0)
+    if decodes > 0:
+        context = decode_context / decodes
+        decode_s += tail_seconds(attention, largest_chunk, decodes, context, longest)
+        if largest_chunk > 0:
+            more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, context)
+            prefill_s = max(prefill_s + more_s, 0.0)
     return prefill_s, decode_s, is_outside
 
 

@@ -1,7 +1,9 @@
 """The engine: one replica's steps, compiled.
 
-A step starts, runs for a time that the cost table gives for exactly this batch, and finishes. Between two
-steps the batching policy decides. Nothing here knows SimPy: the engine is a core that is advanced to a time.
+A batch is formed by the batching policy, priced by the cost table for exactly what it holds, launched when the batch
+before it has finished, and finished itself. A synchronous engine forms a batch when the one before has finished; an
+asynchronous one when the one before starts, so that it sees arrivals, freed slots and freed blocks a step later.
+Nothing here knows SimPy: the engine is a core that is advanced to a time.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 from numba import njit
 
 from models.compiled import inner
-from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts
-from sim.devices.kv_cache import hold, release
+from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts, tail_seconds
+from sim.devices.kv_cache import hold, note_contents, release
 from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
 from sim.serving.state import (
@@ -27,22 +29,37 @@ the step table has to grow, or requests wait that the policy never schedules."""
 
 
 @njit(cache=True)
-def form_batch(state: EngineState, policy) -> bool:
-    """Let the policy fill the batch for a step that starts now; True where it calls its decision steady."""
+def form_batch(state: EngineState, policy) -> None:
+    """Let the policy fill the batch, with what it sees now."""
     counts = state.counts[0]
     counts.batch_size = 0
     counts.tokens = 0
+    counts.prefill_tokens = 0
     counts.decodes = 0
     counts.prefill_pairs = 0
     counts.prefill_context = 0
     counts.decode_context = 0
     take_arrivals(state)
-    return policy(state)
+    counts.is_steady = policy(state)
+
+
+@inner
+def graph_tokens(num_tokens: int, largest: int) -> int:
+    """Tokens that the operators of so many compute: up to `largest` the next size of a recorded graph.
+
+    Sizes as vLLM 0.19 records them: 1, 2, 4, multiples of 8 up to 256, of 16 beyond (vllm/config/vllm.py).
+    """
+    if num_tokens > largest or num_tokens <= 2:
+        return num_tokens
+    if num_tokens <= 4:
+        return min(4, largest)
+    step = 8 if num_tokens <= 256 else 16
+    return min((num_tokens + step - 1) // step * step, largest)
 
 
 @njit(cache=True)
-def start_step(state: EngineState, table: StepTable) -> None:
-    """Price the batch and put the step in flight: it takes max(accelerator, host)."""
+def price_batch(state: EngineState, table: StepTable) -> None:
+    """Find out what the batch just formed takes."""
     counts = state.counts[0]
     prefill_s = 0.0
     decode_s = 0.0
@@ -51,9 +68,10 @@ def start_step(state: EngineState, table: StepTable) -> None:
         prefill_s, decode_s, is_outside = attention_of(
             state, table.attention, 0, 1, counts.decodes, counts.decode_context
         )
+    tokens = graph_tokens(counts.tokens, counts.max_graph_tokens)
     compute_s, communication_s = step_parts(
         table,
-        counts.tokens,
+        tokens,
         counts.decodes,
         counts.batch_size,
         counts.prefill_pairs,
@@ -62,54 +80,63 @@ def start_step(state: EngineState, table: StepTable) -> None:
         prefill_s,
         decode_s,
     )
-    tally(state, counts.tokens, counts.batch_size, prefill_s, decode_s, is_outside)
+    tally(state, tokens, counts.batch_size, prefill_s, decode_s, is_outside)
     counts.total_s += compute_s + communication_s
-    counts.compute_s = compute_s
-    counts.communication_s = communication_s
-    counts.finish_s = counts.now_s + max(compute_s + communication_s, counts.host_s)
-    counts.is_in_flight = 1
+    formed = state.flight[1]
+    formed.compute_s = compute_s
+    formed.communication_s = communication_s
+
+
+@njit(cache=True)
+def launch_batch(state: EngineState) -> None:
+    """Put the batch in flight, now: it takes max(accelerator, host)."""
+    counts = state.counts[0]
+    formed, flight = state.flight[1], state.flight[0]
+    for i in range(counts.batch_size):
+        state.in_flight[i] = state.batch[i]
+    flight.batch_size = counts.batch_size
+    flight.tokens = counts.tokens
+    flight.prefill_tokens = counts.prefill_tokens
+    flight.decode_context = counts.decode_context
+    flight.is_steady = counts.is_steady
+    flight.compute_s = formed.compute_s
+    flight.communication_s = formed.communication_s
+    flight.started_s = counts.now_s
+    flight.finish_s = counts.now_s + max(formed.compute_s + formed.communication_s, counts.host_s)
+    counts.is_formed = 0
 
 
 @inner
-def record_step(
-    state: EngineState,
-    started_s: float,
-    finished_s: float,
-    compute_s: float,
-    communication_s: float,
-    num_kv_blocks: int,
-) -> None:
-    """Count the step, and keep its row if there is room for one."""
-    counts = state.counts[0]
+def record_step(state: EngineState, num_kv_blocks: int) -> None:
+    """Count the step in flight, and keep its row if there is room for one."""
+    counts, flight = state.counts[0], state.flight[0]
     counts.num_steps += 1
     if counts.num_recorded < state.steps.size:
         row = state.steps[counts.num_recorded]
-        row.started_s = started_s
-        row.finished_s = finished_s
-        row.compute_s = compute_s
-        row.communication_s = communication_s
-        row.num_prefill_tokens = counts.tokens - counts.decodes
-        row.num_decodes = counts.decodes
+        row.started_s = flight.started_s
+        row.finished_s = flight.finish_s
+        row.compute_s = flight.compute_s
+        row.communication_s = flight.communication_s
+        row.num_prefill_tokens = flight.prefill_tokens
+        row.num_decodes = flight.tokens - flight.prefill_tokens
         row.num_kv_blocks = num_kv_blocks
         counts.num_recorded += 1
 
 
 @njit(cache=True)
-def complete_step(state: EngineState, finish_s: float) -> None:
-    """Finish the step in flight: each sequence whose known tokens are now all computed has one more token."""
-    counts = state.counts[0]
+def complete_step(state: EngineState) -> None:
+    """Finish the step in flight: each sequence whose known tokens were all in it has one more token."""
+    counts, flight = state.counts[0], state.flight[0]
     kv = state.kv.counts[0]
-    record_step(
-        state, counts.now_s, finish_s, counts.compute_s, counts.communication_s, kv.num_blocks - kv.num_free
-    )
+    finish_s = flight.finish_s
+    record_step(state, kv.num_blocks - kv.num_free)
     has_finished = False
-    for i in range(counts.batch_size):
-        entry = state.batch[i]
-        row = state.requests[entry.request]
-        row.num_computed += entry.num_tokens
-        if row.num_computed < row.num_prompt_tokens + row.num_generated:
+    for i in range(flight.batch_size):
+        if state.in_flight[i].samples == 0:
             continue
+        row = state.requests[state.in_flight[i].request]
         state.token_time_s[row.first_token + row.num_generated] = finish_s
+        row.num_in_flight -= 1
         row.num_generated += 1
         if row.num_generated == 1:
             row.first_token_s = finish_s
@@ -117,121 +144,151 @@ def complete_step(state: EngineState, finish_s: float) -> None:
             has_finished = True
     if has_finished:
         retire(state, finish_s)
+    flight.batch_size = 0
     counts.now_s = finish_s
-    counts.is_in_flight = 0
 
 
 @inner
 def retire(state: EngineState, finish_s: float) -> None:
-    """Take those who have all their tokens from the running list, which keeps its order."""
+    """Take those who have all their tokens from the running list, which keeps its order.
+
+    One may have been preempted while its last token was in flight: it waits, at the head of the line, and goes from
+    there.
+    """
     counts = state.counts[0]
     kept = 0
     for i in range(counts.num_running):
         request = state.running[i]
-        row = state.requests[request]
-        if row.num_generated == row.num_output_tokens:
-            row.finished_s = finish_s
-            row.outcome = COMPLETED
-            counts.num_completed += 1
-            release(state.kv, request)
+        if state.requests[request].num_generated == state.requests[request].num_output_tokens:
+            _end(state, request, finish_s)
         else:
             state.running[kept] = request
             kept += 1
     counts.num_running = kept
+    mask = state.waiting.size - 1
+    place = counts.head
+    while place < counts.arrived and state.requests[state.waiting[place & mask]].num_preemptions > 0:
+        request = state.waiting[place & mask]
+        if state.requests[request].num_generated == state.requests[request].num_output_tokens:
+            for i in range(place, counts.head, -1):
+                state.waiting[i & mask] = state.waiting[(i - 1) & mask]
+            counts.head += 1
+            _end(state, request, finish_s)
+        place += 1
+
+
+@inner
+def _end(state: EngineState, request: int, finish_s: float) -> None:
+    row = state.requests[request]
+    row.finished_s = finish_s
+    row.outcome = COMPLETED
+    state.counts[0].num_completed += 1
+    release(state.kv, request)
 
 
 @inner
 def _decodes_from(
     state: EngineState, attention: AttentionTable, num_steps: int
-) -> tuple[float, float, int, bool]:
-    """Attention of a steady batch `num_steps` from now: (seconds, what each further step adds, the step at which that
-    changes because a context has come to a node of the table, whether any lies beyond the table)."""
-    size = state.counts[0].batch_size
+) -> tuple[float, float, int, bool, int]:
+    """Attention of the steady batch in flight, `num_steps` on: (seconds, what each further step adds, the step at which
+    that changes because a context has come to a node of the table, whether any lies beyond the table, the longest
+    context)."""
+    size = state.flight[0].batch_size
     decode_s = 0.0
     slope_s = 0.0
     steps_on = MAX_LEAP
     longest = 0
     for i in range(size):
-        context = state.requests[state.batch[i].request].num_computed + 1 + num_steps
+        context = state.in_flight[i].prefix + 1 + num_steps
         segment = attention.segment[context]
         decode_s += decode_seconds(attention, size, context)
         slope_s += attention.decode_slope[size, segment]
         steps_on = min(steps_on, max(int(attention.context[segment + 1]) - context, 1))
         longest = max(longest, context)
-    return decode_s, slope_s, num_steps + steps_on, longest > attention.decode_limit[size]
+    return decode_s, slope_s, num_steps + steps_on, longest > attention.decode_limit[size], longest - num_steps
 
 
 @inner
 def leap(state: EngineState, table: StepTable, until_s: float) -> int:
-    """Run the steady batch just formed again and again, until something may change; returns the steps done.
+    """Run the steady batch in flight again and again, until something may change; returns the steps finished.
 
-    That is: until a request has its last token, somebody arrives, blocks run out, or a step would end after
-    until_s. The steps differ only in their contexts, each one longer than before, so they are priced one by
-    one here, and the requests are brought up to date once at the end.
+    That is: until a request is to compute its last token, somebody arrives, blocks run out, or a step would end after
+    until_s. The steps differ only in their contexts, each one longer than before, so they are priced one by one here,
+    and the requests are brought up to date once at the end. The last one is then in flight.
     """
-    counts = state.counts[0]
+    counts, flight = state.counts[0], state.flight[0]
     kv = state.kv.counts[0]
-    size = counts.batch_size
-    limit = MAX_LEAP
+    size = flight.batch_size
+    limit = MAX_LEAP - 1
     # A request needs a new block in the step that finds its last one full: count those by distance.
     fill = state.block_fill
     fill[:] = 0
     for i in range(size):
-        row = state.requests[state.batch[i].request]
-        limit = min(limit, row.num_output_tokens - row.num_generated)
+        row = state.requests[state.in_flight[i].request]
+        limit = min(limit, row.num_output_tokens - row.num_generated - 1)
         fill[row.num_computed % kv.block_size] += 1
+    if limit <= 0:
+        return 0
     arrival_s = next_arrival_s(state)
     num_free = kv.num_free
     residue = 0
-    context = counts.decode_context
-    now_s = counts.now_s
+    context = flight.decode_context
     num_steps = 0
     is_measured = table.attention.chunk.size > 0
+    tokens = graph_tokens(size, counts.max_graph_tokens)
     decode_s = 0.0
     slope_s = 0.0
     is_outside = False
-    next_node = 0
+    next_node = 1
+    longest = 0
     while num_steps < limit:
-        if num_steps > 0:
-            # In step j a request with c tokens computed needs a block if (c + j) is a multiple of the size.
-            residue = kv.block_size - 1 if residue == 0 else residue - 1
-            if fill[residue] > num_free or now_s >= arrival_s or now_s >= until_s:
-                break
-        if is_measured:
-            if num_steps == next_node:
-                decode_s, slope_s, next_node, is_outside = _decodes_from(state, table.attention, num_steps)
-            else:
-                decode_s += slope_s
-        compute_s, communication_s = step_parts(table, size, size, size, 0, 0, context, 0.0, decode_s)
-        finish_s = now_s + max(compute_s + communication_s, counts.host_s)
-        if finish_s > until_s:
+        formed_s = flight.started_s if counts.is_async else flight.finish_s
+        # In step j a request with c tokens computed needs a block if (c + j) is a multiple of the size.
+        if fill[residue] > num_free or formed_s >= arrival_s or formed_s >= until_s or flight.finish_s > until_s:
             break
-        if num_steps > 0:
-            num_free -= fill[residue]
-        record_step(state, now_s, finish_s, compute_s, communication_s, kv.num_blocks - num_free)
-        tally(state, size, size, 0.0, decode_s, is_outside)
-        counts.total_s += compute_s + communication_s
-        state.leap_finish_s[num_steps] = finish_s
+        held = kv.num_blocks - num_free
+        num_free -= fill[residue]
+        if counts.is_async:
+            held = kv.num_blocks - num_free
+        residue = kv.block_size - 1 if residue == 0 else residue - 1
+        record_step(state, held)
+        state.leap_finish_s[num_steps] = flight.finish_s
         num_steps += 1
         context += size
-        now_s = finish_s
+        tail_s = 0.0
+        if is_measured:
+            if num_steps == next_node:
+                decode_s, slope_s, next_node, is_outside, longest = _decodes_from(state, table.attention, num_steps)
+            else:
+                decode_s += slope_s
+            tail_s = tail_seconds(table.attention, 0, size, context / size, longest + num_steps)
+        compute_s, communication_s = step_parts(table, tokens, size, size, 0, 0, context, 0.0, decode_s + tail_s)
+        tally(state, tokens, size, 0.0, decode_s + tail_s, is_outside)
+        counts.total_s += compute_s + communication_s
+        flight.prefill_tokens = 0
+        flight.compute_s = compute_s
+        flight.communication_s = communication_s
+        flight.started_s = flight.finish_s
+        flight.finish_s = flight.started_s + max(compute_s + communication_s, counts.host_s)
     if num_steps == 0:
         return 0
-    has_finished = False
+    flight.decode_context = context
+    counts.now_s = flight.started_s
     for i in range(size):
-        request = state.batch[i].request
+        request = state.in_flight[i].request
         row = state.requests[request]
         first = row.first_token + row.num_generated
         for j in range(num_steps):
             state.token_time_s[first + j] = state.leap_finish_s[j]
+        if row.num_generated == 0:  # a prompt of one token
+            row.first_token_s = state.leap_finish_s[0]
         row.num_generated += num_steps
         row.num_computed += num_steps
+        state.in_flight[i].prefix += num_steps
         hold(state.kv, request, row.num_computed)
-        if row.num_generated == row.num_output_tokens:
-            has_finished = True
-    if has_finished:
-        retire(state, now_s)
-    counts.now_s = now_s
+        # As of when the last step was formed: then the one before was still to bring its token.
+        known = row.num_prompt_tokens + row.num_generated - counts.is_async
+        note_contents(state.kv, request, min(row.num_computed, known))
     return num_steps
 
 
@@ -239,22 +296,26 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
 def advance(
     state: EngineState, policy, table: StepTable, until_s: float, max_steps: int, max_rows: int
 ) -> int:
-    """Start every step that starts before until_s, finish every one that ends by then; returns why it
-    stopped.
+    """Form every batch that is formed before until_s, finish every step that ends by then; returns why it stopped.
 
     Arrivals before until_s must have been submitted. May return early, after max_steps or when the recorded
     steps need room (up to max_rows are kept); it is then called again.
     """
-    counts = state.counts[0]
+    counts, flight = state.counts[0], state.flight[0]
     last_step = counts.num_steps + max_steps
     while counts.num_steps < last_step:
         if counts.num_recorded + MAX_LEAP > state.steps.size and state.steps.size < max_rows:
             return ROWS_FULL
-        if counts.is_in_flight == 0:
+        if counts.is_formed == 0 and (flight.batch_size == 0 or counts.is_async):
+            if flight.is_steady and flight.batch_size > 0 and leap(state, table, until_s) > 0:
+                continue
             if counts.now_s >= until_s:
                 return REACHED
-            is_steady = form_batch(state, policy)
-            if counts.batch_size == 0:
+            form_batch(state, policy)
+            if counts.batch_size > 0:
+                price_batch(state, table)
+                counts.is_formed = 1
+            elif flight.batch_size == 0:
                 if num_waiting(state) > 0 or counts.num_running > 0:
                     return STALLED
                 arrival_s = next_arrival_s(state)
@@ -262,10 +323,12 @@ def advance(
                     return REACHED
                 counts.now_s = arrival_s
                 continue
-            if is_steady and leap(state, table, until_s) > 0:
-                continue
-            start_step(state, table)
-        if counts.finish_s > until_s:
-            return REACHED
-        complete_step(state, counts.finish_s)
+        if flight.batch_size > 0:
+            if flight.finish_s > until_s:
+                return REACHED
+            complete_step(state)
+        if counts.is_formed:
+            launch_batch(state)
+            if counts.is_async == 0 and flight.is_steady:
+                leap(state, table, until_s)
     return PAUSED

@@ -25,7 +25,7 @@ from models.parallelism import Parallelism
 from sim.fabric.messages import NO_GATE, MessageGraph
 from sim.serving.attention import attention_of, tally
 from sim.serving.iteration_graph import iteration_nodes, successor_lists
-from sim.serving.state import EngineState, is_decode
+from sim.serving.state import EngineState
 from sim.serving.token_routing import ExpertDraws, expert_draws, route_tokens, token_key
 
 COMBINE_BYTES_PER_NUMBER = 2
@@ -60,11 +60,11 @@ def features_of_copies(state: EngineState, num_copies: int) -> NDArray[np.float6
     for i in range(state.counts[0].batch_size):
         request = state.batch[i].request
         num_tokens = state.batch[i].num_tokens
-        prefix = state.requests[request].num_computed
+        prefix = state.batch[i].prefix
         copy = features[request % num_copies]
         copy[0] += num_tokens
         copy[2] += 1
-        if is_decode(state, request, num_tokens):
+        if num_tokens == 1:
             copy[1] += 1
             copy[5] += prefix + 1
         else:
@@ -132,7 +132,7 @@ def tokens_of_batch(
     token = 0
     for i in range(state.counts[0].batch_size):
         request = state.batch[i].request
-        first = state.requests[request].num_computed
+        first = state.batch[i].prefix
         copy = request % num_copies
         if turn[copy] < 0:
             turn[copy] = first

@@ -1,8 +1,9 @@
 """Batching policies: what the next step of an engine computes.
 
 A policy is a function `(state) -> bool` that Numba can compile. It is called between two steps, with an empty
-batch, and fills it with the verbs of `sim.serving.state`: `schedule` for a running request, after
-`make_room`; `admit` and `schedule` for a waiting one, if `can_admit`. It never reads `num_output_tokens`.
+batch, and fills it with the verbs of `sim.serving.state`: `schedule` for a running request with `num_missing` tokens
+(0 where its last is in flight), after `make_room`; `admit` and `schedule` for a waiting one, if `can_admit`, which may
+have part of its prompt in the cache. It never reads `num_output_tokens`.
 
 It returns True where its decision is *steady*: the batch is one decode of each running request, and as long
 as nobody arrives or finishes and blocks are left, it would decide the same again. The engine then leaps over
@@ -47,19 +48,26 @@ def prefill_first(state: EngineState) -> bool:
     counts = state.counts[0]
     budget = counts.max_num_batched_tokens
     while can_admit(state):
-        num_tokens = num_missing(state, waiting_head(state))
-        if num_tokens > budget and counts.batch_size > 0:
+        if num_missing(state, waiting_head(state)) > budget and counts.batch_size > 0:
             break
-        schedule(state, admit(state), num_tokens)
+        request = admit(state)
+        num_tokens = num_missing(state, request)
+        schedule(state, request, num_tokens)
         budget -= num_tokens
     if counts.batch_size > 0:
         return False
     num_preemptions = counts.num_preemptions
     position = 0
-    while position < counts.num_running and make_room(state, position, 1):
-        schedule(state, state.running[position], 1)
+    is_steady = True
+    while position < counts.num_running:
+        if num_missing(state, state.running[position]) == 0:
+            is_steady = False
+        elif make_room(state, position, 1):
+            schedule(state, state.running[position], 1)
+        else:
+            break
         position += 1
-    return counts.num_preemptions == num_preemptions
+    return is_steady and counts.num_preemptions == num_preemptions
 
 
 def chunked_prefill(state: EngineState) -> bool:
@@ -79,6 +87,10 @@ def chunked_prefill(state: EngineState) -> bool:
     while position < counts.num_running and budget > 0:
         request = state.running[position]
         num_tokens = min(num_missing(state, request), budget)
+        if num_tokens == 0:
+            is_steady = False
+            position += 1
+            continue
         if not make_room(state, position, num_tokens):
             break
         is_steady &= schedule(state, request, num_tokens)

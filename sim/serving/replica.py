@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from simpy import Event
 
 from models.cost.step import StepTable
-from sim.devices.kv_cache import check_kv_cache
+from sim.devices.kv_cache import Contents, check_kv_cache
 from sim.engine.clock import Clock
 from sim.fabric.transfer import Fabric
-from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch
-from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
+from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
 from sim.serving.policies import compiled_policy
 from sim.serving.request import FAILED, UNFINISHED
 from sim.serving.state import EngineState, new_engine_state, num_waiting, submit
@@ -47,6 +47,9 @@ class EngineLimits:
     it
     max_step_rows            recorded steps; later ones are counted only. 0 records none
     tally_tokens             the most tokens of a step where steps are counted by tokens; -1: they are not
+    is_async                 a step is scheduled while the one before runs
+    is_caching               full blocks are found again by their content
+    max_graph_tokens         batches up to here run as recorded graphs, padded to their sizes
     """
 
     policy: str
@@ -58,6 +61,9 @@ class EngineLimits:
     max_context_tokens: int | None = None
     max_step_rows: int = MAX_STEP_ROWS
     tally_tokens: int = -1
+    is_async: bool = False
+    is_caching: bool = False
+    max_graph_tokens: int = 0
 
 
 def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
@@ -84,9 +90,10 @@ class Engine:
         index: int,
         requests: NDArray[Any],
         token_time_s: NDArray[np.float64],
-        chains: NDArray[Any],
+        holdings: NDArray[Any],
         limits: EngineLimits,
         refusals: list[str | None],
+        contents: Contents | None = None,
     ) -> None:
         self.index = index
         self.refusals = refusals
@@ -97,7 +104,7 @@ class Engine:
         self.state: EngineState = new_engine_state(
             requests,
             token_time_s,
-            chains,
+            holdings,
             num_blocks=limits.num_blocks,
             block_size=limits.block_size,
             max_num_seqs=limits.max_num_seqs,
@@ -105,6 +112,10 @@ class Engine:
             host_s=limits.host_s,
             num_step_rows=min(1 << 14, limits.max_step_rows),
             max_tokens=limits.tally_tokens,
+            is_async=limits.is_async,
+            contents=contents,
+            is_caching=limits.is_caching,
+            max_graph_tokens=limits.max_graph_tokens,
         )
 
     def submit(self, request: int) -> str | None:
@@ -151,7 +162,7 @@ class Engine:
 
     def check(self) -> None:
         """Raises ReplicaError or KVCacheError unless the cache's books are right, and empty when idle."""
-        check_kv_cache(self.state.kv)
+        check_kv_cache(self.state.kv, self._replica == self.index)
         kv = self.state.kv.counts[0]
         if self.num_outstanding == 0 and kv["num_free"] != kv["num_blocks"]:
             raise ReplicaError(
@@ -252,26 +263,38 @@ class FabricReplica:
     def _serve(self) -> Generator[Event, None, None]:
         """The serving loop: form a batch, run its operators and its messages, finish it."""
         engine, clock = self.engine, self.clock
+        counts, flight = engine.state.counts[0], engine.state.flight[0]
+        step = None
         while True:
-            counts = engine.state.counts[0]
-            counts["now_s"] = started_s = clock.now
-            form_batch(engine.state, engine.policy)
-            if counts["batch_size"] == 0:
+            step = step or self._form()
+            if step is None:
                 yield self._next_arrival()
                 continue
-            step = self.iteration.draw(engine.state)
+            launch_batch(engine.state)
+            started_s, running = clock.now, step
             if self.fabric is None:
-                yield clock.timeout(step.compute_s)
+                done = clock.timeout(step.compute_s)
             else:
-                yield self.fabric.start(self.iteration.graph(step, started_s)).done
+                done = self.fabric.start(self.iteration.graph(step, started_s)).done
+            step = self._form() if engine.limits.is_async else None
+            yield done
             accelerator_s = clock.now - started_s
             if accelerator_s < engine.limits.host_s:
                 yield clock.timeout(engine.limits.host_s - accelerator_s)
-            counts["compute_s"] = step.compute_s
-            counts["communication_s"] = max(accelerator_s - step.compute_s, 0.0)
+            flight["finish_s"] = clock.now
+            flight["compute_s"] = running.compute_s
+            flight["communication_s"] = max(accelerator_s - running.compute_s, 0.0)
             if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
                 engine.grow_steps()
-            complete_step(engine.state, clock.now)
+            complete_step(engine.state)
+            counts["now_s"] = clock.now
+
+    def _form(self) -> IterationStep | None:
+        """The next batch as of now, None where there is nothing to do."""
+        state = self.engine.state
+        state.counts["now_s"] = self.clock.now
+        form_batch(state, self.engine.policy)
+        return self.iteration.draw(state) if state.counts["batch_size"][0] else None
 
     def _next_arrival(self) -> Event:
         if self.engine.num_outstanding > 0:

@@ -21,6 +21,8 @@ REQUEST = np.dtype(
         ("num_output_tokens", "i4"),
         ("num_computed", "i4"),
         ("num_generated", "i4"),
+        ("num_in_flight", "i4"),
+        ("num_cached", "i4"),
         ("num_preemptions", "i4"),
         ("replica", "i2"),
         ("outcome", "i1"),
@@ -33,8 +35,11 @@ arrival_s, scheduled_s (start of its first step), first_token_s, finished_s: NaN
 first_token          index of its first output token in the array of token times
 num_output_tokens    how many tokens it will generate: known to the engine, which ends it there, and never
                      read by a batching policy
-num_computed         tokens whose keys and values are in the cache
-num_generated        output tokens so far; prompt + generated - computed tokens are still to be computed
+num_computed         tokens whose keys and values are in the cache, or will be when the steps scheduled have run
+num_generated        output tokens so far
+num_in_flight        output tokens of steps scheduled and not finished; prompt + generated + in flight - computed
+                     tokens are still to be scheduled
+num_cached           prompt tokens that the cache had when it was first scheduled
 replica              -1 until routed
 """
 

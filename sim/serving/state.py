@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 
 from models.compiled import inner
 from sim.devices.kv_cache import (
+    Contents,
     KVCache,
     blocks_for,
     can_hold,
     hold,
-    new_chains,
+    new_holdings,
     new_kv_cache,
+    note_contents,
+    num_shared,
     release,
+    share,
 )
 from sim.serving.request import REQUEST
 
 COUNTS = np.dtype(
     [
         ("now_s", "f8"),
-        ("finish_s", "f8"),
-        ("compute_s", "f8"),
-        ("communication_s", "f8"),
         ("host_s", "f8"),
         ("total_s", "f8"),
         ("total_prefill_s", "f8"),
@@ -35,12 +36,14 @@ COUNTS = np.dtype(
         ("outside_expert_s", "f8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
+        ("max_graph_tokens", "i8"),
         ("num_running", "i8"),
         ("head", "i8"),
         ("arrived", "i8"),
         ("submitted", "i8"),
         ("batch_size", "i8"),
         ("tokens", "i8"),
+        ("prefill_tokens", "i8"),
         ("decodes", "i8"),
         ("prefill_pairs", "i8"),
         ("prefill_context", "i8"),
@@ -49,25 +52,41 @@ COUNTS = np.dtype(
         ("num_recorded", "i8"),
         ("num_preemptions", "i8"),
         ("num_completed", "i8"),
-        ("is_in_flight", "i8"),
+        ("queried_tokens", "i8"),
+        ("cached_tokens", "i8"),
+        ("is_async", "i8"),
+        ("is_formed", "i8"),
+        ("is_steady", "i8"),
     ],
     align=True,
 )
 """The engine's numbers.
 
-now_s                      start of the step in flight, or the moment the engine stands at between steps
-finish_s, compute_s, communication_s    of the step in flight
+now_s                      the moment the engine stands at: when it forms a batch
 total_s                    accelerator time of all steps, communication inside the host included; with experts on
                            several ranks the sum of what ranks compute
 total_prefill_s … outside_expert_s    of all steps, where steps are counted: measured attention of one layer, of which
                            outside_s beyond the table, and a rank's experts, of which outside_expert_s
+max_graph_tokens           batches up to here run as recorded graphs of certain sizes (`graph_tokens`); 0: none do
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
-batch_size … decode_context    the batch: entries, and the sums that its cost follows from
-                           (`models.operators.Feature`)
+batch_size … decode_context    the batch being formed: entries, and the sums that its cost follows from
+                           (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
+                           the last token of a prompt may be among the decodes, and is among prefill_tokens too
+queried_tokens, cached_tokens    of prompts at admission, and how many of them the cache had
+is_async                   a batch is formed when the one before it starts, not when that has finished
+is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
 """
 
-BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4")], align=True)
+BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"), ("samples", "i4")], align=True)
+"""A request's part of a batch: tokens, how many are in the cache before them, and whether a new one comes of it."""
+
+FLIGHT = np.dtype(
+    [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("batch_size", "i8"),
+     ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
+    align=True,
+)  # fmt: skip
+"""A batch in flight; batch_size is 0 where there is none."""
 
 STEP = np.dtype(
     [
@@ -95,7 +114,9 @@ class EngineState(NamedTuple):
     counts         [1] COUNTS
     waiting        ring of request ids, a power of two long
     running        [max_num_seqs] request ids in order of admission; the first num_running are valid
-    batch          [max_num_seqs] BATCH_ENTRY; the first batch_size are valid
+    batch          [max_num_seqs] BATCH_ENTRY, of the batch being formed; the first batch_size are valid
+    flight         [2] FLIGHT: the batch that runs, and the time of the one formed
+    in_flight      [max_num_seqs] BATCH_ENTRY of the batch that runs
     steps          recorded steps
     kv             the KV cache
     leap_finish_s  [MAX_LEAP] scratch
@@ -110,6 +131,8 @@ class EngineState(NamedTuple):
     waiting: NDArray[np.int64]
     running: NDArray[np.int64]
     batch: NDArray[Any]
+    flight: NDArray[Any]
+    in_flight: NDArray[Any]
     steps: NDArray[Any]
     kv: KVCache
     leap_finish_s: NDArray[np.float64]
@@ -121,7 +144,7 @@ class EngineState(NamedTuple):
 def new_engine_state(
     requests: NDArray[Any],
     token_time_s: NDArray[np.float64],
-    chains: NDArray[Any],
+    holdings: NDArray[Any],
     *,
     num_blocks: int,
     block_size: int,
@@ -130,9 +153,14 @@ def new_engine_state(
     host_s: float = 0.0,
     num_step_rows: int = 1 << 16,
     max_tokens: int = -1,
+    is_async: bool = False,
+    contents: Contents | None = None,
+    is_caching: bool = False,
+    max_graph_tokens: int = 0,
 ) -> EngineState:
     """An idle engine at time 0.
 
+    is_async, max_graph_tokens    as in COUNTS; contents, is_caching    as in `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
     """
     if max_num_seqs < 1 or max_num_batched_tokens < 1:
@@ -146,6 +174,10 @@ def new_engine_state(
     counts["host_s"] = host_s
     counts["max_num_seqs"] = max_num_seqs
     counts["max_num_batched_tokens"] = max_num_batched_tokens
+    counts["max_graph_tokens"] = max_graph_tokens
+    counts["is_async"] = is_async
+    longest = int((requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]).max(initial=1))
+    max_blocks = min(-(-longest // max(block_size, 1)) + 1, num_blocks)
     ring = 1 << (2 * max_num_seqs + 16).bit_length()
     return EngineState(
         requests,
@@ -154,8 +186,13 @@ def new_engine_state(
         np.zeros(ring, dtype=np.int64),
         np.zeros(max_num_seqs, dtype=np.int64),
         np.zeros(max_num_seqs, dtype=BATCH_ENTRY),
+        np.zeros(2, dtype=FLIGHT),
+        np.zeros(max_num_seqs, dtype=BATCH_ENTRY),
         np.zeros(num_step_rows, dtype=STEP),
-        new_kv_cache(num_blocks, block_size, chains),
+        new_kv_cache(
+            num_blocks, block_size, holdings, num_slots=2 * max_num_seqs, max_blocks=max_blocks, contents=contents,
+            is_caching=is_caching,
+        ),
         np.zeros(MAX_LEAP),
         np.zeros(block_size, dtype=np.int64),
         np.zeros(max_tokens + 1, dtype=np.int64),
@@ -167,7 +204,7 @@ STATE_TYPE = typeof(
     new_engine_state(
         np.zeros(0, REQUEST),
         np.zeros(0),
-        new_chains(0),
+        new_holdings(0),
         num_blocks=1,
         block_size=1,
         max_num_seqs=1,
@@ -193,71 +230,88 @@ def waiting_head(state: EngineState) -> int:
 
 @njit(cache=True)
 def num_missing(state: EngineState, request: int) -> int:
-    """Tokens known and not yet computed: the rest of the prompt, or the last generated token.
+    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight.
 
-    After a preemption the tokens generated so far count as prompt.
+    After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
+    server that was told how many to generate knows.
     """
     row = state.requests[request]
-    return row.num_prompt_tokens + row.num_generated - row.num_computed
-
-
-@inner
-def is_decode(state: EngineState, request: int, num_tokens: int) -> bool:
-    """Whether the request's next num_tokens are a decode: one after all the others, once there is output."""
-    row = state.requests[request]
-    return (
-        num_tokens == 1
-        and row.num_generated > 0
-        and row.num_computed > 0
-        and row.num_computed + 1 == row.num_prompt_tokens + row.num_generated
-    )
+    expected = row.num_generated + row.num_in_flight
+    if expected >= row.num_output_tokens:
+        return 0
+    return row.num_prompt_tokens + expected - row.num_computed
 
 
 @njit(cache=True)
 def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     """Put the request's next tokens into the batch and take the blocks for them; the room must be there.
 
-    Returns whether it is a decode.
+    Returns whether it computes one token, and the next one comes of it.
     """
     row = state.requests[request]
     counts = state.counts[0]
-    context = row.num_computed + num_tokens
+    prefix = row.num_computed
+    context = prefix + num_tokens
+    known = row.num_prompt_tokens + row.num_generated
+    samples = context == known + row.num_in_flight
     hold(state.kv, request, context)
+    note_contents(state.kv, request, min(context, known))
     entry = state.batch[counts.batch_size]
     entry.request = request
     entry.num_tokens = num_tokens
+    entry.prefix = prefix
+    entry.samples = samples
+    row.num_computed = context
+    row.num_in_flight += samples
     counts.batch_size += 1
     counts.tokens += num_tokens
-    decodes = is_decode(state, request, num_tokens)
-    if decodes:
+    if num_tokens > 1 or context <= row.num_prompt_tokens:
+        counts.prefill_tokens += num_tokens
+    if num_tokens == 1:
         counts.decodes += 1
         counts.decode_context += context
     else:
-        counts.prefill_pairs += num_tokens * row.num_computed + num_tokens * (num_tokens + 1) // 2
+        counts.prefill_pairs += num_tokens * prefix + num_tokens * (num_tokens + 1) // 2
         counts.prefill_context += context
     if np.isnan(row.scheduled_s):
         row.scheduled_s = counts.now_s
-    return decodes
+    return samples and num_tokens == 1
 
 
 @njit(cache=True)
 def can_admit(state: EngineState) -> bool:
-    """Whether somebody waits, a slot is free, and free blocks hold the whole prompt of the first in line."""
+    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached."""
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
     request = waiting_head(state)
-    return blocks_for(state.kv, num_missing(state, request)) <= state.kv.counts[0].num_free
+    num_tokens = num_missing(state, request)
+    num_blocks = blocks_for(state.kv, num_tokens)
+    num_free = state.kv.counts[0].num_free
+    if num_blocks <= num_free:
+        return True
+    shared, num_idle = num_shared(state.kv, request, num_tokens)
+    return num_blocks - shared + num_idle <= num_free
 
 
 @njit(cache=True)
 def admit(state: EngineState) -> int:
-    """Move the first in line to the end of the running list; returns it."""
+    """Move the first in line to the end of the running list, with what the cache has of it; returns it."""
     counts = state.counts[0]
     request = waiting_head(state)
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
+    if state.kv.counts[0].is_caching != 0:
+        row = state.requests[request]
+        num_tokens = num_missing(state, request)
+        shared, _ = num_shared(state.kv, request, num_tokens)
+        share(state.kv, request, shared)
+        row.num_computed = shared * state.kv.counts[0].block_size
+        if np.isnan(row.scheduled_s):
+            row.num_cached = row.num_computed
+            counts.queried_tokens += num_tokens
+            counts.cached_tokens += row.num_computed
     return request
 
 
@@ -265,12 +319,12 @@ def admit(state: EngineState) -> int:
 def preempt_last(state: EngineState) -> None:
     """Give up the last of the running list: its blocks are freed, it goes to the head of the waiting line.
 
-    Its tokens, prompt and generated, will be computed again.
+    Its tokens, prompt and generated, will be computed again, as far as the cache has lost them.
     """
     counts = state.counts[0]
     counts.num_running -= 1
     request = state.running[counts.num_running]
-    release(state.kv, request)
+    release(state.kv, request, True)
     row = state.requests[request]
     row.num_computed = 0
     row.num_preemptions += 1

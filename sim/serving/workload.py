@@ -14,7 +14,7 @@ from models.cost.priced import PricedStep
 from models.cost.provenance import Source
 from models.cost.shares import ROOFLINE, StepTally, time_by_source
 from models.cost.step import StepTable
-from sim.devices.kv_cache import new_chains
+from sim.devices.kv_cache import Contents, new_holdings
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.fabric.transfer import Fabric
@@ -68,6 +68,7 @@ class ServingWorkload:
         record_token_times: bool = True,
         memory: Mapping[str, float] | None = None,
         priced: PricedStep | None = None,
+        contents: Contents | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -89,10 +90,11 @@ class ServingWorkload:
         """The step's prices and their sources, where some are measured."""
         if priced is not None:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
-        chains = new_chains(len(self.requests))
+        holdings = new_holdings(len(self.requests))
         refused = refusals(self.requests, limits)
         engines = [
-            Engine(i, self.requests, self.token_time_s, chains, limits, refused) for i in range(num_replicas)
+            Engine(i, self.requests, self.token_time_s, holdings, limits, refused, contents)
+            for i in range(num_replicas)
         ]
         self.replicas: list[Replica] = []
         for engine in engines:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from models.cost.step import StepTable, roofline_table
 from models.features import Feature
-from sim.devices.kv_cache import new_chains
+from sim.devices.kv_cache import new_holdings
 from sim.serving.engine import REACHED, advance
 from sim.serving.policies import compiled_policy
 from sim.serving.request import new_requests, new_token_times
@@ -34,7 +34,7 @@ def waits_s(arrival_s, prompt_tokens: int, output_tokens: int, policy: str):
     state = new_engine_state(
         requests,
         new_token_times(requests),
-        new_chains(len(requests)),
+        new_holdings(len(requests)),
         num_blocks=64,
         block_size=16,
         max_num_seqs=1,

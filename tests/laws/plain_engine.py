@@ -1,12 +1,12 @@
 """A slow serving engine in plain Python: the oracle for the compiled one.
 
-One step at a time, objects and lists, blocks only counted; written from the description of the two policies,
-sharing nothing with the compiled engine but the price of a step.
+One step at a time, objects and lists; written from the description of the two policies, of vLLM's block pool and of
+its asynchronous loop, sharing nothing with the compiled engine but the price of a step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from models.cost.step import step_parts
@@ -18,63 +18,138 @@ class PlainRequest:
     arrival_s: float
     prompt: int
     output: int
+    contents: tuple[int, ...] = ()
+    """Numbers of the leading full blocks that others may share."""
     computed: int = 0
-    blocks: int = 0
+    expected: int = 0
+    """Output tokens in flight."""
+    blocks: list[int] = field(default_factory=list)
+    noted: int = 0
     preemptions: int = 0
+    cached: int | None = None
     scheduled_s: float | None = None
     token_times_s: list[float] = field(default_factory=list)
 
     @property
+    def known(self) -> int:
+        return self.prompt + len(self.token_times_s)
+
+    @property
     def missing(self) -> int:
-        return self.prompt + len(self.token_times_s) - self.computed
+        if len(self.token_times_s) + self.expected == self.output:
+            return 0
+        return self.known + self.expected - self.computed
+
+    def content(self, i: int):
+        return self.contents[i] if i < len(self.contents) else (self.number, i)
+
+
+@dataclass
+class Part:
+    """A request's part of a batch."""
+
+    request: PlainRequest
+    num: int
+    prefix: int
+    samples: bool
+
+
+class Pool:
+    """Free blocks in line, with what is in them."""
+
+    def __init__(self, num_blocks: int):
+        self.line = OrderedDict.fromkeys(range(num_blocks))
+        self.users = [0] * num_blocks
+        self.content: dict[int, object] = {}
+        self.block_of: dict[object, int] = {}
+
+    def take(self) -> int:
+        block, _ = self.line.popitem(last=False)
+        content = self.content.pop(block, None)
+        if self.block_of.get(content) == block:
+            del self.block_of[content]
+        self.users[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        self.line.pop(block, None)
+        self.users[block] += 1
+
+    def give_back(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self.users[block] -= 1
+            if self.users[block] == 0:
+                self.line[block] = None
+
+    def note(self, block: int, content) -> None:
+        self.content[block] = content
+        self.block_of[content] = block
 
 
 class PlainEngine:
-    def __init__(self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s):
+    def __init__(
+        self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
+        is_caching=False, max_graph_tokens=0,
+    ):  # fmt: skip
         self.to_come = deque(requests)
         self.waiting: deque[PlainRequest] = deque()
         self.running: list[PlainRequest] = []
         self.table = table
         self.form = {"prefill_first": self.prefill_first, "chunked_prefill": self.chunked_prefill}[policy]
-        self.num_blocks, self.free, self.block_size = num_blocks, num_blocks, block_size
+        self.pool, self.num_blocks, self.block_size = Pool(num_blocks), num_blocks, block_size
         self.max_num_seqs, self.budget, self.host_s = max_num_seqs, budget, host_s
+        self.is_async, self.is_caching, self.max_graph_tokens = is_async, is_caching, max_graph_tokens
         self.now_s = 0.0
         self.steps: list[tuple[float, float, int, int, int]] = []
         self.admitted: list[int] = []
 
     def run(self) -> None:
-        while self.to_come or self.waiting or self.running:
-            while self.to_come and self.to_come[0].arrival_s <= self.now_s:
-                self.waiting.append(self.to_come.popleft())
-            batch = self.form()
-            if not batch:
-                self.now_s = self.to_come[0].arrival_s
-                continue
-            self.step(batch)
+        flight = None  # batch, start, end, tokens of prompts, decodes
+        while True:
+            batch: list[Part] = []
+            if flight is None or self.is_async:
+                while self.to_come and self.to_come[0].arrival_s <= self.now_s:
+                    self.waiting.append(self.to_come.popleft())
+                batch = self.form()
+            formed = self.sums(batch) if batch else None
+            if flight is not None:
+                self.finish(*flight)
+                flight = None
+            if formed is not None:
+                cost_s, prefill_tokens, decodes = formed
+                flight = (batch, self.now_s, self.now_s + max(cost_s, self.host_s), prefill_tokens, decodes)
+            elif not batch and not self.waiting and not self.running:
+                if not self.to_come:
+                    return
+                self.now_s = max(self.now_s, self.to_come[0].arrival_s)
 
-    def step(self, batch: list[tuple[PlainRequest, int]]) -> None:
-        contexts: list[int] = []
-        chunks: list[tuple[int, int]] = []
-        for request, num in batch:
-            if request.scheduled_s is None:
-                request.scheduled_s = self.now_s
-            if request.token_times_s and request.computed and num == 1 and request.missing == 1:
-                contexts.append(request.computed + 1)
-            else:
-                chunks.append((num, request.computed))
-        cost = self.price(contexts, chunks)
-        prefill_tokens, decodes = sum(num for num, _ in chunks), len(contexts)
-        finish_s = self.now_s + max(cost[0] + cost[1], self.host_s)
-        self.steps.append((self.now_s, finish_s, prefill_tokens, decodes, self.num_blocks - self.free))
+    def sums(self, batch: list[Part]) -> tuple[float, int, int]:
+        """(seconds, prompt tokens, decodes) of a batch."""
+        contexts = [part.prefix + 1 for part in batch if part.num == 1]
+        chunks = [(part.num, part.prefix) for part in batch if part.num > 1]
+        compute_s, communication_s = self.price(contexts, chunks)
+        prompt = sum(part.num for part in batch if part.num > 1 or part.prefix < part.request.prompt)
+        return compute_s + communication_s, prompt, sum(part.num for part in batch) - prompt
+
+    def finish(self, batch: list[Part], started_s: float, finish_s: float, prefill_tokens: int, decodes: int) -> None:
+        held = self.num_blocks - len(self.pool.line)
+        self.steps.append((started_s, finish_s, prefill_tokens, decodes, held))
         self.now_s = finish_s
-        for request, num in batch:
-            missing = request.missing
-            request.computed += num
-            if num == missing:
-                request.token_times_s.append(finish_s)
-                if len(request.token_times_s) == request.output:
-                    self.running.remove(request)
-                    self.give_back(request)
+        for part in batch:
+            request = part.request
+            if not part.samples:
+                continue
+            request.expected -= 1
+            request.token_times_s.append(finish_s)
+            if len(request.token_times_s) == request.output:
+                (self.running if request in self.running else self.waiting).remove(request)
+                self.give_back(request)
+
+    def padded(self, tokens: int) -> int:
+        """Up to the next size of a recorded graph."""
+        sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
+        fitting = [min(size, self.max_graph_tokens) for size in sizes if size >= tokens]
+        return fitting[0] if tokens <= self.max_graph_tokens else tokens
 
     def price(self, contexts: list[int], chunks: list[tuple[int, int]]) -> tuple[float, float]:
         """(compute, communication) seconds of a step, from the contexts of its decodes and (tokens, prefix) of its
@@ -83,30 +158,28 @@ class PlainEngine:
         tokens = len(contexts) + sum(num for num, _ in chunks)
         prefill_context = sum(num + prefix for num, prefix in chunks)
         sequences = len(contexts) + len(chunks)
+        tokens = self.padded(tokens)
         return step_parts(self.table, tokens, len(contexts), sequences, pairs, prefill_context, sum(contexts))
 
-    def prefill_first(self):
-        batch: list[tuple[PlainRequest, int]] = []
+    def prefill_first(self) -> list[Part]:
+        batch: list[Part] = []
         left = self.budget
         while self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            if self.blocks_needed(request, request.missing) > self.free:
-                break
-            if request.missing > left and batch:
+            if not self.fits_whole(request) or (request.missing > left and batch):
                 break
             self.admit()
-            self.take(request, request.missing)
-            batch.append((request, request.missing))
             left -= request.missing
+            batch.append(self.take(request, request.missing))
         if batch:
             return batch
         for request in list(self.running):
-            if request in self.running and self.take_or_preempt(request, 1):
-                batch.append((request, 1))
+            if request in self.running and request.missing and self.make_room(request, 1):
+                batch.append(self.take(request, 1))
         return batch
 
-    def chunked_prefill(self):
-        batch: list[tuple[PlainRequest, int]] = []
+    def chunked_prefill(self) -> list[Part]:
+        batch: list[Part] = []
         left = self.budget
         before = sum(r.preemptions for r in self.running)
         everybody = list(self.running)
@@ -114,38 +187,63 @@ class PlainEngine:
             if left == 0 or request not in self.running:
                 break
             num = min(request.missing, left)
-            if self.take_or_preempt(request, num):
-                batch.append((request, num))
+            if num and self.make_room(request, num):
+                batch.append(self.take(request, num))
                 left -= num
         if sum(r.preemptions for r in everybody) > before:
             return batch
         while self.waiting and len(self.running) < self.max_num_seqs and left > 0:
             request = self.waiting[0]
-            if self.blocks_needed(request, request.missing) > self.free:
+            if not self.fits_whole(request):
                 break
-            num = min(request.missing, left)
             self.admit()
-            self.take(request, num)
-            batch.append((request, num))
+            num = min(request.missing, left)
+            batch.append(self.take(request, num))
             left -= num
         return batch
+
+    def cached(self, request: PlainRequest) -> list[int]:
+        """Blocks with the content of the request's leading ones; its last token is always computed."""
+        found: list[int] = []
+        most = (request.missing - 1) // self.block_size if self.is_caching else 0
+        while len(found) < most and request.content(len(found)) in self.pool.block_of:
+            found.append(self.pool.block_of[request.content(len(found))])
+        return found
+
+    def fits_whole(self, request: PlainRequest) -> bool:
+        in_use = sum(self.pool.users[block] > 0 for block in self.cached(request))
+        return -(-request.missing // self.block_size) - in_use <= len(self.pool.line)
 
     def admit(self) -> None:
         request = self.waiting.popleft()
         self.admitted.append(request.number)
         self.running.append(request)
+        request.blocks = self.cached(request)
+        for block in request.blocks:
+            self.pool.share(block)
+        request.noted = len(request.blocks)
+        request.computed = request.noted * self.block_size
+        if request.cached is None:
+            request.cached = request.computed
 
     def blocks_needed(self, request: PlainRequest, num: int) -> int:
-        return -(-(request.computed + num) // self.block_size) - request.blocks
+        return -(-(request.computed + num) // self.block_size) - len(request.blocks)
 
-    def take(self, request: PlainRequest, num: int) -> None:
-        more = max(self.blocks_needed(request, num), 0)
-        request.blocks += more
-        self.free -= more
-        assert self.free >= 0
+    def take(self, request: PlainRequest, num: int) -> Part:
+        if request.scheduled_s is None:
+            request.scheduled_s = self.now_s
+        for _ in range(self.blocks_needed(request, num)):
+            request.blocks.append(self.pool.take())
+        part = Part(request, num, request.computed, request.computed + num == request.known + request.expected)
+        request.computed += num
+        while self.is_caching and (request.noted + 1) * self.block_size <= min(request.computed, request.known):
+            self.pool.note(request.blocks[request.noted], request.content(request.noted))
+            request.noted += 1
+        request.expected += part.samples
+        return part
 
-    def take_or_preempt(self, request: PlainRequest, num: int) -> bool:
-        while self.blocks_needed(request, num) > self.free:
+    def make_room(self, request: PlainRequest, num: int) -> bool:
+        while self.blocks_needed(request, num) > len(self.pool.line):
             victim = self.running.pop()
             self.give_back(victim)
             victim.computed = 0
@@ -153,9 +251,9 @@ class PlainEngine:
             self.waiting.appendleft(victim)
             if victim is request:
                 return False
-        self.take(request, num)
         return True
 
     def give_back(self, request: PlainRequest) -> None:
-        self.free += request.blocks
-        request.blocks = 0
+        self.pool.give_back(request.blocks)
+        request.blocks = []
+        request.noted = 0

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine, PlainRequest
-from test_serving_laws import cost_table, run_compiled, small_engines
+from test_serving_laws import KEYS, contents_of, cost_table, run_compiled, small_engines
 
 from models.cost.step import BY_CURVE, BY_DECODE, BY_PREFILL, AttentionTable, StepTable, decode_lines
 from models.features import Feature
 
 CHUNK, PREFIX = np.array([1.0, 4.0, 16.0, 64.0]), np.array([0.0, 8.0, 32.0, 128.0])
 CONTEXT = np.array([1.0, 5.0, 20.0, 130.0])
+EVENNESS = np.array([0.2, 0.5, 1.0])
 GRID_DECODES, GRID_CONTEXT = np.array([1.0, 4.0, 8.0]), np.array([1.0, 30.0, 130.0])
 MAX_TOKENS = 130
 
@@ -33,6 +34,8 @@ def measured_tables(draw) -> tuple[StepTable, np.ndarray]:
         CHUNK, PREFIX, times(len(CHUNK), len(PREFIX)), CONTEXT, *decode_lines(CONTEXT, decode), CHUNK, PREFIX,
         GRID_DECODES, GRID_CONTEXT, times(*shape) - 0.5e-3 if has_extra else np.zeros((0, 0, 0, 0)),
         np.array([16.0, 32.0, 48.0]), np.array([0.0, *[100.0] * 4, *[0.0] * 4]),
+        np.array([0.0, 4.0, 16.0]), GRID_DECODES, EVENNESS,
+        times(3, 3, 3) * 1e-2 if draw(st.booleans()) else np.zeros((0, 0, 0)),
     )  # fmt: skip
     plain = cost_table()
     tags = np.array([
@@ -51,7 +54,8 @@ def bilinear(x_axis, y_axis, values, x, y) -> float:
 
 
 class MeasuredEngine(PlainEngine):
-    """Each sequence at its own length; the chunk that takes longest meets the decodes once."""
+    """Each sequence at its own length; the longest decode beyond the mean; the chunk that takes longest meets the
+    decodes once."""
 
     decode: np.ndarray
 
@@ -66,7 +70,13 @@ class MeasuredEngine(PlainEngine):
             lines = [[bilinear(a.grid_decodes, a.grid_context, a.extra[i, j], n, np.mean(contexts))
                       for j in range(len(PREFIX))] for i in range(len(CHUNK))]  # fmt: skip
             prefill_s = max(prefill_s + bilinear(a.grid_chunk, a.grid_prefix, lines, num, prefix), 0.0)
+        if n and a.tail.size:
+            num = chunks[int(np.argmax(each))][0] if chunks else 0
+            mean, longest = np.mean(contexts), max(contexts)
+            lines = [bilinear(a.tail_decodes, a.tail_evenness, values, n, mean / longest) for values in a.tail]
+            decode_s += np.interp(num, a.tail_chunk, lines) * (longest - mean)
         t = self.table
+        tokens = self.padded(tokens)
         compute_s = t.work[0, 0, 0] + 2 * t.curves[0, tokens] + 3 * prefill_s + 3 * decode_s
         return compute_s, t.curves[1, len(contexts) + len(chunks)]
 
@@ -76,10 +86,10 @@ class MeasuredEngine(PlainEngine):
 def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine, measured):
     table, decode = measured
     state, _requests, _token_time_s, fits = run_compiled(engine, engine["cuts"], table)
-    requests = [PlainRequest(int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]))
-                for i in np.flatnonzero(fits)]  # fmt: skip
-    keys = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s")
-    plain = MeasuredEngine(requests, table, **{key: engine[key] for key in keys})
+    given = contents_of(engine)
+    requests = [PlainRequest(int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]),
+                             given[i]) for i in np.flatnonzero(fits)]  # fmt: skip
+    plain = MeasuredEngine(requests, table, **{key: engine[key] for key in KEYS})
     plain.decode = decode
     plain.run()
     rows = state.steps[: state.counts["num_recorded"][0]]
@@ -89,7 +99,7 @@ def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine
         assert rows[field] == pytest.approx(expected[:, i], rel=1e-9, abs=1e-12)
     counts = state.counts[0]
     assert counts["total_s"] == pytest.approx((rows["compute_s"] + rows["communication_s"]).sum(), rel=1e-9)
-    tokens = rows["num_prefill_tokens"] + rows["num_decodes"]
+    tokens = np.array([plain.padded(t) for t in rows["num_prefill_tokens"] + rows["num_decodes"]])
     assert state.steps_with_tokens.tolist() == np.bincount(tokens, minlength=MAX_TOKENS + 1).tolist()
     curves_s = 2 * (state.steps_with_tokens * table.curves[0]).sum() + (
         state.steps_with_sequences * table.curves[1]

@@ -12,7 +12,7 @@ from plain_engine import PlainEngine, PlainRequest
 
 from models.cost.step import StepTable, roofline_table
 from models.features import Feature
-from sim.devices.kv_cache import check_kv_cache, new_chains
+from sim.devices.kv_cache import Contents, check_kv_cache, new_holdings
 from sim.engine.clock import Clock
 from sim.serving.engine import PAUSED, advance
 from sim.serving.policies import BATCHING_POLICIES, compiled_policy
@@ -61,22 +61,48 @@ def small_engines(draw):
         "prompt": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
         "output": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
         "cuts": draw(st.lists(st.floats(0.0, 3.0), max_size=6)),
+        "is_async": draw(st.booleans()),
+        "is_caching": draw(st.booleans()),
+        "max_graph_tokens": draw(st.sampled_from([0, 3, 16])),
+        "families": draw(st.lists(st.integers(0, 2), min_size=num, max_size=num)),
+        "common": draw(st.integers(0, 8)),
     }
+
+
+KEYS = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s", "is_async", "is_caching",
+        "max_graph_tokens")  # fmt: skip
+
+
+def contents_of(engine) -> list[tuple[int, ...]]:
+    """What requests' leading full blocks hold: the first `common` ones are the family's, 0 shares nothing."""
+    found = []
+    for i, (prompt, family) in enumerate(zip(engine["prompt"], engine.get("families", engine["prompt"] * 0))):
+        num_full = int(prompt) // engine["block_size"] if family else 0
+        shared = [1000 * int(family) + j for j in range(min(num_full, engine.get("common", 0)))]
+        found.append((*shared, *(10_000 + 1000 * i + j for j in range(len(shared), num_full))))
+    return found
 
 
 def run_compiled(engine, cuts=(), table=None):
     """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
     requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"])
     token_time_s = new_token_times(requests)
+    given = contents_of(engine)
+    start = np.cumsum([0, *(len(numbers) for numbers in given)])
+    contents = Contents(start, np.array([n for numbers in given for n in numbers], np.int64))
     state = new_engine_state(
         requests,
         token_time_s,
-        new_chains(len(requests)),
+        new_holdings(len(requests)),
         num_blocks=engine["num_blocks"],
         block_size=engine["block_size"],
         max_num_seqs=engine["max_num_seqs"],
         max_num_batched_tokens=engine["budget"],
         host_s=engine["host_s"],
+        is_async=engine.get("is_async", False),
+        is_caching=engine.get("is_caching", False),
+        max_graph_tokens=engine.get("max_graph_tokens", 0),
+        contents=contents,
         num_step_rows=100_000,
         max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )
@@ -94,14 +120,14 @@ def run_compiled(engine, cuts=(), table=None):
 
 
 def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
+    given = contents_of(engine)
     requests = [
         PlainRequest(
-            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i])
+            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]), given[i]
         )
         for i in np.flatnonzero(fits)
     ]
-    keys = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s")
-    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in keys})
+    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in KEYS})
     plain.run()
     return plain, requests
 
@@ -120,6 +146,7 @@ def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine
         first = row["first_token"]
         assert token_time_s[first : first + request.output].tolist() == request.token_times_s
         assert row["num_preemptions"] == request.preemptions
+        assert row["num_cached"] == request.cached
         assert row["scheduled_s"] == request.scheduled_s
         assert row["first_token_s"] == request.token_times_s[0]
         assert row["finished_s"] == request.token_times_s[-1]
@@ -138,7 +165,7 @@ def test_every_request_ends_once_and_blocks_come_back(engine):
     # Tokens computed = tokens needed + tokens computed again after a preemption.
     rows = state.steps[: state.counts["num_recorded"][0]]
     computed = rows["num_prefill_tokens"].sum() + rows["num_decodes"].sum()
-    needed = (engine["prompt"] + engine["output"] - 1)[fits].sum()
+    needed = (engine["prompt"] + engine["output"] - 1)[fits].sum() - requests["num_cached"][fits].sum()
     assert computed == needed if requests["num_preemptions"].sum() == 0 else computed >= needed
 
 

@@ -95,7 +95,8 @@ def test_attention_is_priced_on_each_sequence_s_own_length(policy):
 
 
 def test_pairs_of_a_prompt_in_chunks_add_up_to_those_of_the_whole():
-    table = linear_table(0.0, prefill_pairs=1.0)
+    """A kernel takes a chunk of one token for a decode, which reads its context: as many pairs."""
+    table = linear_table(0.0, prefill_pairs=1.0, decode_context=1.0)
     whole = served([0.0], [50], [1], table=table)
     chunked = served([0.0], [50], [1], table=table, max_num_batched_tokens=7)
 

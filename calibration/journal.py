@@ -1,8 +1,8 @@
 """What a measurement has found so far: a file of JSON lines beside the table to be, a line for each point.
 
 The first line says what is measured on what, all points included; each other one has the times of one point, or why it
-has none. A line is on disk before the next point begins. A last line without its end, such as a power cut leaves, is cut
-off; nothing else is ever changed.
+has none. A line is on disk before the next point begins. A last line without its end, such as a power cut leaves, is
+cut off; nothing else is ever changed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Journal:
             if whole:
                 return cls._resumed(path, file, whole, dict(identity), asked)
             made = cls(path, dict(identity), date, tuple(points), {}, file)
-            made._append({"format": FORMAT, "asked": asked, "date": date, **identity, "points": [_key(p) for p in points]})
+            keys = [_key(point) for point in points]
+            made._append({"format": FORMAT, "asked": asked, "date": date, **identity, "points": keys})
             return made
         except BaseException:
             file.close()
@@ -86,7 +87,7 @@ class Journal:
         remedy = f"finish it there, or remove {path} to begin again"
         try:
             header, *read = [json.loads(line) for line in lines]
-            points = tuple(Point(o, name, precision, tuple(numbers)) for o, name, precision, numbers in header["points"])
+            points = tuple(Point(o, n, p, tuple(numbers)) for o, n, p, numbers in header["points"])
             before = {"format": FORMAT, "asked": header["asked"], **{name: header[name] for name in identity}}
             found = {points[line.pop("point")]: line for line in read}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:

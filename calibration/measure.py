@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -95,13 +95,12 @@ def _points(given: argparse.Namespace, known: CostTable | None) -> tuple[str, Se
         needs = needs_from_json(text)
     except (OSError, ValueError) as error:
         raise TableError(f"--needs {given.needs}: {error}") from error
-    points = dict.fromkeys(point for need in needs for point in points_of(need, given.quick))
+    asked = f"{'quick ' if given.quick else ''}needs {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     there = set() if known is None else _places(known)
+    levels = (True,) if given.quick else (True, False)  # coarse ones first
+    points = [point for is_quick in levels for need in needs for point in points_of(need, is_quick)]
     missing = [point for point in points if point not in there]
-    if not missing:
-        return "needs", []
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{'quick ' if given.quick else ''}needs {digest}", list(dict.fromkeys([*CEILINGS, *missing]))
+    return asked, list(dict.fromkeys([*CEILINGS, *missing])) if missing else []
 
 
 def _places(table: CostTable) -> set[Point]:
@@ -120,9 +119,12 @@ def _run(given: argparse.Namespace, timer: Timer, refusals: tuple[type[Exception
     path, identity = journal_of(given.out), {**timer.identity(), "commit": given.commit}
     known = read_table(given.known) if given.known is not None else None
     if known is not None and known.gpu != identity["gpu"]:
+        if given.out.resolve() == given.known.resolve():
+            raise TableError(f"{given.known} has times of {known.gpu}, this is {identity['gpu']}; choose another --out")
         say(f"{given.known} has times of {known.gpu}, this is {identity['gpu']}: {given.out} gets the new rows alone")
         known = None
-    if given.out.exists() and not path.exists() and given.out != given.known:
+    completes = known is not None and given.out.resolve() == given.known.resolve()
+    if given.out.exists() and not path.exists() and not completes:
         raise TableError(f"--out {given.out} exists; choose another file, or remove it to measure again")
     asked, points = _points(given, known)
     if not points and not path.exists():
@@ -139,7 +141,7 @@ def _run(given: argparse.Namespace, timer: Timer, refusals: tuple[type[Exception
             pass
         finally:
             progress.end()
-        if code == DONE or (known is None and given.out != given.known):
+        if code == DONE or not completes:  # a table that is being completed changes once, in the end
             _write(journal, given.out, known, say)
         if code == DONE:
             journal.remove()
@@ -157,6 +159,21 @@ def _write(journal: Journal, out: Path, known: CostTable | None, say: Callable[[
         table = table_from(journal, known)
         write_table(table, out)
         say(f"{out}: {len(table.rows)} rows of {table.gpu}")
+
+
+def _list(given: argparse.Namespace, say: Callable[[str], None]) -> None:
+    _, points = _points(given, read_table(given.known) if given.known is not None else None)
+    sys.stdout.writelines(f"{point}\n" for point in points)
+    sys.stdout.flush()
+    say(f"{len(points)} points, about {estimated_s(points) / 60:.0f} minutes on an H100")
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return bool(torch.cuda.is_available())
 
 
 def _rehearse(say: Callable[[str], None]) -> int:
@@ -208,16 +225,14 @@ def main(
         return _rehearse(say)
     try:
         if given.list:
-            _, points = _points(given, read_table(given.known) if given.known is not None else None)
-            sys.stdout.writelines(f"{point}\n" for point in points)
-            say(f"{len(points)} points, about {estimated_s(points) / 60:.0f} minutes")
+            _list(given, say)
             return DONE
         if timer is None:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise TableError("no CUDA device, so nothing can be measured; take published times with `spindle "
-                                 "calibrate --import aiconfigurator`")  # fmt: skip
+            if not _has_gpu():
+                if given.needs is not None:
+                    _list(given, say)
+                raise TableError("no CUDA device with torch, so nothing can be measured; take published times with "
+                                 "`spindle calibrate --import aiconfigurator`")  # fmt: skip
             from calibration.calls import Unmeasurable
             from calibration.gpu import GpuTimer
 

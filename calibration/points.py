@@ -15,6 +15,7 @@ from models.hardware import PRECISIONS
 
 __all__ = ["CEILINGS", "PAGE_CALLS", "Point", "point", "rates"]
 
+COMPUTING = ("linear", "elementwise", "attention", "experts")
 MATRICES = 3
 """Of an expert: gate, up and down."""
 PAGE_CALLS = ("reserve", "create", "map", "allow", "unmap", "release", "unreserve")
@@ -42,7 +43,7 @@ class Point:
     @property
     def num_bytes(self) -> float:
         """That one call must read and write, each operand once; 0 for a call that moves none."""
-        of, wide = self.columns, PRECISIONS[self.precision]
+        of, wide = self.columns, PRECISIONS.get(self.precision, 0)
         match self.operator:
             case "linear":
                 each = (of["inputs"] + of["outputs"]) * ACTIVATION_BYTES
@@ -56,8 +57,8 @@ class Point:
                 numbers = 2 * tokens * of["heads"] * ACTIVATION_BYTES + 2 * read * of["kv_heads"] * wide
                 return numbers * of["head_dim"]
             case "experts":
-                row = 2 * of["hidden"] + 2 * MATRICES * of["inner"]
-                return of["experts"] * MATRICES * of["hidden"] * of["inner"] * wide + of["rows"] * row * ACTIVATION_BYTES
+                row, expert = 2 * of["hidden"] + 2 * MATRICES * of["inner"], MATRICES * of["hidden"] * of["inner"]
+                return of["experts"] * expert * wide + of["rows"] * row * ACTIVATION_BYTES
             case "reroute":  # an expert in, a slot out, and an adapter a token; four bytes each
                 return 4 * of["rows"] * (2 * of["top_k"] + 1)
             case "align":
@@ -79,8 +80,13 @@ class Point:
         return 0.0
 
 
-def point(operator: str, name: str = "", precision: str = "bf16", **numbers: int) -> Point:
-    """A point by the names of its numbers. Raises KeyError where the family has others."""
+def point(operator: str, name: str = "", precision: str | None = None, /, **numbers: int) -> Point:
+    """A point by the names of its numbers, in bf16 unless told, where a precision means something.
+
+    Raises KeyError where the family has other numbers.
+    """
+    if precision is None:
+        precision = "bf16" if operator in COMPUTING else ""
     family = FAMILIES[operator]
     columns = (*family.shape, *family.axes)
     if set(columns) != set(numbers):
@@ -102,7 +108,7 @@ def rates(of: Point, seconds: float, known: Mapping[Point, float]) -> dict[str, 
     """
     bytes_per_s, flop_per_s = of.num_bytes / seconds, of.num_flops / seconds
     # Attention computes in bf16 whatever the cache holds.
-    product = PRODUCT["bf16" if of.operator == "attention" else of.precision]
+    product = PRODUCT["fp8" if of.precision == "fp8" and of.operator != "attention" else "bf16"]
     copy = HOST_COPY if of.operator == "host_copy" else COPY
     shares = [
         bytes_per_s * known[copy] / copy.num_bytes if copy in known else 0.0,

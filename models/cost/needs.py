@@ -59,7 +59,8 @@ def need_of(operator: Operator, kv: Precision, limits: Limits) -> Need | None:
     if reason_against(operator) is not None:
         return None
     if operator.kind == "attention":
-        return Need("attention", "", kv, operator.shape, min(limits.tokens, limits.context), limits.seqs, limits.context)
+        chunk = min(limits.tokens, limits.context)
+        return Need("attention", "", kv, operator.shape, chunk, limits.seqs, limits.context)
     most = limits.seqs if operator.runs_on == Feature.SEQUENCES else limits.tokens
     return Need(operator.kind, operator.name, operator.precision, operator.shape, most)
 

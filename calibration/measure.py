@@ -5,7 +5,7 @@ begins: the same command goes on after an interruption, and the table is the sam
 time. What the device cannot do is counted and said. Needs torch, triton, numpy, pandas, pyarrow, scipy and
 cuda-bindings, nothing else. `spindle calibrate --out FILE` is the same.
 
-Exit codes: 0 done · 1 a rehearsal failed · 2 refused · 3 stopped in time, points are left · 130 interrupted.
+Exit codes: 0 done · 1 it failed, or the device can do no point · 2 refused · 3 stopped in time, points are left · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def measure(
 
     refusals: errors by which the timer says that the device cannot do a point, which is noted with its words
     stop_after_s: no point begins later
+    Any other error of the timer's is noted too, and raised: the next run goes on with the point after it.
     """
     begin = clock()
     for point in journal.left:
@@ -64,6 +65,10 @@ def measure(
         except refusals as error:
             journal.add(point, skipped=str(error))
             continue
+        except Exception as error:  # the device may be of no use now, and fail at this point again: go on behind it
+            words = str(error).strip().partition("\n")[0]
+            journal.add(point, skipped=f"it failed with {type(error).__name__}: {words}")
+            raise
         p10_s, median_s, p90_s = np.percentile(seconds, (10, 50, 90))
         journal.add(point, seconds=float(median_s), p10_s=float(p10_s), p90_s=float(p90_s))
     return True
@@ -142,23 +147,28 @@ def _run(given: argparse.Namespace, timer: Timer, refusals: tuple[type[Exception
         finally:
             progress.end()
         if code == DONE or not completes:  # a table that is being completed changes once, in the end
-            _write(journal, given.out, known, say)
+            has_rows = _write(journal, given.out, known, say)
         if code == DONE:
             journal.remove()
+            code = DONE if has_rows else FAILED
         else:
             say(f"{len(journal.left)} points are left, about {estimated_s(journal.left) / 60:.0f} minutes; the same "
                 "command goes on")  # fmt: skip
     return code
 
 
-def _write(journal: Journal, out: Path, known: CostTable | None, say: Callable[[str], None]) -> None:
+def _write(journal: Journal, out: Path, known: CostTable | None, say: Callable[[str], None]) -> bool:
+    """Whether there is any row to write."""
     reasons = [found["skipped"] for found in journal.found.values() if "skipped" in found]
     for reason in dict.fromkeys(reasons):
         say(f"{reasons.count(reason)} points left out: {reason}")
-    if len(reasons) < len(journal.found):
-        table = table_from(journal, known)
-        write_table(table, out)
-        say(f"{out}: {len(table.rows)} rows of {table.gpu}")
+    if len(reasons) == len(journal.found):
+        say("nothing was measured, so no table is written")
+        return False
+    table = table_from(journal, known)
+    write_table(table, out)
+    say(f"{out}: {len(table.rows)} rows of {table.gpu}")
+    return True
 
 
 def _list(given: argparse.Namespace, say: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from calibration.grids import points_of
 from models.cost.needs import Need, needs_from_json
 from models.cost.table import table_of, write_table
-from sim import calibrate
+from sim import calibrate, cli
 from sim.scenario.load import load_scenario
 
 SCENARIO = """
@@ -122,6 +122,15 @@ def test_the_process_gets_needs_and_table_and_ends_by_itself(scenario, tmp_path,
     assert child.command[-2:] == ["--known", str(there)]
     assert needs_from_json(child.needs) == found.needs
     assert child.waits == 2
+
+
+def test_the_command_passes_on_what_it_was_given(monkeypatch):
+    started = []
+    monkeypatch.setattr(calibrate, "measure", lambda options, found: started.append((options, found)) or 3)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["calibrate", "--out", "x.csv", "--quick", "--seconds", "400", "--commit", "abc"])
+    assert left.value.code == 3
+    assert started == [(["--out", "x.csv", "--commit", "abc", "--quick", "--seconds", "400.0"], None)]
 
 
 def test_the_commit_is_this_checkout_s():

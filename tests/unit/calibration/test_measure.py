@@ -14,7 +14,7 @@ import pytest
 from calibration.budget import estimated_s
 from calibration.grids import grid, model_needs, points_of, tiny
 from calibration.journal import Journal, JournalError, journal_of
-from calibration.measure import DONE, INTERRUPTED, REFUSED, UNFINISHED, main
+from calibration.measure import DONE, FAILED, INTERRUPTED, REFUSED, UNFINISHED, main
 from calibration.points import CEILINGS, COPY, HOST_COPY, PAGE_CALLS, PRODUCT, Point, point, rates
 from calibration.progress import Progress
 from models.architecture import ARCHITECTURES
@@ -130,6 +130,32 @@ def test_what_the_device_cannot_do_is_counted_and_said(tmp_path, capsys):
     assert run(tmp_path / "t.csv") == DONE
     assert "1 points left out: no fp8 here" in capsys.readouterr().err
     assert "fp8" not in set(read_table(tmp_path / "t.csv").rows["precision"])
+
+
+def test_a_device_that_can_do_nothing(tmp_path, capsys):
+    class Useless(FakeTimer):
+        def seconds(self, point: Point) -> np.ndarray:
+            raise TooSmall("no memory")
+
+    assert run(tmp_path / "t.csv", timer=Useless()) == FAILED
+    assert "nothing was measured, so no table is written" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"needs.json"}
+
+
+def test_a_point_that_fails_is_not_tried_for_ever(tmp_path, capsys):
+    """An illegal access ends the device's context: this run ends, the next one goes on behind the point."""
+    class Failing(FakeTimer):
+        def seconds(self, point: Point) -> np.ndarray:
+            if point.columns.get("rows") == 4 and point.operator == "linear":
+                raise RuntimeError("CUDA error: an illegal memory access\nmore")
+            return super().seconds(point)
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run(tmp_path / "t.csv", timer=Failing())
+    assert run(tmp_path / "t.csv", timer=Failing()) == DONE
+    said = capsys.readouterr().err
+    assert "1 points left out: it failed with RuntimeError: CUDA error: an illegal memory access\n" in said
+    assert 4 not in set(read_table(tmp_path / "t.csv").of("linear")["rows"])
 
 
 def test_another_device_s_journal_is_refused(tmp_path, capsys):

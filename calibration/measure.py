@@ -5,7 +5,8 @@ begins: the same command goes on after an interruption, and the table is the sam
 time. What the device cannot do is counted and said. Needs torch, triton, numpy, pandas, pyarrow, scipy and
 cuda-bindings, nothing else. `spindle calibrate --out FILE` is the same.
 
-Exit codes: 0 done · 1 it failed, or the device can do no point · 2 refused · 3 stopped in time, points are left · 130 interrupted.
+Exit codes: 0 done · 1 it failed, or the device can do no point · 2 refused · 3 stopped in time, points are left ·
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Numbers from reality: measurement, fit, importers (their own issue; nothing here claims to be measured yet)."""
+"""Numbers from reality: measuring on a GPU, importers, and how far interpolation is off."""

@@ -67,10 +67,12 @@ def flush_bytes(device: int = 0) -> int:
     return 2 * torch.cuda.get_device_properties(device).L2_cache_size
 
 
-def measure(ways: Mapping[str, Calls], rounds: int = 30) -> dict[str, Times]:
-    """Times of each way, and of the first one again."""
+def measure(ways: Mapping[str, Calls], rounds: int = 30, has_again: bool = True) -> dict[str, Times]:
+    """Times of each way and, with has_again, of the first one again."""
     first = next(iter(ways))
-    graphs = {name: graph_of(calls) for name, calls in ways.items()} | {f"{first} {AGAIN}": graph_of(ways[first])}
+    graphs = {name: graph_of(calls) for name, calls in ways.items()}
+    if has_again:
+        graphs[f"{first} {AGAIN}"] = graph_of(ways[first])
     num_calls = {name: len(ways[name.removesuffix(f" {AGAIN}")]) for name in graphs}
     dirty, clean = (torch.zeros(flush_bytes() // 4, dtype=torch.int32, device="cuda") for _ in range(2))
     names = list(graphs)

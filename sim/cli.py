@@ -1,7 +1,7 @@
 """The command `spindle`: it reads the command line, calls what does the work, and prints what came of it.
 
 Exit codes: 0 done · 1 a check failed, or an error that is ours · 2 bad input or a refused request ·
-130 interrupted (what was finished is written).
+3 `calibrate --seconds` is over and points are left · 130 interrupted (what was finished is written).
 """
 
 from __future__ import annotations
@@ -269,6 +269,20 @@ def calibrate(
         Path | None,
         typer.Option("--explain", metavar="SCENARIO", help="its operators' times and sources", show_default=False),
     ] = None,
+    needed_by: Annotated[
+        Path | None,
+        typer.Option("--for", metavar="SCENARIO", help="measure what no row covers; without --out: list it",
+                     show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="measure fewer models and sizes")] = False,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="stop measuring then; go on with the same command",
+                                   show_default=False),
+    ] = None,
+    commit: Annotated[
+        str | None, typer.Option("--commit", help="of the measured kernels; default: this checkout's",
+                                 show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="of --explain: print JSON")] = False,
     accelerator: Annotated[
         str | None, typer.Option("--accelerator", help="whose times: h100, h200, b200, a100", show_default=False)
@@ -280,7 +294,7 @@ def calibrate(
     model: Annotated[str | None, typer.Option("--model", help="whose profile", show_default=False)] = None,
     tensor: Annotated[int, typer.Option("--tensor", min=1, help="of the profile")] = 1,
 ) -> None:
-    """Tables of measured times for `cost: {table: FILE}`: imported from other projects, checked, or explained."""
+    """Tables of measured times for `cost: {table: FILE}`: measured here, imported, checked, or explained."""
     if explain is not None:
         from sim.scenario.load import load_scenario
 
@@ -294,14 +308,38 @@ def calibrate(
         options = {"out": out, "accelerator": accelerator, "framework": framework, "from": folder, "model": model}
         given = ["import", source, "--tensor", str(tensor)]
         given += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    elif source is None and (out is not None or needed_by is not None):
+        _measure(out, needed_by, quick, seconds, commit)
+        return
     else:
         raise Refused(
-            "measuring on this machine's GPU arrives later; give --check FILE, --explain SCENARIO, or --import PROJECT "
-            "with --out FILE"
+            "give --out FILE to measure this machine's GPU, alone or --for SCENARIO; --import PROJECT with --out FILE; "
+            "--check FILE; or --explain SCENARIO"
         )
     done = subprocess.run([sys.executable, "-m", "calibration", *given], check=False)
     if done.returncode:
         raise typer.Exit(BAD_INPUT)
+
+
+def _measure(
+    out: Path | None, needed_by: Path | None, quick: bool, seconds: float | None, commit: str | None
+) -> None:
+    calibration = _imported("sim.calibrate")
+    found = None
+    if needed_by is not None:
+        from sim.scenario.load import load_scenario
+
+        loaded = load_scenario(needed_by, [], False, None, None)
+        _imported("sim.scenario.build").check(loaded)
+        found = calibration.wanted(loaded)
+        for name, reason in found.left_out:
+            typer.echo(f"{name}: left out, {reason}", err=True)
+    options = ["--list"] if out is None else ["--out", str(out), "--commit", commit or calibration.commit()]
+    options += ["--quick"] if quick else []
+    options += ["--seconds", str(seconds)] if seconds is not None else []
+    code = calibration.measure(options, found)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -263,9 +263,14 @@ class Measured:
         return fit.at(counts[:, None] * row_bytes, lambda size_bytes: roof(size_bytes / row_bytes))
 
     def experts(self, operator: Operator) -> tuple[ExpertTimes, str] | None:
-        """Over (rows, experts touched) on one rank, and the name of the kernel: "moe" includes the router."""
+        """Over (rows, experts touched) on one rank, and the name of the kernel: "moe" includes the router.
+
+        All rows are of one kernel: the first of EXPERT_KERNELS that was measured for the shape, else of any other.
+        """
         hidden, inner, top_k, num_experts = operator.shape
         rows = self._rows("experts", hidden=hidden, inner=inner, top_k=top_k, precision=operator.precision)
+        names = sorted(rows["name"].unique(), key=lambda name: [*EXPERT_KERNELS, name].index(name))
+        rows = rows[rows["name"].isin(names[:1])]
         # Ranks with fewer experts, and with more: what counts is how many are touched. Its own rows go first.
         is_own = rows["num_experts"] == num_experts
         rows = pd.concat([rows[is_own], rows[~is_own]]).drop_duplicates(["rows", "experts"])
@@ -289,5 +294,7 @@ class Measured:
         return AttentionTimes(prefill, decode, together, bool((prefill.points[:, 1] > 0).any()), tail)
 
 
+EXPERT_KERNELS = ("moe", "fused_moe", "pool", "padded", "grouped")
+"""Whose rows price a model's experts, where several kernels were measured: an engine's, then our own over the pool."""
 PREFILL = (LINEAR, LOG, LOG)
 """Prefill grows with the square of its chunk, which a straight line between far points overestimates."""

@@ -6,6 +6,8 @@ operator, name     what ran: a key of FAMILIES; the name tells kernels of one fa
 precision          of the weights, or of the cache: bf16, fp8
 shape and axes     whole numbers, in the columns that the operator's family lists; the others are empty
 seconds            median of one call; p10_s and p90_s where known
+rates              bytes_per_s and flop_per_s of what the call must move and compute; of_ceiling: the larger of their
+                   shares of what the same device reached in a copy and a large product; where known
 unit               always "s": a file in another unit is refused, not converted
 gpu, source        the device as it calls itself, and where the row comes from, with its licence
 driver, torch, triton, commit, date    of the measurement, where known
@@ -70,6 +72,8 @@ FAMILIES = {
     "combine": Family(("ranks", "hidden", "top_k", "num_experts"), ("rows",)),
     # ExpertWeave's rerouting of `rows` tokens over `adapters` maps; the name says which way
     "reroute": Family(("top_k", "num_experts", "adapters"), ("rows",)),
+    # pairs of `rows` tokens sorted by slot; the name says whether rerouting takes place on the way
+    "align": Family(("top_k", "num_experts", "adapters", "slots"), ("rows",)),
     # a copy from pinned host memory
     "host_copy": Family((), ("size_bytes",)),
     # a call of the virtual-memory interface for so many pages; the name says which
@@ -79,7 +83,8 @@ FAMILIES = {
 NUMBERS = tuple(dict.fromkeys(c for family in FAMILIES.values() for c in (*family.shape, *family.axes)))
 TEXTS = ("operator", "name", "precision", "unit", "gpu", "source", "driver", "torch", "triton", "commit", "date")
 TIMES = ("seconds", "p10_s", "p90_s")
-COLUMNS = (*TEXTS, *NUMBERS, *TIMES)
+RATES = ("bytes_per_s", "flop_per_s", "of_ceiling")
+COLUMNS = (*TEXTS, *NUMBERS, *TIMES, *RATES)
 KEY = ("operator", "name", "precision", *NUMBERS)
 NEEDED = ("operator", "seconds", "unit", "gpu", "source")
 
@@ -118,13 +123,13 @@ def table_of(rows: pd.DataFrame | Iterable[dict[str, Any]], origin: str) -> Cost
     frame = frame.reindex(columns=COLUMNS).reset_index(drop=True)
     for column in TEXTS:
         frame[column] = frame[column].astype(object).where(frame[column].notna(), "").astype(str)
-    for column in (*NUMBERS, *TIMES):
+    for column in (*NUMBERS, *TIMES, *RATES):
         read = pd.to_numeric(frame[column], errors="coerce")
         _refuse(origin, frame, read.isna() & frame[column].notna(), column, "is no number")
         frame[column] = read.astype(float)
     _check(origin, frame)
     frame[list(NUMBERS)] = frame[list(NUMBERS)].astype("Int64")
-    first = {c: "median" if c in TIMES else "first" for c in COLUMNS if c not in KEY}
+    first = {c: "median" if c in (*TIMES, *RATES) else "first" for c in COLUMNS if c not in KEY}
     merged = frame.groupby(list(KEY), sort=False, dropna=False).agg(first).reset_index()
     return CostTable(merged[list(COLUMNS)], origin)
 

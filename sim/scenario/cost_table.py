@@ -47,7 +47,7 @@ TableFile = Annotated[
 @cache
 def measured(name: str, accelerator: str) -> Measured:
     """The table behind a name or path. Raises TableError for one that is broken, missing, or another accelerator's."""
-    table = read_table(_imported(name) if name in PRESETS else Path(name))
+    table = read_table(table_path(name))
     if _plain(accelerator) not in _plain(table.gpu):
         raise TableError(
             f"{name} has times of {table.gpu}, the accelerator is {accelerator}; take a table of its own, or leave "
@@ -56,9 +56,14 @@ def measured(name: str, accelerator: str) -> Measured:
     return Measured(table)
 
 
+def table_path(name: str) -> Path:
+    """The file behind a name or path. Raises TableError where the tables of a name cannot be had."""
+    return _imported(name) if name in PRESETS else Path(name)
+
+
 def fingerprint(name: str) -> str:
     """A table's name with a digest of what is in it."""
-    path = _imported(name) if name in PRESETS else Path(name)
+    path = table_path(name)
     return f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 

@@ -154,7 +154,7 @@ def test_no_folder_is_overwritten_silently(fakes, spindle):
         (["runn"], "runn"),
         (["list", "animals"], "animals"),
         (["report", "."], "is no run folder: it holds no summary.json"),
-        (["calibrate"], "measuring on this machine's GPU arrives later; give --check FILE, --explain SCENARIO, or"),
+        (["calibrate"], "give --out FILE to measure this machine's GPU, alone or --for SCENARIO; --import PROJECT"),
         (
             ["sweep", "s.yaml", "--grid", "paths.policy"],
             "is no grid; write for example --grid paths.policy=ecmp,spray",

@@ -146,3 +146,18 @@ def test_experts_are_pooled_over_the_ranks_that_hold_few_and_many():
     assert name == "fused_moe"
     assert found.seconds == pytest.approx(np.array([64, 96, 128]) * US, rel=0.02)
     assert Source.EXTRAPOLATED not in found.source
+
+
+def test_experts_are_priced_by_one_kernel_an_engine_s_first():
+    """Of kernels for one shape "moe" counts, without it "fused_moe", then our own over the pool; never a mixture."""
+    def rows(name: str, us: float) -> list[dict]:
+        return [{"operator": "experts", "name": name, "precision": "bf16", "hidden": 2048, "inner": 768, "top_k": 8,
+                 "num_experts": 128, "rows": n, "experts": 64, "seconds": us * US} for n in (64, 128)]  # fmt: skip
+
+    operator = Operator("routed_experts", "experts", affine(), affine(), kind="experts", shape=(2048, 768, 8, 128))
+    there = [("strange", 6.0), ("grouped", 5.0), ("padded", 4.0), ("pool", 3.0), ("fused_moe", 2.0), ("moe", 1.0)]
+    while there:
+        times, name = table(*(row for each in there for row in rows(*each))).experts(operator)
+        expected = there.pop()
+        assert name == expected[0]
+        assert times.fit.seconds.tolist() == pytest.approx([expected[1] * US] * 2)

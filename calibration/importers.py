@@ -98,7 +98,7 @@ def _meta(path: Path) -> dict[str, Any]:
 def _uneven(
     at: Path, attention: GroupedQueryAttention, tensor: int, meta: dict[str, Any], common: Row
 ) -> Iterator[pd.DataFrame]:
-    """The uneven batches of skew.csv, `nb` of n decodes at kv_big and the others at kvs, and their even counterparts."""
+    """The uneven batches of skew.csv, `nb` of n decodes at kv_big and the others at kvs, and their even like."""
     iterations = meta.get("measurement_iterations")
     if not isinstance(iterations, int) or iterations < 1:
         raise TableError(f"{at.parent / 'meta.yaml'}: no measurement_iterations, over which skew.csv's times are sums")

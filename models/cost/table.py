@@ -54,7 +54,7 @@ FAMILIES = {
     "memory_pass": Family((), ("size_bytes",)),
     # one prefill chunk after a prefix, and decodes with a context each, in one call; 0: none
     "attention": Family(("heads", "kv_heads", "head_dim"), ("chunk", "prefix", "decodes", "context")),
-    # decodes of which num_long have the context `longest` and the others `context`, beside a chunk; num_long 0: all even
+    # decodes beside a chunk, num_long of them with the context `longest`, the others with `context`; num_long 0: even
     "uneven_attention": Family(
         ("heads", "kv_heads", "head_dim"), ("chunk", "prefix", "decodes", "context", "num_long", "longest")
     ),

@@ -19,6 +19,7 @@ from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism, ParallelismError
+from sim.devices.kv_cache import Contents
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.message_fabric import MessageFabric
@@ -33,7 +34,8 @@ from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.lengths import Fixed, Lognormal, Uniform
-from sim.workload.traces import read_azure_trace
+from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
+from sim.workload.traces import Trace, read_azure_trace
 
 
 def _length_law(law: Any) -> Any:
@@ -56,6 +58,8 @@ def _fewest_tokens(law: Any) -> tuple[int, str]:
             return law.low, "low"
     return 1, "mean"
 
+
+TRACES = {"azure": read_azure_trace, "mooncake": read_mooncake_trace, "vllm": read_vllm_trace}
 
 MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
@@ -196,12 +200,28 @@ class Server:
     def arrivals(self, streams: RandomStreams) -> np.ndarray:
         return self.requests(streams)[0]
 
-    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @cached_property
+    def trace(self) -> Trace | None:
+        """Its window of the recorded trace."""
         w = self.w
-        trace = None
-        if w.trace is not None:
-            scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
-            trace = read_azure_trace(w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
+        if w.trace is None:
+            return None
+        scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
+        return TRACES[w.trace.format](w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
+
+    def contents(self, prompt: np.ndarray) -> Contents | None:
+        """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
+
+        Raises ValueError where the engine's blocks are no parts of the trace's.
+        """
+        trace = self.trace
+        if trace is None or trace.blocks is None or self.w.lengths is not None:
+            return None
+        is_served = np.arange(trace.num_requests) < len(prompt)
+        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size)
+
+    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w, trace = self.w, self.trace
         if trace is not None and w.arrivals.kind == "trace":
             arrival_s = trace.arrival_s
             if w.duration_s is not None:
@@ -266,10 +286,11 @@ class Server:
         limits = EngineLimits(
             w.batching.policy, num_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
+            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
         )  # fmt: skip
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
-            "num_replicas": w.replicas, "router": w.router.policy,
+            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None

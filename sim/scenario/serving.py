@@ -93,6 +93,23 @@ class Batching(Part):
     policy: Literal["prefill_first", "chunked_prefill"] = "chunked_prefill"
     max_num_seqs: Count = Field(default=256, description="running requests at most")
     max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
+    async_scheduling: bool | None = Field(
+        default=None, description="schedule a step while the one before runs; by default with chunked_prefill, as vLLM "
+        "does since 0.14",
+    )  # fmt: skip
+    cuda_graphs: bool = Field(
+        default=True, description="batches of up to min(2 max_num_seqs, 512) tokens run as recorded graphs, padded to "
+        "their sizes",
+    )  # fmt: skip
+
+    @property
+    def is_async(self) -> bool:
+        return self.policy == "chunked_prefill" if self.async_scheduling is None else self.async_scheduling
+
+    @property
+    def max_graph_tokens(self) -> int:
+        """As vLLM 0.19 chooses the largest graph (vllm/config/vllm.py)."""
+        return min(2 * self.max_num_seqs, 512, self.max_num_batched_tokens) if self.cuda_graphs else 0
 
 
 class KvCache(Part):
@@ -101,6 +118,9 @@ class KvCache(Part):
     block_size: Count = Field(default=16, description="tokens per block")
     memory_fraction: PositiveShare = Field(
         default=0.9, description="of the device's memory, for weights and cache together"
+    )
+    prefix_caching: bool = Field(
+        default=True, description="full blocks are found again by requests with the same content before them"
     )
     num_blocks: Count | None = Field(
         default=None, description="given outright instead of computed from the memory"
@@ -192,9 +212,11 @@ class Lengths(Part):
 class Trace(Part):
     """Requests from a file: arrival times, and lengths unless `lengths` is given."""
 
-    format: Literal["azure"] = Field(
-        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
-    )
+    format: Literal["azure", "mooncake", "vllm"] = Field(
+        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; mooncake: JSON lines "
+        "with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
+        "input_toks, output_toks, hash_ids. Equal hash_ids are equal blocks, of 512 and of 16 tokens",
+    )  # fmt: skip
     file: InputFile
     from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
     until_s: PositiveSeconds | None = None

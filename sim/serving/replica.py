@@ -273,7 +273,7 @@ class FabricReplica:
             launch_batch(engine.state)
             started_s, running = clock.now, step
             if self.fabric is None:
-                done = clock.timeout(step.compute_s)
+                done: Event = clock.timeout(step.compute_s)
             else:
                 done = self.fabric.start(self.iteration.graph(step, started_s)).done
             step = self._form() if engine.limits.is_async else None

@@ -150,6 +150,9 @@ class ServingWorkload:
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
+        queried = sum(replica.engine.count("queried_tokens") for replica in self.replicas)
+        cached = sum(replica.engine.count("cached_tokens") for replica in self.replicas)
+        metrics["prefix_cache_hit_rate"] = cached / queried if queried else None
         return metrics | {"num_steps": self.num_steps} | self.memory
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:
@@ -186,6 +189,7 @@ class ServingWorkload:
             first_token_s=rows["first_token_s"],
             finished_s=rows["finished_s"],
             input_tokens=rows["num_prompt_tokens"],
+            cached_tokens=rows["num_cached"],
             output_tokens=rows["num_generated"],
             num_preemptions=rows["num_preemptions"],
             outcome=np.array(OUTCOMES)[rows["outcome"]],

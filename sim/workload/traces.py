@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.workload.shared_blocks import SharedBlocks
+
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MOST_TOKENS = 2**30
 
@@ -32,12 +34,14 @@ class Trace:
     arrival_s             seconds from the start of the window
     num_prompt_tokens, num_output_tokens    at least 1 each
     num_zero_outputs      rows that recorded no output token, and were replayed with one, or dropped
+    blocks                what prompts have in common, where the trace says so
     """
 
     arrival_s: NDArray[np.float64]
     num_prompt_tokens: NDArray[np.int64]
     num_output_tokens: NDArray[np.int64]
     num_zero_outputs: int = 0
+    blocks: SharedBlocks | None = None
 
     @property
     def num_requests(self) -> int:
@@ -68,15 +72,26 @@ def read_azure_trace(
     that fall, or an empty window; ValueError for a window or a scale that makes no sense.
     """
     path = Path(path)
+    time_ns, prompt, output = _azure_rows(path, refuse_zero_output=zero_output == "refuse")
+    whole = Trace((time_ns - time_ns[0]) * 1e-9, prompt, output)
+    return windowed(whole, path, from_s, until_s, scale, drops_zero_output=zero_output == "drop")
+
+
+def windowed(
+    whole: Trace, path: str | Path, from_s: float, until_s: float | None, scale: float, drops_zero_output: bool = False
+) -> Trace:
+    """A trace's window, at `scale` times its rate; an output of 0 tokens becomes 1, or is dropped.
+
+    Raises TraceError where the window is empty; ValueError for a window or a scale that makes no sense.
+    """
     if not (0 <= from_s < np.inf and (until_s is None or from_s < until_s)):
         raise ValueError(f"window from {from_s} s until {until_s} s is empty")
     if not 0 < scale < np.inf:
         raise ValueError(f"scale of a trace's rate must be positive and finite, got {scale}")
-    time_ns, prompt, output = _azure_rows(path, refuse_zero_output=zero_output == "refuse")
-    elapsed_s = (time_ns - time_ns[0]) * 1e-9
+    elapsed_s, output = whole.arrival_s, whole.num_output_tokens
     keep = (elapsed_s >= from_s) & (elapsed_s < (np.inf if until_s is None else until_s))
     is_zero = keep & (output == 0)
-    if zero_output == "drop":
+    if drops_zero_output:
         keep &= ~is_zero
     if not keep.any():
         window = f"from {from_s:g} s on" if until_s is None else f"between {from_s:g} s and {until_s:g} s"
@@ -84,8 +99,9 @@ def read_azure_trace(
             f"{path}: no request {window}; the trace lasts {elapsed_s[-1]:.3f} s, so begin and end within it"
         )
     return Trace(
-        (elapsed_s[keep] - from_s) / scale, prompt[keep], np.maximum(output[keep], 1), int(is_zero.sum())
-    )
+        (elapsed_s[keep] - from_s) / scale, whole.num_prompt_tokens[keep], np.maximum(output[keep], 1),
+        int(is_zero.sum()), None if whole.blocks is None else whole.blocks.select(keep),
+    )  # fmt: skip
 
 
 def _azure_rows(
@@ -163,6 +179,3 @@ def _tokens(text: str, column: str, least: int, where: str) -> int:
     if not re.fullmatch(r"[0-9]+", stripped) or not least <= int(stripped) < MOST_TOKENS:
         raise TraceError(f"{where}: {column} {text!r} is not a whole number of at least {least}")
     return int(stripped)
-
-
-TRACES = {"azure": read_azure_trace}

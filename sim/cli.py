@@ -219,8 +219,32 @@ def report(
 @app.command()
 def validate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="DIR", help="a recorded run of your server, to compare with instead",
+                     show_default=False),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="of --against: measured times of its GPU", show_default=False)
+    ] = None,
+    workload: Annotated[
+        Path | None, typer.Option("--workload", help="of --against: what was sent, with shared blocks",
+                                  show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="of --against: a preset's name", show_default=False)
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="of --against: a preset's name", show_default=False)
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="of --against: a picture to draw", show_default=False)
+    ] = None,
 ) -> None:
     """Check the simulator against closed forms, published figures and measured runs."""
+    if against is not None:
+        _validate_against(against, table, workload, model, accelerator, figure, as_json)
+        return
     validation = _imported("sim.validate.main")
     rows = rows_of(validation.run_checks())
     compared = validation.run_comparisons()
@@ -234,6 +258,30 @@ def validate(
         print_text("\n".join(validation.remarks(compared)))
     if any(row.get("passed") is False and row.get("because") is None for row in rows + compared_rows):
         raise typer.Exit(1)
+
+
+def _validate_against(
+    folder: Path, table: Path | None, workload: Path | None, model: str | None, accelerator: str | None,
+    figure: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    from models.cost.table import TableError, read_table
+    from sim.workload.traces import TraceError
+
+    runs, against = _imported("sim.validate.recorded_runs"), _imported("sim.validate.against")
+    engines = _imported("sim.validate.engine_runs")
+    if table is None:
+        raise Refused("--against needs --table FILE, measured times of that GPU; `spindle calibrate` makes tables")
+    try:
+        run, times = runs.read_run(folder, workload), read_table(table)
+        device = accelerator or against.accelerator_of(run, times)
+        replay = engines.Replay(run, times, model or runs.preset_of(run.model), device)
+        print_rows(list(against.error_rows(replay)), f"{run.name}: recorded and simulated", as_json)
+        print_rows(list(against.mechanism_rows(replay)), "Relative errors with mechanisms switched off", as_json)
+        print_rows(list(against.assumption_rows(replay)), "What is assumed: the engine's own memory", as_json)
+        if figure is not None and against.draw_service(replay, figure) is None:
+            typer.echo("no figure: the run says nothing of who ran and waited", err=True)
+    except (runs.RunError, TableError, TraceError, ValueError) as error:
+        raise Refused(str(error)) from None
 
 
 @app.command()

@@ -40,9 +40,9 @@ class AttentionTable(NamedTuple):
                                 the sum of the two alone
     limits                      the largest chunk, prefix, and sum of both that were measured
     decode_limit                [decodes + 1] the longest context of so many decodes with measured points around it
-    tail_chunk, tail_decodes, tail_evenness    nodes of `tail`; evenness is mean over longest context
-    tail                        [chunks, decodes, evenness] seconds for each token that the longest context has beyond
-                                the mean; empty where uneven batches were not measured
+    tail_chunk, tail_decodes, tail_longest, tail_evenness    nodes of `tail`; evenness is mean over longest context
+    tail                        [chunks, decodes, longest, evenness] seconds for each token that the longest context has
+                                beyond the mean; empty where uneven batches were not measured
     """
 
     chunk: NDArray[np.float64]
@@ -61,6 +61,7 @@ class AttentionTable(NamedTuple):
     decode_limit: NDArray[np.float64]
     tail_chunk: NDArray[np.float64]
     tail_decodes: NDArray[np.float64]
+    tail_longest: NDArray[np.float64]
     tail_evenness: NDArray[np.float64]
     tail: NDArray[np.float64]
 
@@ -85,7 +86,8 @@ def no_attention() -> AttentionTable:
     none = np.zeros(0)
     return AttentionTable(
         none, none, np.zeros((0, 0)), none, np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, np.int16), none, none, none,
-        none, np.zeros((0, 0, 0, 0)), none, none, none, none, none, np.zeros((0, 0, 0)),
+        none, np.zeros((0, 0, 0, 0)), none, none, none, none, none, none,
+        np.zeros((0, 0, 0, 0)),
     )  # fmt: skip
 
 
@@ -417,11 +419,12 @@ def tail_seconds(
         return 0.0
     a, fa = _place(attention.tail_chunk, chunk)
     b, fb = _place(attention.tail_decodes, decodes)
-    c, fc = _place(attention.tail_evenness, context / longest)
+    c, fc = _place(attention.tail_longest, longest)
+    d, fd = _place(attention.tail_evenness, context / longest)
     per_token_s = 0.0
-    for corner in range(8):
-        p, q, r = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1
-        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc)
+    for corner in range(16):
+        p, q, r, s = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1, (corner >> 3) & 1
+        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc) * (fd if s else 1 - fd)
         if share > 0.0:
-            per_token_s += share * attention.tail[a + p, b + q, c + r]
+            per_token_s += share * attention.tail[a + p, b + q, c + r, d + s]
     return per_token_s * beyond

@@ -6,8 +6,9 @@ longest context reads on alone, so what a batch takes beyond its like of equal c
     longest context - mean context        times a time per token
 
 which depends on how many decodes there are (with few, a context is split among blocks), on whether a prefill chunk is
-in the same call (a kernel that does not split), and on the evenness, mean / longest: with many long ones nobody is
-alone. Each batch measured gives the time per token at its place; the median over its contexts and prefixes is taken.
+in the same call (a kernel that does not split), on how long the longest is, and on the evenness, mean / longest: with
+many long ones nobody is alone. Each batch measured gives the time per token at its place; the median over the chunk's
+prefixes is taken.
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ __all__ = ["Tail", "no_tail", "tail_of"]
 
 
 class Tail(NamedTuple):
-    """seconds[chunk, decodes, evenness] for each token that the longest context has beyond the mean."""
+    """seconds[chunk, decodes, longest, evenness] for each token that the longest context has beyond the mean."""
 
     chunk: NDArray[np.float64]
     decodes: NDArray[np.float64]
+    longest: NDArray[np.float64]
     evenness: NDArray[np.float64]
     seconds: NDArray[np.float64]
 
 
 def no_tail() -> Tail:
     none = np.zeros(0)
-    return Tail(none, none, none, np.zeros((0, 0, 0)))
+    return Tail(none, none, none, none, np.zeros((0, 0, 0, 0)))
 
 
 def tail_of(rows: pd.DataFrame) -> Tail:
     """From rows of "uneven_attention": num_long decodes at `longest`, the others at `context`; an even batch has
     num_long 0. Uneven ones without an even one of the same mean context are left out.
 
-    Never negative. Where so many decodes were not measured in a call with such a chunk, the next smaller number stands.
+    Never negative. Where so many decodes were not measured with such a chunk and longest context, what stands there for
+    the next smaller ones, else for the next larger.
     """
     place = ["chunk", "prefix", "decodes"]
     even = rows[rows["num_long"] == 0].rename(columns={"context": "mean", "seconds": "even_s"})
@@ -53,15 +56,19 @@ def tail_of(rows: pd.DataFrame) -> Tail:
         uneven[column] = uneven[column].astype(float)
     uneven["per_token_s"] = (uneven["seconds"] - uneven["even_s"]) / (uneven["longest"] - uneven["mean"])
     uneven["evenness"] = (uneven["mean"] / uneven["longest"]).round(3)
-    chunk, decodes = np.unique(uneven["chunk"]), np.unique(uneven["decodes"])
+    axes = ("chunk", "decodes", "longest")
+    nodes = [np.unique(uneven[axis]) for axis in axes]
     evenness = np.append(np.unique(uneven["evenness"]), 1.0)
-    seconds = np.zeros((len(chunk), len(decodes), len(evenness)))
-    for i, c in enumerate(chunk):
-        for j, d in enumerate(decodes):
-            at = uneven[(uneven["chunk"] == c) & (uneven["decodes"] == d)]
-            if not len(at):
-                seconds[i, j] = seconds[i, max(j - 1, 0)]
-                continue
-            found = at.groupby("evenness")["per_token_s"].median()
-            seconds[i, j] = np.interp(evenness, [*found.index, 1.0], [*found, 0.0])
-    return Tail(chunk, decodes, evenness, np.maximum(seconds, 0.0))
+    seconds = np.full([*map(len, nodes), len(evenness)], np.nan)
+    places = [np.searchsorted(node, uneven[axis]) for node, axis in zip(nodes, axes, strict=True)]
+    for at, same in uneven.groupby(np.ravel_multi_index(places, seconds.shape[:3])):
+        found = same.groupby("evenness")["per_token_s"].median()
+        seconds[np.unravel_index(int(at), seconds.shape[:3])] = np.interp(evenness, [*found.index, 1.0], [*found, 0.0])
+    for axis in (2, 1, 0):
+        seconds = np.moveaxis(_filled(np.moveaxis(seconds, axis, 0)), 0, axis)
+    return Tail(nodes[0], nodes[1], nodes[2], evenness, np.maximum(seconds, 0.0))
+
+
+def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN along the first axis replaced by what is before it, at the beginning by what comes next."""
+    return pd.DataFrame(values.reshape(len(values), -1)).ffill().bfill().to_numpy().reshape(values.shape)

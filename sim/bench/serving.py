@@ -7,9 +7,7 @@ beside the repository; without it, a synthetic load of the same rate and mean le
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -19,14 +17,14 @@ from models.hardware import ACCELERATORS
 from models.memory import plan_memory
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
+from sim.recorded import recorded, roots
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.lengths import Lognormal
 from sim.workload.traces import Trace, read_azure_trace
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TRACE = Path("azure_llm", "AzureLLMInferenceTrace_conv.csv")
+TRACE = "azure_llm/AzureLLMInferenceTrace_conv.csv"
 REPEATS = 3
 """The fastest of so many runs counts: the others had company."""
 
@@ -53,11 +51,9 @@ def row(name: str, value: float, unit: str, target: float, ok: bool, note: str |
 
 def load() -> tuple[Trace, str | None]:
     """The trace, or a stand-in and the sentence that says so."""
-    roots = [Path(os.environ["SPINDLE_DATA"])] if "SPINDLE_DATA" in os.environ else []
-    roots.append(REPOSITORY.parent / "shared" / "data")
-    for root in roots:
-        if (root / TRACE).is_file():
-            return read_azure_trace(root / TRACE), None
+    path = recorded(TRACE)
+    if path is not None:
+        return read_azure_trace(path), None
     streams = RandomStreams(1)
     num = 19_366
     # Rate and means of the published trace; its sigmas by eye.
@@ -66,14 +62,17 @@ def load() -> tuple[Trace, str | None]:
         Lognormal(1155.0, 0.9, most=14_050).draw(streams.stream("bench.input"), num),
         Lognormal(211.0, 0.8, most=1_000).draw(streams.stream("bench.output"), num),
     )
-    return trace, f"synthetic load of the same rate: {TRACE} is not in {' or '.join(map(str, roots))}"
+    return trace, f"synthetic load of the same rate: {TRACE} is not in {' or '.join(map(str, roots()))}"
 
 
 def fastest(trace: Trace, policy: str, scale: float) -> tuple[float, float, int]:
     """(seconds of the run, seconds from building the workload to its metrics, engine steps)."""
     architecture, accelerator = ARCHITECTURES["llama-3.1-8b"], ACCELERATORS["a100"]
     table = step_table(architecture, accelerator, compute_efficiency=0.5)
-    limits = EngineLimits(policy, plan_memory(architecture, accelerator).num_kv_blocks)
+    limits = EngineLimits(
+        policy, plan_memory(architecture, accelerator).num_kv_blocks, is_async=policy == "chunked_prefill",
+        is_caching=True, max_graph_tokens=512,
+    )  # fmt: skip
     runs_s, walls_s = [], []
     # The first run compiles, or loads what was compiled.
     for _ in range(1 + REPEATS):

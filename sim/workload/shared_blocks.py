@@ -24,9 +24,14 @@ class SharedBlocks:
 
     def select(self, keep: NDArray[np.bool_]) -> SharedBlocks:
         """Those of the requests that are kept."""
-        lengths = np.diff(self.start)
-        start = np.append(0, np.cumsum(lengths[keep]))
-        return SharedBlocks(start, self.number[np.repeat(keep, lengths)], self.num_tokens)
+        return self.taken(np.flatnonzero(keep))
+
+    def taken(self, order: NDArray[np.int64]) -> SharedBlocks:
+        """In another order of requests."""
+        lengths = np.diff(self.start)[order]
+        start = np.append(0, np.cumsum(lengths))
+        place = np.arange(start[-1]) - np.repeat(start[:-1], lengths) + np.repeat(self.start[:-1][order], lengths)
+        return SharedBlocks(start, self.number[place], self.num_tokens)
 
     def hit_rate(self) -> float:
         """Share of all blocks that a cache without bound has when their request arrives, one after the other."""

@@ -12,7 +12,7 @@ from models.features import Feature
 
 CHUNK, PREFIX = np.array([1.0, 4.0, 16.0, 64.0]), np.array([0.0, 8.0, 32.0, 128.0])
 CONTEXT = np.array([1.0, 5.0, 20.0, 130.0])
-EVENNESS = np.array([0.2, 0.5, 1.0])
+LONGEST, EVENNESS = np.array([2.0, 40.0]), np.array([0.2, 0.5, 1.0])
 GRID_DECODES, GRID_CONTEXT = np.array([1.0, 4.0, 8.0]), np.array([1.0, 30.0, 130.0])
 MAX_TOKENS = 130
 
@@ -34,8 +34,8 @@ def measured_tables(draw) -> tuple[StepTable, np.ndarray]:
         CHUNK, PREFIX, times(len(CHUNK), len(PREFIX)), CONTEXT, *decode_lines(CONTEXT, decode), CHUNK, PREFIX,
         GRID_DECODES, GRID_CONTEXT, times(*shape) - 0.5e-3 if has_extra else np.zeros((0, 0, 0, 0)),
         np.array([16.0, 32.0, 48.0]), np.array([0.0, *[100.0] * 4, *[0.0] * 4]),
-        np.array([0.0, 4.0, 16.0]), GRID_DECODES, EVENNESS,
-        times(3, 3, 3) * 1e-2 if draw(st.booleans()) else np.zeros((0, 0, 0)),
+        np.array([0.0, 4.0, 16.0]), GRID_DECODES, LONGEST, EVENNESS,
+        times(3, 3, 2, 3) * 1e-2 if draw(st.booleans()) else np.zeros((0, 0, 0, 0)),
     )  # fmt: skip
     plain = cost_table()
     tags = np.array([
@@ -73,7 +73,12 @@ class MeasuredEngine(PlainEngine):
         if n and a.tail.size:
             num = chunks[int(np.argmax(each))][0] if chunks else 0
             mean, longest = np.mean(contexts), max(contexts)
-            lines = [bilinear(a.tail_decodes, a.tail_evenness, values, n, mean / longest) for values in a.tail]
+            lines = [
+                np.interp(n, a.tail_decodes, [
+                    bilinear(a.tail_longest, a.tail_evenness, values, longest, mean / longest) for values in per_chunk
+                ])
+                for per_chunk in a.tail
+            ]  # fmt: skip
             decode_s += np.interp(num, a.tail_chunk, lines) * (longest - mean)
         t = self.table
         tokens = self.padded(tokens)

@@ -76,7 +76,8 @@ KEYS = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s"
 def contents_of(engine) -> list[tuple[int, ...]]:
     """What requests' leading full blocks hold: the first `common` ones are the family's, 0 shares nothing."""
     found = []
-    for i, (prompt, family) in enumerate(zip(engine["prompt"], engine.get("families", engine["prompt"] * 0), strict=True)):
+    families = engine.get("families", engine["prompt"] * 0)
+    for i, (prompt, family) in enumerate(zip(engine["prompt"], families, strict=True)):
         num_full = int(prompt) // engine["block_size"] if family else 0
         shared = [1000 * int(family) + j for j in range(min(num_full, engine.get("common", 0)))]
         found.append((*shared, *(10_000 + 1000 * i + j for j in range(len(shared), num_full))))

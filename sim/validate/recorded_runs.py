@@ -1,0 +1,161 @@
+"""Runs of a real engine, as they were recorded: what came, when it was scheduled, and when tokens came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from models.architecture import ARCHITECTURES
+from sim.workload.prefix_traces import read_vllm_trace
+from sim.workload.shared_blocks import SharedBlocks
+
+Float64 = NDArray[np.float64]
+
+
+class RunError(ValueError):
+    """A recording that cannot be replayed; the text names file, line, what is missing and the remedy."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One engine, its settings and its requests in order of arrival; times from the first arrival, in seconds.
+
+    scheduled_s   None where only a client measured
+    num_blocks    of its KV cache, None where that was not recorded
+    blocks        what prompts have in common, None where that is not known
+    timeline      columns t, running, waiting, None where there is none
+    """
+
+    name: str
+    model: str
+    device: str
+    tensor: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    memory_fraction: float
+    num_blocks: int | None
+    arrival_s: Float64
+    scheduled_s: Float64 | None
+    first_token_s: Float64
+    last_token_s: Float64
+    num_prompt_tokens: NDArray[np.int64]
+    num_output_tokens: NDArray[np.int64]
+    blocks: SharedBlocks | None
+    timeline: pd.DataFrame | None
+
+
+def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRun:
+    """A folder with requests.jsonl and meta.json, or a result of `vllm bench serve --save-result --save-detailed`.
+
+    requests.jsonl   a line per request: input_toks, output_toks, queued_ts, scheduled_ts, first_token_ts, last_token_ts
+    meta.json        model, engine_kwargs; kv_cache.num_gpu_blocks where known
+    timeseries.csv   t, running, waiting; may be missing
+    workload         what was sent, in the same order, with the prompts' shared blocks (trace format `vllm`)
+    Raises RunError.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "requests.jsonl").is_file():
+        return _read_engine_run(path, workload)
+    results = [path] if path.is_file() else sorted(path.glob("*.json")) if path.is_dir() else []
+    for file in results:
+        result = _read_json(file)
+        if "ttfts" in result:
+            return _read_client_run(file, result, workload)
+    raise RunError(
+        f"{path}: neither requests.jsonl with meta.json, nor a result of vllm bench serve with --save-result and "
+        "--save-detailed"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+FIELDS = ("input_toks", "output_toks", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+
+
+def _read_engine_run(folder: Path, workload: str | Path | None) -> RecordedRun:
+    rows = []
+    path = folder / "requests.jsonl"
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append([float(row[field]) for field in FIELDS])
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path}, line {number}: needs numbers {', '.join(FIELDS)}: {error!r}") from None
+    if not rows:
+        raise RunError(f"{path}: no requests")
+    prompt, output, queued, scheduled, first, last = np.array(rows).T
+    order = np.argsort(queued, kind="stable")
+    start_s = queued.min()
+    meta = _read_json(folder / "meta.json")
+    engine, cache = meta.get("engine_kwargs", {}), meta.get("kv_cache", {})
+    series = folder / "timeseries.csv"
+    return RecordedRun(
+        name=f"{folder.parent.name}/{folder.name}",
+        model=str(meta.get("model", "")),
+        device=str(meta.get("hardware", {}).get("device_name", "")),
+        tensor=int(engine.get("tensor_parallel_size") or 1),
+        max_num_seqs=int(engine.get("max_num_seqs") or 256),
+        max_num_batched_tokens=int(engine.get("max_num_batched_tokens") or 2048),
+        memory_fraction=float(cache.get("gpu_memory_utilization") or 0.9),
+        num_blocks=cache.get("num_gpu_blocks"),
+        arrival_s=queued[order] - start_s,
+        scheduled_s=scheduled[order] - start_s,
+        first_token_s=first[order] - start_s,
+        last_token_s=last[order] - start_s,
+        num_prompt_tokens=prompt[order].astype(np.int64),
+        num_output_tokens=output[order].astype(np.int64),
+        blocks=_shared(workload, prompt, order),
+        timeline=pd.read_csv(series) if series.is_file() else None,
+    )
+
+
+def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | None) -> RecordedRun:
+    needed = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
+    missing = [key for key in needed if key not in result]
+    if missing:
+        raise RunError(f"{path}: no {missing[0]}; record with --save-result --save-detailed")
+    prompt, output = np.array(result["input_lens"]), np.array(result["output_lens"])
+    start, ttft = np.array(result["start_times"]), np.array(result["ttfts"])
+    last = start + ttft + np.array([sum(gaps) for gaps in result["itls"]])
+    done = output > 0
+    order = np.flatnonzero(done)[np.argsort(start[done], kind="stable")]
+    start_s = start[order].min()
+    return RecordedRun(
+        name=path.stem, model=str(result.get("model_id", "")), device="", tensor=1, max_num_seqs=256,
+        max_num_batched_tokens=2048, memory_fraction=0.9, num_blocks=None, arrival_s=start[order] - start_s,
+        scheduled_s=None, first_token_s=(start + ttft)[order] - start_s, last_token_s=last[order] - start_s,
+        num_prompt_tokens=prompt[order], num_output_tokens=output[order], blocks=_shared(workload, prompt, order),
+        timeline=None,
+    )  # fmt: skip
+
+
+def _shared(
+    workload: str | Path | None, prompt: NDArray[Any], order: NDArray[np.int64]
+) -> SharedBlocks | None:
+    if workload is None:
+        return None
+    sent = read_vllm_trace(workload)
+    if sent.num_prompt_tokens.tolist() != prompt.astype(np.int64).tolist():
+        raise RunError(f"{workload}: its prompts are not those of the run, one by one; give the workload that was sent")
+    return None if sent.blocks is None else sent.blocks.taken(order)
+
+
+def preset_of(model: str) -> str:
+    """The architecture preset of a model's name on Hugging Face, such as Qwen/Qwen3-30B-A3B-Instruct-2507."""
+    plain = model.rsplit("/", 1)[-1].lower()
+    found = [name for name in ARCHITECTURES if plain.startswith(name)]
+    if not found:
+        raise RunError(f"no preset is called like {model!r}; give --model, one of {', '.join(ARCHITECTURES)}")
+    return max(found, key=len)

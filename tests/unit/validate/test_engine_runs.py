@@ -1,0 +1,117 @@
+"""Recorded runs: our own recorded and found again without error, what cannot be read, and the real ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from calibration.importers import import_llmservingsim
+from models.cost.table import table_of
+from sim.validate.against import accelerator_of, draw_service, mechanism_rows
+from sim.validate.engine_runs import Replay, Switches, errors
+from sim.validate.recorded_runs import RunError, preset_of, read_run
+
+WORKLOAD = "vllm_ground_truth/workload_llama-3.1-8b.jsonl"
+
+
+def small_table():
+    """Two sizes of one operator; the roofline prices the others."""
+    row = {"operator": "elementwise", "name": "layernorm", "numbers": 4 * 4096, "unit": "s", "gpu": "RTX4090",
+           "source": "made up"}  # fmt: skip
+    return table_of([row | {"rows": n, "seconds": 1e-6 * n} for n in (1, 2048)], "made up")
+
+
+def write_run(folder, prompt, output, *times):
+    names = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+    lines = [
+        {"input_toks": int(i), "output_toks": int(o)} | dict(zip(names, map(float, at), strict=True))
+        for i, o, *at in zip(prompt, output, *times, strict=True)
+    ]
+    (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "meta.json").write_text(json.dumps({
+        "model": "meta-llama/Llama-3.1-8B", "kv_cache": {"num_gpu_blocks": 2000},
+        "engine_kwargs": {"max_num_seqs": 8, "max_num_batched_tokens": 256, "tensor_parallel_size": 1},
+        "hardware": {"device_name": "NVIDIA GeForce RTX 4090"},
+    }))  # fmt: skip
+    return read_run(folder)
+
+
+def test_our_own_run_recorded_is_found_again_without_error(tmp_path):
+    rng = np.random.default_rng(3)
+    prompt, output = rng.integers(1, 400, 20), rng.integers(2, 40, 20)
+    queued = np.cumsum(rng.exponential(0.05, 20))
+    run = write_run(tmp_path, prompt, output, queued, queued, queued + 1, queued + 2)
+    assert (run.max_num_seqs, run.num_blocks, run.device) == (8, 2000, "NVIDIA GeForce RTX 4090")
+    assert (preset_of(run.model), accelerator_of(run, small_table())) == ("llama-3.1-8b", "rtx4090")
+    replay = Replay(run, small_table(), "llama-3.1-8b", "rtx4090")
+    assert set(replay.blocks_used()) == {"matched", "blind"}
+    ours = replay.serve(2000)
+    assert max(abs(e.error) for e in errors(replay.recorded, ours)) > 0.1
+
+    times = (ours.arrival_s, ours.scheduled_s, ours.first_token_s, ours.last_token_s)
+    again = Replay(write_run(tmp_path, prompt, output, *times), small_table(), "llama-3.1-8b", "rtx4090")
+    assert all(abs(e.error) < 1e-9 for e in errors(again.recorded, again.serve(2000)))
+    assert len(list(mechanism_rows(again))) == 6
+    assert draw_service(again, tmp_path / "none.png") is None  # no timeline was recorded
+
+
+def test_a_result_of_vllm_bench_serve(tmp_path):
+    path = tmp_path / "result.json"
+    result = {"model_id": "Qwen/Qwen3-32B", "input_lens": [5, 6], "output_lens": [3, 1], "start_times": [11.0, 10.0],
+              "ttfts": [0.5, 0.25], "itls": [[0.1, 0.2], []]}  # fmt: skip
+    path.write_text(json.dumps(result))
+    run = read_run(tmp_path)
+    assert run.arrival_s.tolist() == [0.0, 1.0]
+    assert run.first_token_s.tolist() == [0.25, 1.5]
+    assert run.last_token_s.tolist() == pytest.approx([0.25, 1.8])
+    assert run.scheduled_s is None and preset_of(run.model) == "qwen3-32b"
+    del result["itls"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(RunError, match="no itls; record with --save-result --save-detailed"):
+        read_run(path)
+
+
+def test_recordings_that_cannot_be_read(tmp_path):
+    with pytest.raises(RunError, match="neither requests.jsonl"):
+        read_run(tmp_path)
+    (tmp_path / "requests.jsonl").write_text('{"input_toks": 3}\n')
+    with pytest.raises(RunError, match="line 1: needs numbers input_toks, output_toks"):
+        read_run(tmp_path)
+    with pytest.raises(RunError, match="no preset is called like 'gpt-9'"):
+        preset_of("gpt-9")
+
+
+@pytest.fixture(scope="module")
+def replays(shared_data):
+    found = {}
+    for device, accelerator in (("RTX4090", "rtx4090"), ("RTXPRO6000", "rtx_pro_6000")):
+        run = read_run(shared_data / "vllm_ground_truth" / device / "Llama-3.1-8B", shared_data / WORKLOAD)
+        table = import_llmservingsim(shared_data / "profiles" / device, "meta-llama/Llama-3.1-8B", 1)
+        found[device] = Replay(run, table, "llama-3.1-8b", accelerator)
+    return found
+
+
+def test_vllm_on_a_4090_is_met_by_every_figure(replays):
+    replay = replays["RTX4090"]
+    missed = [e for e in errors(replay.recorded, replay.serve(2588)) if not e.is_within]
+    assert missed == []
+    assert replay.planned_blocks == pytest.approx(2588, rel=0.05)
+
+
+def test_vllm_on_an_rtx_pro_6000_is_met_but_for_what_its_profile_lacks(replays):
+    """Steps with a prompt took this run 4 ms longer than the profile's kernels say (docs/validation.md)."""
+    replay = replays["RTXPRO6000"]
+    found = {e.name: e.error for e in errors(replay.recorded, replay.serve(replay.planned_blocks))}
+    assert abs(found["mean ttft"]) < 0.05
+    assert abs(found["mean tpot"]) < 0.017
+    assert abs(found["mean e2el"]) < 0.026
+
+
+def test_mechanisms_matter(replays):
+    """Synchronously the first token comes a step early; without its cache the engine is late."""
+    replay = replays["RTX4090"]
+    synchronous = replay.serve(2588, Switches(asynchronous_scheduling=False))
+    found = {e.name: e.error for e in errors(replay.recorded, synchronous)}
+    assert found["mean first token - scheduled"] < -0.2
+    uncached = replay.serve(2588, Switches(prefix_caching=False))
+    assert {e.name: e.error for e in errors(replay.recorded, uncached)}["mean ttft"] > 0.03

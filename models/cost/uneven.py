@@ -64,7 +64,8 @@ def tail_of(rows: pd.DataFrame) -> Tail:
     uneven["place"] = np.ravel_multi_index(places, seconds.shape[:3])
     for _, same in uneven.groupby("place"):
         found = same.groupby("evenness")["per_token_s"].median()
-        seconds[np.unravel_index(same["place"].iloc[0], seconds.shape[:3])] = np.interp(evenness, [*found.index, 1.0], [*found, 0.0])
+        at = np.unravel_index(same["place"].iloc[0], seconds.shape[:3])
+        seconds[at] = np.interp(evenness, [*found.index, 1.0], [*found, 0.0])
     for axis in (2, 1, 0):
         seconds = np.moveaxis(_filled(np.moveaxis(seconds, axis, 0)), 0, axis)
     return Tail(nodes[0], nodes[1], nodes[2], evenness, np.maximum(seconds, 0.0))

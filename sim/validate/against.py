@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from models import memory
-from models.cost.table import CostTable
+from models.cost.table import CostTable, read_table
 from models.hardware import ACCELERATORS
+from sim.recorded import recorded
 from sim.results.drawing import PALETTE, QUIET, WIDTH_IN, new_figure, put_title, style
 from sim.validate.engine_runs import Replay, Served, errors, in_service
-from sim.validate.recorded_runs import RecordedRun, RunError
+from sim.validate.recorded_runs import RecordedRun, RunError, preset_of, read_run
 
 Row = dict[str, Any]
 
@@ -29,6 +34,70 @@ def accelerator_of(run: RecordedRun, table: CostTable) -> str:
         f"no accelerator is called like {run.device or table.gpu!r}; give --accelerator, one of "
         f"{', '.join(ACCELERATORS)}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A recorded run that may lie in the recorded data, and the profile of its GPU."""
+
+    device: str
+    model: str = "meta-llama/Llama-3.1-8B"
+
+    def replay(self, skew: str | None = None) -> Replay | None:
+        """skew: "on" or "off" takes the profile's uneven batches or leaves them; None: as it says itself.
+
+        None where the data is not here.
+        """
+        folder = recorded(f"vllm_ground_truth/{self.device}/{self.model.rsplit('/', 1)[-1]}")
+        sent, profile = recorded("vllm_ground_truth/workload_llama-3.1-8b.jsonl"), recorded(f"profiles/{self.device}")
+        if folder is None or profile is None:
+            return None
+        run = read_run(folder, sent)
+        with TemporaryDirectory() as made:
+            out = Path(made, "profile.parquet")
+            words = ["import", "llmservingsim", "--from", str(profile), "--model", self.model]
+            words += ["--tensor", str(run.tensor), "--out", str(out), *([] if skew is None else ["--skew", skew])]
+            subprocess.run([sys.executable, "-m", "calibration", *words], check=True, stdout=subprocess.DEVNULL)
+            table = read_table(out)
+        return Replay(run, table, preset_of(self.model), accelerator_of(run, table))
+
+
+CASES = (Case("RTX4090"), Case("RTXPRO6000"))
+HEAD = ("| KV blocks | figure | recorded | simulated | error | target | |", "|---|---|---|---|---|---|---|")
+
+
+def as_page() -> Iterator[str]:
+    """The recorded runs that are here, as Markdown."""
+    for case in CASES:
+        replay = case.replay()
+        if replay is None:
+            continue
+        yield from ("", f"### {case.model} on {case.device}", "", *HEAD)
+        for row in error_rows(replay):
+            times = f"{row['recorded, s']:.4g} s | {row['simulated, s']:.4g} s"
+            verdict = "ok" if row["ok"] else "outside"
+            judged = f"{row['error']:+.2%} | {row['target']:.1%} | {verdict}"
+            yield f"| {row['KV blocks']} | {row['figure']} | {times} | {judged} |"
+        yield from _as_table("Errors with one mechanism off at a time:", mechanism_rows(replay))
+        yield from _as_table("With the profile's uneven batches, and without:", _skew_rows(case))
+        words = "What is assumed, the memory that the engine keeps for itself, halved and half as much again (blind):"
+        yield from _as_table(words, assumption_rows(replay))
+
+
+def _skew_rows(case: Case) -> Iterator[Row]:
+    for skew in ("on", "off"):
+        replay = case.replay(skew)
+        assert replay is not None, "it was here before"
+        num_blocks = next(iter(replay.blocks_used().values()))
+        found = errors(replay.recorded, replay.serve(num_blocks))
+        yield {"uneven batches": skew} | {e.name: e.error for e in found if e.is_mean}
+
+
+def _as_table(words: str, rows: Iterator[Row]) -> Iterator[str]:
+    found = list(rows)
+    yield from ("", words, "", "| " + " | ".join(found[0]) + " |", "|---" * len(found[0]) + "|")
+    for row in found:
+        yield "| " + " | ".join(f"{v:+.2%}" if isinstance(v, float) else str(v) for v in row.values()) + " |"
 
 
 def error_rows(replay: Replay) -> Iterator[Row]:

@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
             for line in report(read_table(given.table), given.alternatives):
                 sys.stdout.write(line + "\n")
             return 0
-        table = _imported(given)
+        from calibration.methods import with_methods
+
+        table = with_methods(_imported(given))
         write_table(table, given.out)
     except TableError as error:
         sys.stderr.write(f"{error}\n")

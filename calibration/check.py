@@ -1,7 +1,8 @@
 """How far the times between measured ones are off: every fifth point held out, and found from the others.
 
-The same code finds them that the simulator uses. What counts as one point is one operator at one place; of each group
-of points that are interpolated together, in the order of their places, the third of every five is left out.
+The same code finds them that the simulator uses, by methods that are chosen without the held-out points. What counts as
+one point is one operator at one place; of each group of points that are interpolated together, in the order of their
+places, the third of every five is left out (of attention: of each number of heads).
 """
 
 from __future__ import annotations
@@ -13,33 +14,32 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.cost.measured import LINEAR, LOG, PREFILL, ExpertTimes, Fit, fit_of
+from calibration.groups import groups
+from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
+from models.cost.method import LINEAR, LINES, LOG, Method
 from models.cost.table import FAMILIES, CostTable
 
 __all__ = ["HeldOut", "drops", "held_out", "report", "summary"]
 
-EVERY, FIRST = 5, 2
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
-TARGET_MEDIAN, TARGET_P90 = 0.03, 0.10
-
-
-@dataclass(frozen=True)
-class Group:
-    """Points that are interpolated together."""
-
-    operator: str
-    rows: pd.DataFrame
-    axes: tuple[str, ...]
-    scales: tuple[str, ...] | None = None
+OF_COLLECTIVES = "collectives"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One operator's held-out points: measured and found seconds; NaN where no others surround the point."""
+    """One operator's held-out rows, and the seconds found for each; NaN where no other points surround it.
+
+    methods: those of its parts, as words
+    """
 
     operator: str
-    measured: NDArray[np.float64]
+    rows: pd.DataFrame
     found: NDArray[np.float64]
+    methods: dict[str, str]
+
+    @property
+    def measured(self) -> NDArray[np.float64]:
+        return self.rows["seconds"].to_numpy(float)
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -52,63 +52,27 @@ class HeldOut:
         return int(np.isnan(self.found).sum())
 
 
-def groups(table: CostTable) -> Iterator[Group]:
-    """All rows of a table, by what is interpolated together."""
-    for operator, family in FAMILIES.items():
-        rows = table.rows[table.rows["operator"] == operator]
-        if operator == "linear":
-            for _, same in rows.groupby("precision", dropna=False):
-                if same["inputs"].nunique() > 2 and same["outputs"].nunique() > 2 and (same["name"] == "").all():
-                    yield Group(operator, same, ("inputs", "outputs", "rows"))
-                else:
-                    yield from _by_shape(operator, same, family.shape, family.axes)
-        elif operator in ("attention", "latent_attention"):
-            chunks, decodes = rows["chunk"] > 0, rows["decodes"] > 0
-            yield from _by_shape(operator, rows[chunks & ~decodes], family.shape, ("chunk", "prefix"), PREFILL)
-            yield from _by_shape(operator, rows[decodes & ~chunks], family.shape, ("decodes", "context"))
-            yield from _by_shape(operator, rows[chunks & decodes], family.shape, family.axes)
-        elif operator == "experts":  # pooled over the ranks' numbers of experts, as `Measured.experts` does
-            rows = rows.drop_duplicates(["name", "precision", "hidden", "inner", "top_k", *family.axes])
-            yield from _by_shape(operator, rows, ("hidden", "inner", "top_k"), family.axes)
-        else:
-            yield from _by_shape(operator, rows, family.shape, family.axes)
-
-
-def _by_shape(
-    operator: str, rows: pd.DataFrame, shape: tuple[str, ...], axes: tuple[str, ...],
-    scales: tuple[str, ...] | None = None,
-) -> Iterator[Group]:  # fmt: skip
-    for _, same in rows.groupby(["name", "precision", *shape], dropna=False):
-        yield Group(operator, same, axes, scales)
-
-
 def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
-    """By operator, the held-out points of all its groups.
+    """By operator, and for the collectives together, the held-out points of all groups.
 
-    on: LINEAR or LOG puts all axes and times on that scale, instead of those that the simulator uses
+    on: LINEAR or LOG puts all axes and times on that scale, gaps on lines, instead of the methods that are chosen
     """
-    parts: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-    for group in groups(table):
-        rows = group.rows.sort_values(list(group.axes))
-        is_out = np.zeros(len(rows), bool)
-        is_out[FIRST::EVERY] = True
-        scales = group.scales if on is None else (on,) * (len(group.axes) + 1)
-        fit = fit_of(rows[~is_out], group.axes, scales)
-        if fit is None or not is_out.any():
+    splits = [group.split() for group in groups(table)]
+    chosen = choose(rest for rest, _ in splits) if on is None else {}
+    parts: dict[str, list[tuple[pd.DataFrame, NDArray[np.float64], str, str]]] = {}
+    for rest, out in splits:
+        if not len(rest.rows) or not len(out):
             continue
-        at = rows.loc[is_out, list(group.axes)].to_numpy(float)
-        seconds = rows.loc[is_out, "seconds"].to_numpy(float)
-        parts.setdefault(group.operator, []).append((seconds, _found(group, fit, at) if on is None else fit.inside(at)))
-        if group.operator in COLLECTIVES:
-            parts.setdefault("collectives", []).append(parts[group.operator][-1])
-    return {operator: HeldOut(operator, np.concatenate([m for m, _ in found]), np.concatenate([f for _, f in found]))
-            for operator, found in parts.items()}  # fmt: skip
-
-
-def _found(group: Group, fit: Fit, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    if group.operator != "experts":
-        return fit.inside(at)
-    return ExpertTimes(fit).at(at, lambda points: points[:, 0] * np.nan).seconds
+        method = chosen[rest.key] if on is None else Method((str(on),) * (len(rest.axes) + 1), LINES)
+        part = (out, rest.found(out, method), " ".join(filter(None, rest.key[1:])), method.text)
+        parts.setdefault(rest.operator, []).append(part)
+        if rest.operator in COLLECTIVES:
+            parts.setdefault(OF_COLLECTIVES, []).append(part)
+    return {
+        operator: HeldOut(operator, pd.concat([rows for rows, *_ in each]), np.concatenate([f for _, f, *_ in each]),
+                          {part: text for *_, part, text in each})
+        for operator, each in parts.items()
+    }  # fmt: skip
 
 
 def drops(table: CostTable) -> pd.DataFrame:
@@ -156,7 +120,13 @@ def report(table: CostTable, alternatives: bool = False) -> Iterator[str]:
     """Lines that say how far the table's interpolation is off, and, if asked, how far others would be."""
     yield f"{table.origin}: {len(table.rows)} rows of {table.gpu}"
     yield f"every fifth point held out; targets: median {TARGET_MEDIAN:.0%}, p90 {TARGET_P90:.0%}"
-    yield from _table(held_out(table))
+    found = held_out(table)
+    yield from _table(found)
+    yield "methods, chosen without the held-out points: a scale for each axis, one for the time, what fills gaps"
+    for operator, held in found.items():
+        if operator != OF_COLLECTIVES:
+            for part, text in held.methods.items():
+                yield f"  {operator} {part}: {text}"
     if alternatives:
         for on in (LINEAR, LOG):
             yield f"the same with all axes and times on {on} scales"

@@ -67,7 +67,7 @@ def _plain(name: str) -> str:
 
 
 def _imported(accelerator: str) -> Path:
-    """The imported table of an accelerator, made once for each version of the package and of the importer."""
+    """The imported table of an accelerator, made once for each version of the package and of what imports it."""
     try:
         version = metadata.version("aiconfigurator-core")
     except metadata.PackageNotFoundError:
@@ -75,11 +75,13 @@ def _imported(accelerator: str) -> Path:
             f"the times of {accelerator} come with aiconfigurator-core, which is missing; "
             "pip install 'spindle-sim[tables]'"
         ) from None
-    found = util.find_spec("calibration.importers")
-    assert found is not None and found.origin is not None, "our own package"
-    digest = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:8]
+    digest = hashlib.sha256()
+    for module in ("importers", "groups", "methods"):
+        found = util.find_spec(f"calibration.{module}")
+        assert found is not None and found.origin is not None, "our own package"
+        digest.update(Path(found.origin).read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spindle-tables"
-    path = base / f"{accelerator}-{version}-{digest}.parquet"
+    path = base / f"{accelerator}-{version}-{digest.hexdigest()[:8]}.parquet"
     if not path.exists():
         command = [sys.executable, "-m", "calibration", "import", "aiconfigurator", "--accelerator", accelerator,
                    "--out", str(path)]  # fmt: skip

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.cost.grid import complete, grid_of
-from models.cost.measured import LINEAR, LOG, ExpertTimes, Fit
+from models.cost.fit import ExpertTimes, Fit
+from models.cost.method import LINEAR, LINES, LOG, ROOT, STEPS
 from models.cost.provenance import Source
 
 

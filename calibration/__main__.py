@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from models.architecture import ARCHITECTURES
-from models.cost.table import CostTable, TableError, read_table, write_table
+# Triangles solve thousands of systems of two unknowns, for which threads of linear algebra only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from models.architecture import ARCHITECTURES  # noqa: E402
+from models.cost.table import CostTable, TableError, read_table, write_table  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,14 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="how far the times between measured ones are off")
     check.add_argument("table", type=Path)
     check.add_argument("--alternatives", action="store_true", help="the same on other scales")
+    check.add_argument("--report", type=Path, metavar="FILE", help="also write figures to an HTML file")
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
-            from calibration.check import report
-
-            for line in report(read_table(given.table), given.alternatives):
-                sys.stdout.write(line + "\n")
-            return 0
+            return _check(read_table(given.table), given.alternatives, given.report)
         from calibration.methods import with_methods
 
         table = with_methods(_imported(given))
@@ -40,6 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(f"{given.out}: {len(table.rows)} rows of {table.gpu}\n")
+    return 0
+
+
+def _check(table: CostTable, alternatives: bool, to: Path | None) -> int:
+    from calibration.check import held_out, lines
+
+    found = held_out(table)
+    for line in lines(table, found, alternatives):
+        sys.stdout.write(line + "\n")
+    if to is not None:
+        from calibration.report import write_report
+
+        write_report(table, found, to)
+        sys.stderr.write(f"{to}\n")
     return 0
 
 

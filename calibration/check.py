@@ -19,7 +19,7 @@ from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
 from models.cost.method import LINEAR, LINES, LOG, Method
 from models.cost.table import FAMILIES, CostTable
 
-__all__ = ["HeldOut", "drops", "held_out", "report", "summary"]
+__all__ = ["HeldOut", "drops", "held_out", "lines", "summary"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 OF_COLLECTIVES = "collectives"
@@ -116,11 +116,10 @@ def _table(found: dict[str, HeldOut]) -> Iterator[str]:
                f"{row['p95']:9.2%}  {row['verdict']}")  # fmt: skip
 
 
-def report(table: CostTable, alternatives: bool = False) -> Iterator[str]:
+def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = False) -> Iterator[str]:
     """Lines that say how far the table's interpolation is off, and, if asked, how far others would be."""
     yield f"{table.origin}: {len(table.rows)} rows of {table.gpu}"
     yield f"every fifth point held out; targets: median {TARGET_MEDIAN:.0%}, p90 {TARGET_P90:.0%}"
-    found = held_out(table)
     yield from _table(found)
     yield "methods, chosen without the held-out points: a scale for each axis, one for the time, what fills gaps"
     for operator, held in found.items():

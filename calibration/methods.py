@@ -23,8 +23,8 @@ __all__ = ["TARGET_MEDIAN", "TARGET_P90", "choose", "score", "with_methods"]
 TARGET_MEDIAN, TARGET_P90 = 0.03, 0.10
 WORTH = 0.95
 """Another method than the default is taken where its score is smaller than so many times the default's."""
-FEWEST, MANY = 20, 1000
-"""Below FEWEST held-out points the default stays; below MANY each fifth is held out in turn."""
+FEWEST, MANY = 200, 1000
+"""Below FEWEST held-out points the default stays: they say too little. Below MANY each fifth is held out in turn."""
 NO_SCALES = {("attention", "together"): (), ("attention", "decode"): (1,), ("experts", "experts"): ()}
 """Scales (positions) that may be chosen, where not all may: the serving loop draws straight lines along the context,
 and over a chunk and decodes in one call; experts are not interpolated on axes where they fill no grid."""

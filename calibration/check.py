@@ -7,39 +7,55 @@ places, the third of every five is left out (of attention: of each number of hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.groups import groups
+from calibration.groups import Group, groups
 from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
 from models.cost.method import LINEAR, LINES, LOG, Method
-from models.cost.table import FAMILIES, CostTable
+from models.cost.table import FAMILIES, NUMBERS, CostTable
 
-__all__ = ["HeldOut", "drops", "held_out", "lines", "summary"]
+__all__ = ["OF_COLLECTIVES", "HeldOut", "Part", "drops", "held_out", "last_axis", "lines", "peaks", "place", "summary"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 OF_COLLECTIVES = "collectives"
+DROP, PEAK = 0.05, 1.3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group without its held-out rows, these rows, the seconds found for them (NaN: nothing surrounds one), and how."""
+
+    rest: Group
+    out: pd.DataFrame
+    found: NDArray[np.float64]
+    method: Method
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One operator's held-out rows, and the seconds found for each; NaN where no other points surround it.
-
-    methods: those of its parts, as words
-    """
+    """One operator's held-out points."""
 
     operator: str
-    rows: pd.DataFrame
-    found: NDArray[np.float64]
-    methods: dict[str, str]
+    parts: tuple[Part, ...]
 
     @property
     def measured(self) -> NDArray[np.float64]:
-        return self.rows["seconds"].to_numpy(float)
+        return np.concatenate([part.out["seconds"].to_numpy(float) for part in self.parts])
+
+    @property
+    def found(self) -> NDArray[np.float64]:
+        return np.concatenate([part.found for part in self.parts])
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """By part and precision, in words."""
+        return {" ".join(filter(None, part.rest.key[1:])): part.method.text for part in self.parts}
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -59,20 +75,14 @@ def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
     """
     splits = [group.split() for group in groups(table)]
     chosen = choose(rest for rest, _ in splits) if on is None else {}
-    parts: dict[str, list[tuple[pd.DataFrame, NDArray[np.float64], str, str]]] = {}
+    parts: dict[str, list[Part]] = {}
     for rest, out in splits:
         if not len(rest.rows) or not len(out):
             continue
         method = chosen[rest.key] if on is None else Method((str(on),) * (len(rest.axes) + 1), LINES)
-        part = (out, rest.found(out, method), " ".join(filter(None, rest.key[1:])), method.text)
-        parts.setdefault(rest.operator, []).append(part)
-        if rest.operator in COLLECTIVES:
-            parts.setdefault(OF_COLLECTIVES, []).append(part)
-    return {
-        operator: HeldOut(operator, pd.concat([rows for rows, *_ in each]), np.concatenate([f for _, f, *_ in each]),
-                          {part: text for *_, part, text in each})
-        for operator, each in parts.items()
-    }  # fmt: skip
+        for operator in (rest.operator, *((OF_COLLECTIVES,) if rest.operator in COLLECTIVES else ())):
+            parts.setdefault(operator, []).append(Part(rest, out, rest.found(out, method), method))
+    return {operator: HeldOut(operator, tuple(each)) for operator, each in parts.items()}
 
 
 def drops(table: CostTable) -> pd.DataFrame:
@@ -82,18 +92,40 @@ def drops(table: CostTable) -> pd.DataFrame:
     for a fault of the interpolation.
     """
     found = []
-    for operator, family in FAMILIES.items():
-        rows = table.rows[table.rows["operator"] == operator]
-        if not len(rows):
-            continue
-        axis = family.axes[-1] if operator not in ("attention", "latent_attention") else "context"
-        others = ["name", "precision", *family.shape, *(a for a in family.axes if a != axis)]
-        rows = rows.sort_values([*others, axis])
+    for rows, others, axis in _lines_along(table):
         before = rows.groupby(others, dropna=False)["seconds"].shift()
         falls = 1 - rows["seconds"] / before
-        is_drop = falls > 0.05
+        is_drop = falls > DROP
         found.append(rows[is_drop].assign(fell_by=falls[is_drop], axis=axis))
     return pd.concat(found, ignore_index=True).sort_values("fell_by", ascending=False) if found else pd.DataFrame()
+
+
+def peaks(table: CostTable) -> dict[tuple[str, str], tuple[int, int]]:
+    """By (operator, precision): rows that stand alone, PEAK times slower than both neighbours along the last axis, and
+    all rows that have two. No neighbour tells of such a row, and held out it is found too fast."""
+    found = {}
+    for rows, others, _ in _lines_along(table):
+        times = rows.groupby(others, dropna=False)["seconds"]
+        beside = np.maximum(times.shift(), times.shift(-1))
+        for precision, ratio in (rows["seconds"] / beside)[beside.notna()].groupby(rows["precision"]):
+            found[str(rows["operator"].iloc[0]), str(precision)] = int((ratio > PEAK).sum()), len(ratio)
+    return found
+
+
+def last_axis(operator: str) -> str:
+    """The axis along which a row's neighbours are looked for."""
+    return "context" if operator in ("attention", "latent_attention") else FAMILIES[operator].axes[-1]
+
+
+def _lines_along(table: CostTable) -> Iterator[tuple[pd.DataFrame, list[str], str]]:
+    """Of each operator its rows in order, the columns that are the same along a line, and the axis of the lines."""
+    all_rows = table.rows.astype(dict.fromkeys(NUMBERS, float))
+    for operator, family in FAMILIES.items():
+        rows = all_rows[all_rows["operator"] == operator]
+        if len(rows):
+            axis = last_axis(operator)
+            others = ["name", "precision", *family.shape, *(a for a in family.axes if a != axis)]
+            yield rows.sort_values([*others, axis]), others, axis
 
 
 def summary(found: dict[str, HeldOut]) -> pd.DataFrame:
@@ -130,9 +162,17 @@ def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = Fals
         for on in (LINEAR, LOG):
             yield f"the same with all axes and times on {on} scales"
             yield from _table(held_out(table, on))
+    for (operator, precision), (num, of) in peaks(table).items():
+        if num > 0.01 * of:
+            yield (f"{num} of {of} rows of {operator} {precision} ({num / of:.1%}) take over {PEAK} times as long as both "
+                   f"neighbours along {last_axis(operator)}")  # fmt: skip
     fallen = drops(table)
     yield f"{len(fallen)} rows are faster than less work, by more than 5 %; the largest drops:"
     for row in fallen.head(5).to_dict("records"):
-        numbers = ", ".join(f"{name} {int(row[name])}" for name in (*FAMILIES[row["operator"]].shape,
-                            *FAMILIES[row["operator"]].axes) if not pd.isna(row[name]))  # fmt: skip
-        yield f"  {row['operator']} {row['name']} {numbers}: {row['fell_by']:.0%}, {row['seconds'] * 1e6:.1f} us"
+        yield f"  {row['operator']} {row['name']} {place(row)}: {row['fell_by']:.0%}, {row['seconds'] * 1e6:.1f} us"
+
+
+def place(row: Mapping[Hashable, Any]) -> str:
+    """A row's numbers in words."""
+    family = FAMILIES[row["operator"]]
+    return ", ".join(f"{name} {int(row[name])}" for name in (*family.shape, *family.axes) if not pd.isna(row[name]))

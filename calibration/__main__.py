@@ -10,8 +10,8 @@ from pathlib import Path
 # Triangles solve thousands of systems of two unknowns, for which threads of linear algebra only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from models.architecture import ARCHITECTURES  # noqa: E402
-from models.cost.table import CostTable, TableError, read_table, write_table  # noqa: E402
+from models.architecture import ARCHITECTURES
+from models.cost.table import CostTable, TableError, read_table, write_table
 
 
 def main(arguments: list[str] | None = None) -> int:

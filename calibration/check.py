@@ -29,7 +29,7 @@ DROP, PEAK = 0.05, 1.3
 
 @dataclass(frozen=True)
 class Part:
-    """A group without its held-out rows, these rows, the seconds found for them (NaN: nothing surrounds one), and how."""
+    """A group without its held-out rows, these rows, the seconds found for them (NaN: nothing surrounds one), how."""
 
     rest: Group
     out: pd.DataFrame
@@ -103,12 +103,13 @@ def drops(table: CostTable) -> pd.DataFrame:
 def peaks(table: CostTable) -> dict[tuple[str, str], tuple[int, int]]:
     """By (operator, precision): rows that stand alone, PEAK times slower than both neighbours along the last axis, and
     all rows that have two. No neighbour tells of such a row, and held out it is found too fast."""
-    found = {}
+    found: dict[tuple[str, str], tuple[int, int]] = {}
     for rows, others, _ in _lines_along(table):
         times = rows.groupby(others, dropna=False)["seconds"]
-        beside = np.maximum(times.shift(), times.shift(-1))
-        for precision, ratio in (rows["seconds"] / beside)[beside.notna()].groupby(rows["precision"]):
-            found[str(rows["operator"].iloc[0]), str(precision)] = int((ratio > PEAK).sum()), len(ratio)
+        beside = pd.concat([times.shift(), times.shift(-1)], axis=1).max(axis=1, skipna=False)
+        ratio = (rows["seconds"] / beside).dropna()
+        for precision, of in ratio.groupby(rows["precision"]):
+            found[str(rows["operator"].iloc[0]), str(precision)] = int((of > PEAK).sum()), len(of)
     return found
 
 
@@ -128,7 +129,7 @@ def _lines_along(table: CostTable) -> Iterator[tuple[pd.DataFrame, list[str], st
             yield rows.sort_values([*others, axis]), others, axis
 
 
-def summary(found: dict[str, HeldOut]) -> pd.DataFrame:
+def summary(found: Mapping[str, HeldOut]) -> pd.DataFrame:
     """One row an operator: held-out points, those outside, median, p90 and p95 of the error, and the verdict."""
     rows = []
     for operator, held in found.items():
@@ -164,8 +165,8 @@ def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = Fals
             yield from _table(held_out(table, on))
     for (operator, precision), (num, of) in peaks(table).items():
         if num > 0.01 * of:
-            yield (f"{num} of {of} rows of {operator} {precision} ({num / of:.1%}) take over {PEAK} times as long as both "
-                   f"neighbours along {last_axis(operator)}")  # fmt: skip
+            yield (f"{num} of {of} rows of {operator} {precision} ({num / of:.1%}) take over {PEAK} times as long as "
+                   f"both neighbours along {last_axis(operator)}")  # fmt: skip
     fallen = drops(table)
     yield f"{len(fallen)} rows are faster than less work, by more than 5 %; the largest drops:"
     for row in fallen.head(5).to_dict("records"):

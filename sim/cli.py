@@ -260,7 +260,7 @@ def calibrate(
         typer.Option("--import", metavar="PROJECT", help="aiconfigurator, llmservingsim or vidur", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="the table to write, .parquet or .csv; of --check: a report, .html", show_default=False)
+        Path | None, typer.Option("--out", help="the table to write; of --check: a report, .html", show_default=False)
     ] = None,
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="hold out every fifth point", show_default=False)

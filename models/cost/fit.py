@@ -66,7 +66,7 @@ class Fit:
         is_it = (self.points[:, :n] == places).all(axis=1)
         if not is_it.any():
             return None
-        at = tuple(int(np.argmin(np.abs(axis - scaled(np.float64(place), scale))))
+        at = tuple(int(np.argmin(np.abs(axis - scaled(np.array([place]), scale))))
                    for axis, place, scale in zip(self.grid.axes, places, self.scales, strict=False))  # fmt: skip
         whole = Grid(self.grid.axes[n:], self.grid.values[at], self.grid.is_measured[at])
         return Fit(self.points[is_it, n:], self.seconds[is_it], self.scales[n:], self.own, self.fill, whole)

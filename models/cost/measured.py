@@ -76,8 +76,10 @@ class Measured:
         same = self._rows("linear", precision=precision, inputs=inputs, outputs=outputs)
         named = same[same["name"] == name]
         shapes = self._linear_shapes.get(precision)
-        is_pooled = shapes is not None and len(same) and (same["name"] == "").all()
-        fit = shapes.along(inputs, outputs) if is_pooled else fit_of(named if len(named) else same, ["rows"])
+        if shapes is not None and (same["name"] == "").all():  # gaps are filled from other shapes as well
+            fit = shapes.along(inputs, outputs)
+        else:
+            fit = fit_of(named if len(named) else same, ["rows"])
         if fit is not None:
             return fit.at(counts[:, None], roof)
         if shapes is None:

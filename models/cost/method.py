@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FILLS", "FLAT", "LINEAR", "LINES", "LOG", "ROOT", "SCALES", "STEPS", "TRIANGLES", "Method", "default_method",
-           "method_of", "read_method", "scaled", "time_scaled", "unscaled"]  # fmt: skip
+__all__ = ["FILLS", "FLAT", "LINEAR", "LINES", "LOG", "ROOT", "SCALES", "STEPS", "TRIANGLES", "Method",
+           "default_method", "method_of", "read_method", "scaled", "time_scaled", "unscaled"]  # fmt: skip
 
 LINEAR, LOG, ROOT = "linear", "log", "root"
 SCALES = (LINEAR, LOG, ROOT)

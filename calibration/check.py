@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from calibration.groups import Group, groups
 from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
+from models.cost.collectives import other_ranks
 from models.cost.method import LINEAR, LINES, LOG, Method
 from models.cost.table import FAMILIES, NUMBERS, CostTable
 
-__all__ = ["OF_COLLECTIVES", "HeldOut", "Part", "drops", "held_out", "last_axis", "lines", "peaks", "place", "summary"]
+__all__ = ["OF_COLLECTIVES", "HeldOut", "Part", "drops", "held_out", "last_axis", "lines", "other_rank_errors", "peaks",
+           "place", "summary"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 OF_COLLECTIVES = "collectives"
@@ -83,6 +85,20 @@ def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
         for operator in (rest.operator, *((OF_COLLECTIVES,) if rest.operator in COLLECTIVES else ())):
             parts.setdefault(operator, []).append(Part(rest, out, rest.found(out, method), method))
     return {operator: HeldOut(operator, tuple(each)) for operator, each in parts.items()}
+
+
+def other_rank_errors(table: CostTable) -> NDArray[np.float64]:
+    """|found / measured - 1| of collectives on each number of ranks between others, found from those alone."""
+    errors = [np.zeros(0)]
+    rows = table.rows[table.rows["operator"].isin(COLLECTIVES)]
+    for _, same in rows.groupby(["operator", "name"]):
+        for ranks in sorted(same["ranks"].unique())[1:-1]:
+            found = other_ranks(same[same["ranks"] != ranks], int(ranks))
+            out = same[same["ranks"] == ranks]
+            if found is not None:
+                seconds = found[0].inside(out[["size_bytes"]].to_numpy(float))
+                errors.append(np.abs(seconds / out["seconds"].to_numpy(float) - 1)[~np.isnan(seconds)])
+    return np.concatenate(errors)
 
 
 def drops(table: CostTable) -> pd.DataFrame:
@@ -159,6 +175,11 @@ def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = Fals
         if operator != OF_COLLECTIVES:
             for part, text in held.methods.items():
                 yield f"  {operator} {part}: {text}"
+    errors = other_rank_errors(table)
+    if len(errors):
+        median, p90, p95 = np.quantile(errors, [0.5, 0.9, 0.95])
+        yield (f"collectives on a number of ranks left out, from fewer and more: {len(errors)} points, median "
+               f"{median:.2%}, p90 {p90:.2%}, p95 {p95:.2%}")  # fmt: skip
     if alternatives:
         for on in (LINEAR, LOG):
             yield f"the same with all axes and times on {on} scales"

@@ -151,8 +151,8 @@ def _longest(part: Part) -> tuple[str, str, pd.DataFrame, pd.DataFrame, pd.DataF
     x = np.unique(np.concatenate([np.geomspace(max(ends[0], 1), ends[1], 400), kept[axis], out[axis]]))
     line = pd.DataFrame({axis: x, **at})
     line["seconds"] = rest.found(line, part.method)
-    part = "" if rest.part in ("shapes", "experts") else rest.part
-    words = (rest.operator.replace("_", " "), str(rest.rows["name"].iloc[0]), part)
+    kind = "" if rest.part in ("shapes", "experts") else rest.part
+    words = (rest.operator.replace("_", " "), str(rest.rows["name"].iloc[0]), kind)
     return " ".join(filter(None, words)) + _at(at), axis, kept.sort_values(axis), out, line
 
 

@@ -1,7 +1,8 @@
 """Which method finds the times between measured points: chosen for each operator, part and precision by held-out error.
 
-Starting from the default, one choice after the other - the scale of the time, of each axis, how gaps are filled - is
-changed where that makes the error smaller: that of every fifth of the points given, found from the others. Where the
+Starting from the best of the default, straight lines, roots and logarithms, one choice after the other - how gaps are
+filled, the scale of each axis, of the time - is changed where that makes the error smaller: that of every fifth of the
+points given, found from the others. Where the
 table is checked, its held-out points are not among those given.
 """
 
@@ -59,8 +60,12 @@ def _chosen(key: Key, same: Sequence[Group]) -> Method:
 
     free = NO_SCALES.get((key[0].removeprefix("latent_"), key[1]), tuple(range(len(default.scales))))
     free = tuple(i for i in free if i == len(default.scales) - 1 or same[0].axes[i] != "heads")
-    in_logs = replace(default, scales=tuple(LOG if i in free else s for i, s in enumerate(default.scales)))
-    scores = {method: scored(method) for method in (default, in_logs)}
+    starts = [default]
+    if len(default.scales) - 1 in free:
+        for axes, time in ((LINEAR, LINEAR), (LINEAR, ROOT), (LOG, LOG)):
+            scales = (*(axes if i in free else scale for i, scale in enumerate(default.scales[:-1])), time)
+            starts.append(replace(default, scales=scales))
+    scores = {method: scored(method) for method in starts}
     best = min(scores, key=scores.__getitem__)
     for i in (-1, *free):
         for other in _others(best, i, free):

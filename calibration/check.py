@@ -38,6 +38,10 @@ class Part:
     found: NDArray[np.float64]
     method: Method
 
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, self.rest.key[1:]))
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -57,7 +61,11 @@ class HeldOut:
     @property
     def methods(self) -> dict[str, str]:
         """By part and precision, in words."""
-        return {" ".join(filter(None, part.rest.key[1:])): part.method.text for part in self.parts}
+        return {part.label: part.method.text for part in self.parts}
+
+    def of(self, label: str) -> HeldOut:
+        """Those of one part and precision."""
+        return HeldOut(self.operator, tuple(part for part in self.parts if part.label == label))
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -172,9 +180,11 @@ def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = Fals
     yield from _table(found)
     yield "methods, chosen without the held-out points: a scale for each axis, one for the time, what fills gaps"
     for operator, held in found.items():
-        if operator != OF_COLLECTIVES:
-            for part, text in held.methods.items():
-                yield f"  {operator} {part}: {text}"
+        for label, text in held.methods.items() if operator != OF_COLLECTIVES else ():
+            errors = held.of(label).errors
+            if len(errors):
+                median, p90 = np.quantile(errors, [0.5, 0.9])
+                yield f"  {operator} {label}: {text} (median {median:.2%}, p90 {p90:.2%})"
     errors = other_rank_errors(table)
     if len(errors):
         median, p90, p95 = np.quantile(errors, [0.5, 0.9, 0.95])

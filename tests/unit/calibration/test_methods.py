@@ -20,7 +20,8 @@ COMMON = {"unit": "s", "gpu": "A", "source": "a test"}
 def passes(of, names=20) -> list[dict]:
     """Kernels that take of(rows) us, each somewhat slower than the one before."""
     return [COMMON | {"operator": "elementwise", "name": f"k{i}", "numbers": 64, "rows": int(n),
-                      "seconds": (1 + i / 100) * of(n) * 1e-6} for i in range(names) for n in 2 ** np.arange(15)]  # fmt: skip
+                      "seconds": (1 + i / 100) * of(n) * 1e-6}
+            for i in range(names) for n in 2 ** np.arange(15)]  # fmt: skip
 
 
 def attention(heads=(8, 16, 32)) -> list[dict]:

@@ -63,7 +63,7 @@ def draw_scatter(found: Mapping[str, HeldOut]) -> Figure:
             _time_axis(panel.xaxis, ends)
             _time_axis(panel.yaxis, ends)
             within = float(np.mean(held.errors <= TARGET_P90))
-            panel.set_title(f"{operator.replace('_', ' ')}: {within:.0%} within 10 %")
+            panel.set_title(f"{operator.replace('_', ' ')}: {within:.0%} in band")
         figure.supxlabel("measured", fontsize=9)
         figure.supylabel("found from the other points", fontsize=9)
     return figure

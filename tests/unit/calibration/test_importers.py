@@ -117,13 +117,21 @@ def test_the_tables_that_aiconfigurator_publishes(accelerator):
     assert table.rows["source"].str.startswith("aiconfigurator ").all()
 
 
-def test_held_out_errors_of_h200():
-    """What issue and documentation promise: products, attention, experts; medians to 3 %, nine in ten to about 10 %."""
+@pytest.mark.parametrize("accelerator", ["h200", "a100"])
+def test_held_out_errors(accelerator):
+    """What decision 012 promises of products, attention, experts and collectives: medians to 3 %, p90 to 10 %."""
     pytest.importorskip("aiconfigurator_core")
-    found = summary(held_out(import_aiconfigurator("h200"))).set_index("operator")
-    for operator in ("linear", "attention", "experts", "latent_attention", "memory_pass", "collectives"):
-        assert found.loc[operator, "median"] <= 0.03
-        assert found.loc[operator, "p90"] <= 0.11
+    found = summary(held_out(import_aiconfigurator(accelerator))).set_index("operator")
+    operators = {"linear", "attention", "experts", "latent_attention", "memory_pass", "collectives"} & set(found.index)
+    assert len(operators) >= 4
+    assert found.loc[sorted(operators), "verdict"].tolist() == ["ok"] * len(operators), found.to_string()
+
+
+def test_every_table_says_how_far_its_times_are_off_and_none_is_negative():
+    pytest.importorskip("aiconfigurator_core")
+    for held in held_out(import_aiconfigurator("a100")).values():
+        assert (held.found[~np.isnan(held.found)] > 0).all()
+        assert len(held.errors) + held.num_outside == len(held.measured)
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="how far the times between measured ones are off")
     check.add_argument("table", type=Path)
     check.add_argument("--alternatives", action="store_true", help="the same on other scales")
+    check.add_argument("--first", type=int, choices=range(5), default=2, help="of every five points, which is held out")
     check.add_argument("--report", type=Path, metavar="FILE", help="also write figures to an HTML file")
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
-            return _check(read_table(given.table), given.alternatives, given.report)
+            return _check(read_table(given.table), given.alternatives, given.first, given.report)
         from calibration.methods import with_methods
 
         table = with_methods(_imported(given))
@@ -44,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check(table: CostTable, alternatives: bool, to: Path | None) -> int:
+def _check(table: CostTable, alternatives: bool, first: int, to: Path | None) -> int:
     from calibration.check import held_out, lines
 
-    found = held_out(table)
+    found = held_out(table, first=first)
     for line in lines(table, found, alternatives):
         sys.stdout.write(line + "\n")
     if to is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.groups import Group, groups
+from calibration.groups import FIRST, Group, groups
 from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
 from models.cost.collectives import other_ranks
 from models.cost.method import LINEAR, LINES, LOG, Method
@@ -78,12 +78,13 @@ class HeldOut:
         return int(np.isnan(self.found).sum())
 
 
-def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
+def held_out(table: CostTable, on: str | None = None, first: int = FIRST) -> dict[str, HeldOut]:
     """By operator, and for the collectives together, the held-out points of all groups.
 
     on: LINEAR or LOG puts all axes and times on that scale, gaps on lines, instead of the methods that are chosen
+    first: the place of the first held-out point among five
     """
-    splits = [group.split() for group in groups(table)]
+    splits = [group.split(first) for group in groups(table)]
     chosen = choose(rest for rest, _ in splits) if on is None else {}
     parts: dict[str, list[Part]] = {}
     for rest, out in splits:

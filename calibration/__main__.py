@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Triangles solve thousands of systems of two unknowns, for which threads of linear algebra only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from models.architecture import ARCHITECTURES
 from models.cost.table import CostTable, TableError, read_table, write_table
@@ -25,20 +29,34 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="how far the times between measured ones are off")
     check.add_argument("table", type=Path)
     check.add_argument("--alternatives", action="store_true", help="the same on other scales")
+    check.add_argument("--first", type=int, choices=range(5), default=2, help="of every five points, which is held out")
+    check.add_argument("--report", type=Path, metavar="FILE", help="also write figures to an HTML file")
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
-            from calibration.check import report
+            return _check(read_table(given.table), given.alternatives, given.first, given.report)
+        from calibration.methods import with_methods
 
-            for line in report(read_table(given.table), given.alternatives):
-                sys.stdout.write(line + "\n")
-            return 0
-        table = _imported(given)
+        table = with_methods(_imported(given))
         write_table(table, given.out)
     except TableError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(f"{given.out}: {len(table.rows)} rows of {table.gpu}\n")
+    return 0
+
+
+def _check(table: CostTable, alternatives: bool, first: int, to: Path | None) -> int:
+    from calibration.check import held_out, lines
+
+    found = held_out(table, first=first)
+    for line in lines(table, found, alternatives):
+        sys.stdout.write(line + "\n")
+    if to is not None:
+        from calibration.report import write_report
+
+        write_report(table, found, to)
+        sys.stderr.write(f"{to}\n")
     return 0
 
 

@@ -1,47 +1,71 @@
 """How far the times between measured ones are off: every fifth point held out, and found from the others.
 
-The same code finds them that the simulator uses. What counts as one point is one operator at one place; of each group
-of points that are interpolated together, in the order of their places, the third of every five is left out.
+The same code finds them that the simulator uses, by methods that are chosen without the held-out points. What counts as
+one point is one operator at one place; of each group of points that are interpolated together, in the order of their
+places, the third of every five is left out (of attention: of each number of heads).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.cost.measured import LINEAR, LOG, PREFILL, ExpertTimes, Fit, fit_of
-from models.cost.table import FAMILIES, CostTable
+from calibration.groups import FIRST, LAWS, Group, groups
+from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
+from models.cost.collectives import other_ranks
+from models.cost.method import LINEAR, LINES, LOG, Method
+from models.cost.table import FAMILIES, NUMBERS, CostTable
 
-__all__ = ["HeldOut", "drops", "held_out", "report", "summary"]
+__all__ = ["OF_COLLECTIVES", "HeldOut", "Part", "drops", "held_out", "last_axis", "lines", "other_rank_errors", "peaks",
+           "place", "summary"]
 
-EVERY, FIRST = 5, 2
-NOT_INTERPOLATED = ("uneven_attention",)
-"""Rows that no time is read from between: a law is taken from them (`models.cost.uneven`)."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
-TARGET_MEDIAN, TARGET_P90 = 0.03, 0.10
+OF_COLLECTIVES = "collectives"
+DROP, PEAK = 0.05, 1.3
 
 
 @dataclass(frozen=True)
-class Group:
-    """Points that are interpolated together."""
+class Part:
+    """A group without its held-out rows, these rows, the seconds found for them (NaN: nothing surrounds one), how."""
 
-    operator: str
-    rows: pd.DataFrame
-    axes: tuple[str, ...]
-    scales: tuple[str, ...] | None = None
+    rest: Group
+    out: pd.DataFrame
+    found: NDArray[np.float64]
+    method: Method
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, self.rest.key[1:]))
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One operator's held-out points: measured and found seconds; NaN where no others surround the point."""
+    """One operator's held-out points."""
 
     operator: str
-    measured: NDArray[np.float64]
-    found: NDArray[np.float64]
+    parts: tuple[Part, ...]
+
+    @property
+    def measured(self) -> NDArray[np.float64]:
+        return np.concatenate([part.out["seconds"].to_numpy(float) for part in self.parts])
+
+    @property
+    def found(self) -> NDArray[np.float64]:
+        return np.concatenate([part.found for part in self.parts])
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """By part and precision, in words."""
+        return {part.label: part.method.text for part in self.parts}
+
+    def of(self, label: str) -> HeldOut:
+        """Those of one part and precision."""
+        return HeldOut(self.operator, tuple(part for part in self.parts if part.label == label))
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -54,65 +78,36 @@ class HeldOut:
         return int(np.isnan(self.found).sum())
 
 
-def groups(table: CostTable) -> Iterator[Group]:
-    """All rows of a table, by what is interpolated together."""
-    for operator, family in FAMILIES.items():
-        rows = table.rows[table.rows["operator"] == operator]
-        if operator in NOT_INTERPOLATED:
-            continue
-        if operator == "linear":
-            for _, same in rows.groupby("precision", dropna=False):
-                if same["inputs"].nunique() > 2 and same["outputs"].nunique() > 2 and (same["name"] == "").all():
-                    yield Group(operator, same, ("inputs", "outputs", "rows"))
-                else:
-                    yield from _by_shape(operator, same, family.shape, family.axes)
-        elif operator in ("attention", "latent_attention"):
-            chunks, decodes = rows["chunk"] > 0, rows["decodes"] > 0
-            yield from _by_shape(operator, rows[chunks & ~decodes], family.shape, ("chunk", "prefix"), PREFILL)
-            yield from _by_shape(operator, rows[decodes & ~chunks], family.shape, ("decodes", "context"))
-            yield from _by_shape(operator, rows[chunks & decodes], family.shape, family.axes)
-        elif operator == "experts":  # pooled over the ranks' numbers of experts, as `Measured.experts` does
-            rows = rows.drop_duplicates(["name", "precision", "hidden", "inner", "top_k", *family.axes])
-            yield from _by_shape(operator, rows, ("hidden", "inner", "top_k"), family.axes)
-        else:
-            yield from _by_shape(operator, rows, family.shape, family.axes)
+def held_out(table: CostTable, on: str | None = None, first: int = FIRST) -> dict[str, HeldOut]:
+    """By operator, and for the collectives together, the held-out points of all groups.
 
-
-def _by_shape(
-    operator: str, rows: pd.DataFrame, shape: tuple[str, ...], axes: tuple[str, ...],
-    scales: tuple[str, ...] | None = None,
-) -> Iterator[Group]:  # fmt: skip
-    for _, same in rows.groupby(["name", "precision", *shape], dropna=False):
-        yield Group(operator, same, axes, scales)
-
-
-def held_out(table: CostTable, on: str | None = None) -> dict[str, HeldOut]:
-    """By operator, the held-out points of all its groups.
-
-    on: LINEAR or LOG puts all axes and times on that scale, instead of those that the simulator uses
+    on: LINEAR or LOG puts all axes and times on that scale, gaps on lines, instead of the methods that are chosen
+    first: the place of the first held-out point among five
     """
-    parts: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-    for group in groups(table):
-        rows = group.rows.sort_values(list(group.axes))
-        is_out = np.zeros(len(rows), bool)
-        is_out[FIRST::EVERY] = True
-        scales = group.scales if on is None else (on,) * (len(group.axes) + 1)
-        fit = fit_of(rows[~is_out], group.axes, scales)
-        if fit is None or not is_out.any():
+    splits = [group.split(first) for group in groups(table)]
+    chosen = choose(rest for rest, _ in splits) if on is None else {}
+    parts: dict[str, list[Part]] = {}
+    for rest, out in splits:
+        if not len(rest.rows) or not len(out):
             continue
-        at = rows.loc[is_out, list(group.axes)].to_numpy(float)
-        seconds = rows.loc[is_out, "seconds"].to_numpy(float)
-        parts.setdefault(group.operator, []).append((seconds, _found(group, fit, at) if on is None else fit.inside(at)))
-        if group.operator in COLLECTIVES:
-            parts.setdefault("collectives", []).append(parts[group.operator][-1])
-    return {operator: HeldOut(operator, np.concatenate([m for m, _ in found]), np.concatenate([f for _, f in found]))
-            for operator, found in parts.items()}  # fmt: skip
+        method = chosen[rest.key] if on is None else Method((str(on),) * (len(rest.axes) + 1), LINES)
+        for operator in (rest.operator, *((OF_COLLECTIVES,) if rest.operator in COLLECTIVES else ())):
+            parts.setdefault(operator, []).append(Part(rest, out, rest.found(out, method), method))
+    return {operator: HeldOut(operator, tuple(each)) for operator, each in parts.items()}
 
 
-def _found(group: Group, fit: Fit, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    if group.operator != "experts":
-        return fit.inside(at)
-    return ExpertTimes(fit).at(at, lambda points: points[:, 0] * np.nan).seconds
+def other_rank_errors(table: CostTable) -> NDArray[np.float64]:
+    """|found / measured - 1| of collectives on each number of ranks between others, found from those alone."""
+    errors = [np.zeros(0)]
+    rows = table.rows[table.rows["operator"].isin(COLLECTIVES)]
+    for _, same in rows.groupby(["operator", "name"]):
+        for ranks in sorted(same["ranks"].unique())[1:-1]:
+            found = other_ranks(same[same["ranks"] != ranks], int(ranks))
+            out = same[same["ranks"] == ranks]
+            if found is not None:
+                seconds = found[0].inside(out[["size_bytes"]].to_numpy(float))
+                errors.append(np.abs(seconds / out["seconds"].to_numpy(float) - 1)[~np.isnan(seconds)])
+    return np.concatenate(errors)
 
 
 def drops(table: CostTable) -> pd.DataFrame:
@@ -122,21 +117,44 @@ def drops(table: CostTable) -> pd.DataFrame:
     for a fault of the interpolation.
     """
     found = []
-    for operator, family in FAMILIES.items():
-        rows = table.rows[table.rows["operator"] == operator]
-        if not len(rows) or operator in NOT_INTERPOLATED:
-            continue
-        axis = family.axes[-1] if operator not in ("attention", "latent_attention") else "context"
-        others = ["name", "precision", *family.shape, *(a for a in family.axes if a != axis)]
-        rows = rows.sort_values([*others, axis])
+    for rows, others, axis in _lines_along(table):
         before = rows.groupby(others, dropna=False)["seconds"].shift()
         falls = 1 - rows["seconds"] / before
-        is_drop = falls > 0.05
+        is_drop = falls > DROP
         found.append(rows[is_drop].assign(fell_by=falls[is_drop], axis=axis))
     return pd.concat(found, ignore_index=True).sort_values("fell_by", ascending=False) if found else pd.DataFrame()
 
 
-def summary(found: dict[str, HeldOut]) -> pd.DataFrame:
+def peaks(table: CostTable) -> dict[tuple[str, str], tuple[int, int]]:
+    """By (operator, precision): rows that stand alone, PEAK times slower than both neighbours along the last axis, and
+    all rows that have two. No neighbour tells of such a row, and held out it is found too fast."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for rows, others, _ in _lines_along(table):
+        times = rows.groupby(others, dropna=False)["seconds"]
+        beside = pd.concat([times.shift(), times.shift(-1)], axis=1).max(axis=1, skipna=False)
+        ratio = (rows["seconds"] / beside).dropna()
+        for precision, of in ratio.groupby(rows["precision"]):
+            found[str(rows["operator"].iloc[0]), str(precision)] = int((of > PEAK).sum()), len(of)
+    return found
+
+
+def last_axis(operator: str) -> str:
+    """The axis along which a row's neighbours are looked for."""
+    return "context" if operator in ("attention", "latent_attention") else FAMILIES[operator].axes[-1]
+
+
+def _lines_along(table: CostTable) -> Iterator[tuple[pd.DataFrame, list[str], str]]:
+    """Of each operator its rows in order, the columns that are the same along a line, and the axis of the lines."""
+    all_rows = table.rows.astype(dict.fromkeys(NUMBERS, float))
+    for operator, family in FAMILIES.items():
+        rows = all_rows[all_rows["operator"] == operator]
+        if len(rows) and operator not in LAWS:
+            axis = last_axis(operator)
+            others = ["name", "precision", *family.shape, *(a for a in family.axes if a != axis)]
+            yield rows.sort_values([*others, axis]), others, axis
+
+
+def summary(found: Mapping[str, HeldOut]) -> pd.DataFrame:
     """One row an operator: held-out points, those outside, median, p90 and p95 of the error, and the verdict."""
     rows = []
     for operator, held in found.items():
@@ -156,18 +174,38 @@ def _table(found: dict[str, HeldOut]) -> Iterator[str]:
                f"{row['p95']:9.2%}  {row['verdict']}")  # fmt: skip
 
 
-def report(table: CostTable, alternatives: bool = False) -> Iterator[str]:
+def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = False) -> Iterator[str]:
     """Lines that say how far the table's interpolation is off, and, if asked, how far others would be."""
     yield f"{table.origin}: {len(table.rows)} rows of {table.gpu}"
     yield f"every fifth point held out; targets: median {TARGET_MEDIAN:.0%}, p90 {TARGET_P90:.0%}"
-    yield from _table(held_out(table))
+    yield from _table(found)
+    yield "methods, chosen without the held-out points: a scale for each axis, one for the time, what fills gaps"
+    for operator, held in found.items():
+        for label, text in held.methods.items() if operator != OF_COLLECTIVES else ():
+            errors = held.of(label).errors
+            if len(errors):
+                median, p90 = np.quantile(errors, [0.5, 0.9])
+                yield f"  {operator} {label}: {text} (median {median:.2%}, p90 {p90:.2%})"
+    errors = other_rank_errors(table)
+    if len(errors):
+        median, p90, p95 = np.quantile(errors, [0.5, 0.9, 0.95])
+        yield (f"collectives on a number of ranks left out, from fewer and more: {len(errors)} points, median "
+               f"{median:.2%}, p90 {p90:.2%}, p95 {p95:.2%}")  # fmt: skip
     if alternatives:
         for on in (LINEAR, LOG):
             yield f"the same with all axes and times on {on} scales"
             yield from _table(held_out(table, on))
+    for (operator, precision), (num, of) in peaks(table).items():
+        if num > 0.01 * of:
+            yield (f"{num} of {of} rows of {operator} {precision} ({num / of:.1%}) take over {PEAK} times as long as "
+                   f"both neighbours along {last_axis(operator)}")  # fmt: skip
     fallen = drops(table)
     yield f"{len(fallen)} rows are faster than less work, by more than 5 %; the largest drops:"
     for row in fallen.head(5).to_dict("records"):
-        numbers = ", ".join(f"{name} {int(row[name])}" for name in (*FAMILIES[row["operator"]].shape,
-                            *FAMILIES[row["operator"]].axes) if not pd.isna(row[name]))  # fmt: skip
-        yield f"  {row['operator']} {row['name']} {numbers}: {row['fell_by']:.0%}, {row['seconds'] * 1e6:.1f} us"
+        yield f"  {row['operator']} {row['name']} {place(row)}: {row['fell_by']:.0%}, {row['seconds'] * 1e6:.1f} us"
+
+
+def place(row: Mapping[Hashable, Any]) -> str:
+    """A row's numbers in words."""
+    family = FAMILIES[row["operator"]]
+    return ", ".join(f"{name} {int(row[name])}" for name in (*family.shape, *family.axes) if not pd.isna(row[name]))

@@ -308,7 +308,7 @@ def calibrate(
         typer.Option("--import", metavar="PROJECT", help="aiconfigurator, llmservingsim or vidur", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="the table to write, .parquet or .csv", show_default=False)
+        Path | None, typer.Option("--out", help="the table to write; of --check: a report, .html", show_default=False)
     ] = None,
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="hold out every fifth point", show_default=False)
@@ -351,7 +351,7 @@ def calibrate(
         print_rows(_imported("sim.explain_cost").explain(loaded), "Operators in two typical steps", as_json)
         return
     if check is not None:
-        given = ["check", str(check)]
+        given = ["check", str(check), *(["--report", str(out)] if out is not None else [])]
     elif source is not None and out is not None:
         options = {"out": out, "accelerator": accelerator, "framework": framework, "from": folder, "model": model}
         given = ["import", source, "--tensor", str(tensor)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cost.measured import AttentionTimes, Fit
+from models.cost.measured import AttentionTimes
 from models.cost.provenance import Source
 from models.cost.roofline import Roofline
 from models.cost.step import AttentionTable, decode_lines
@@ -79,14 +79,11 @@ def _chunks(
 
     if known.has_prefix:
         return known.prefill.at(at, roof).seconds
-    whole = known.prefill.points[:, 1] == 0
-    fit = Fit(known.prefill.points[whole][:, :1], known.prefill.seconds[whole],
-              (known.prefill.scales[0], known.prefill.scales[-1]))  # fmt: skip
     length = at.sum(axis=1)
-    seconds = fit.at(length[:, None], lambda n: roof(np.column_stack([n, np.zeros(len(n))]))).seconds
+    seconds = known.prefill.at(np.column_stack([length, np.zeros(len(length))]), roof).seconds
     chunk, prefix = at.T
     share = (chunk * prefix + chunk * (chunk + 1) / 2) / np.maximum(length * (length + 1) / 2, 1)
-    return np.maximum(seconds * share, fit.inside(fit.points).min())  # launching it
+    return np.maximum(seconds * share, known.prefill.seconds.min())  # launching it
 
 
 def _chunk_roof(roofline: Roofline, operator: Operator, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,14 +110,13 @@ def _extra(known: AttentionTimes) -> tuple[tuple[NDArray[np.float64], ...], NDAr
     """
     if known.together is None:
         return (np.zeros(0),) * 4, np.zeros((0, 0, 0, 0))
-    grid = known.together.grid
-    values = grid.values
-    places = np.array(np.meshgrid(*grid.axes, indexing="ij")).reshape(4, -1).T
+    axes = tuple(np.unique(axis) for axis in known.together.points.T)
+    places = np.array(np.meshgrid(*axes, indexing="ij")).reshape(4, -1).T
     alone = known.prefill.inside(places[:, :2]) + known.decode.inside(places[:, 2:])
-    excess = values - alone.reshape(values.shape)
+    excess = (known.together.inside(places) - alone).reshape([len(axis) for axis in axes])
     for axis in range(4):
         excess = _carried(excess, axis)
-    return grid.axes, excess
+    return axes, excess
 
 
 def _carried(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

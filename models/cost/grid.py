@@ -1,4 +1,4 @@
-"""Times on a grid: measured points that stay where they are, and straight lines between them."""
+"""Times on a grid: measured points that stay where they are, straight lines between them, gaps filled from around."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from models.cost.method import LINES, STEPS
 
 __all__ = ["Grid", "complete", "grid_of"]
 
@@ -46,10 +48,10 @@ class Grid:
         return found
 
 
-def grid_of(points: ArrayLike, seconds: ArrayLike) -> Grid:
+def grid_of(points: ArrayLike, seconds: ArrayLike, fill: str = LINES) -> Grid:
     """The smallest product grid that holds all points [n, axes], completed where points lie on both sides.
 
-    Points with the same place: the last one counts.
+    fill: as of `complete`. Points with the same place: the last one counts.
     """
     points = np.asarray(points, dtype=np.float64)
     axes, places = [], []
@@ -59,35 +61,68 @@ def grid_of(points: ArrayLike, seconds: ArrayLike) -> Grid:
         places.append(place)
     values = np.full([len(axis) for axis in axes], np.nan)
     values[tuple(places)] = np.asarray(seconds, dtype=np.float64)
-    return Grid(tuple(axes), complete(axes, values), ~np.isnan(values))
+    return Grid(tuple(axes), complete(axes, values, fill), ~np.isnan(values))
 
 
-def complete(axes: Sequence[Float64], values: Float64) -> Float64:
-    """Fill each NaN that has known values on both sides along some axis, from the straight lines between them.
+def complete(axes: Sequence[Float64], values: Float64, fill: str = LINES) -> Float64:
+    """Fill each NaN that has known values on both sides along some axis. Repeated until nothing changes.
 
-    The median over those axes: held out, fewer points are far off than on the line between the nearest neighbours
-    (`spindle calibrate --check`). Repeated until nothing changes; known values stay.
+    lines  the median, over those axes, of the straight lines between the nearest known values
+    steps  each of these lines is off at the known values beside the gap as well, by the same step of a kernel; what it
+           is off there, at the nearest on either side along every other axis, is added, and the median taken of all.
+           Never beyond the nearest known values around.
+
+    Known values stay. Which of the two is better is for held-out points to say (`spindle calibrate --check`).
     """
     values = values.copy()
     while np.isnan(values).any():
-        lines = np.stack([np.moveaxis(_along(axis, np.moveaxis(values, i, -1)), -1, i) for i, axis in enumerate(axes)])
+        near = [_neighbours(axis, np.moveaxis(values, i, -1)) for i, axis in enumerate(axes)]
+        low, high, lines = (
+            np.stack([np.moveaxis(of_axis[part], -1, i) for i, of_axis in enumerate(near)]) for part in range(3)
+        )
         can = np.isnan(values) & ~np.isnan(lines).all(axis=0)
         if not can.any():
             break
-        values[can] = np.nanmedian(lines[:, can], axis=0)
+        found = np.nanmedian(lines[:, can], axis=0)
+        if fill == STEPS and len(axes) > 1:
+            found = _with_steps(axes, values, lines, can, found)
+            around = np.concatenate([low[:, can], high[:, can]])
+            found = np.clip(found, np.nanmin(around, axis=0), np.nanmax(around, axis=0))
+        values[can] = found
     return values
 
 
-def _along(axis: Float64, values: Float64) -> Float64:
-    """On the line between the nearest known neighbours along the last axis; NaN where there are none on both sides."""
+def _with_steps(
+    axes: Sequence[Float64], values: Float64, lines: Float64, can: NDArray[np.bool_], otherwise: Float64
+) -> Float64:
+    guesses = []
+    for i in range(len(axes)):
+        off = values - lines[i]
+        for j, axis in enumerate(axes):
+            if i != j:
+                low, high, _ = _neighbours(axis, np.moveaxis(off, j, -1))
+                guesses += [lines[i][can] + np.moveaxis(side, -1, j)[can] for side in (low, high)]
+    stacked = np.stack(guesses)
+    is_there = ~np.isnan(stacked).all(axis=0)
+    found = otherwise.copy()
+    found[is_there] = np.nanmedian(stacked[:, is_there], axis=0)
+    return found
+
+
+def _neighbours(axis: Float64, values: Float64) -> tuple[Float64, Float64, Float64]:
+    """Of each place, itself left out: the nearest known values before and after it along the last axis, and where the
+    line between the two passes it; NaN where there are none."""
     n = len(axis)
     index = np.broadcast_to(np.arange(n), values.shape)
     known = ~np.isnan(values)
+    edge = np.full((*values.shape[:-1], 1), n)
     before = np.maximum.accumulate(np.where(known, index, -1), axis=-1)
+    before = np.concatenate([edge * 0 - 1, before[..., :-1]], axis=-1)
     after = np.minimum.accumulate(np.where(known, index, n)[..., ::-1], axis=-1)[..., ::-1]
-    has_both = (before >= 0) & (after < n) & ~known
-    low, high = np.where(has_both, before, 0), np.where(has_both, after, 0)
-    at_low, at_high = np.take_along_axis(values, low, -1), np.take_along_axis(values, high, -1)
+    after = np.concatenate([after[..., 1:], edge], axis=-1)
+    at_low, at_high = np.maximum(before, 0), np.minimum(after, n - 1)
+    low = np.where(before >= 0, np.take_along_axis(values, at_low, -1), np.nan)
+    high = np.where(after < n, np.take_along_axis(values, at_high, -1), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        line = at_low + (at_high - at_low) * (axis - axis[low]) / (axis[high] - axis[low])
-    return np.where(has_both, line, np.nan)
+        line = low + (high - low) * (axis - axis[at_low]) / (axis[at_high] - axis[at_low])
+    return low, high, line

@@ -1,100 +1,24 @@
-"""Times of operators from a table: straight lines between measured points, a roofline through the edge beyond them.
-
-A `Fit` keeps every measured point where it is. Where nothing was measured on both sides, the time is that of the
-nearest point that was, times the ratio of the two rooflines: the efficiency at the edge, carried on. That is called
-extrapolated.
-"""
+"""Times of operators of a model from a table: which rows price which operator, and how they are put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import LinearNDInterpolator
 
-from models.cost.grid import Grid, grid_of
+from models.cost.collectives import other_ranks
+from models.cost.fit import ExpertTimes, Fit, Roof, Times, fit_of
 from models.cost.provenance import Source
 from models.cost.table import FAMILIES, CostTable
 from models.cost.uneven import Tail, no_tail, tail_of
 from models.features import ACTIVATION_BYTES, Operator
 
-__all__ = ["AttentionTimes", "ExpertTimes", "Fit", "Measured", "Times", "fit_of"]
+__all__ = ["AttentionTimes", "Measured"]
 
 Float64 = NDArray[np.float64]
-Roof = Callable[[Float64], Float64]
-"""[n, axes] points -> seconds by the roofline, up to a factor."""
-
-
-class Times(NamedTuple):
-    """Seconds of points and where each comes from (a `Source`)."""
-
-    seconds: Float64
-    source: NDArray[np.int8]
-
-
-LINEAR, LOG = "linear", "log"
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Measured times over some axes.
-
-    scales: of each axis and, last, of the value: on which scale lines are straight
-    own: whether the points are this project's measurements
-    """
-
-    points: Float64
-    seconds: Float64
-    scales: tuple[str, ...]
-    own: bool = False
-
-    @cached_property
-    def grid(self) -> Grid:
-        return grid_of(self._scaled(self.points), np.log(self.seconds) if self.scales[-1] == LOG else self.seconds)
-
-    def _scaled(self, points: Float64) -> Float64:
-        columns = [np.log2(column + 1) if scale == LOG else column
-                   for column, scale in zip(points.T, self.scales, strict=False)]  # fmt: skip
-        return np.stack(columns, axis=1)
-
-    def inside(self, points: ArrayLike) -> Float64:
-        """Seconds at points [n, axes], NaN where no measured points surround them."""
-        found = self.grid.at(self._scaled(np.atleast_2d(np.asarray(points, dtype=np.float64))))
-        return np.exp(found) if self.scales[-1] == LOG else found
-
-    def at(self, points: ArrayLike, roof: Roof, inside: Float64 | None = None) -> Times:
-        """Seconds at points [n, axes], also outside of what was measured; inside: as `inside` finds them."""
-        points = np.atleast_2d(np.asarray(points, dtype=np.float64))
-        seconds = self.inside(points) if inside is None else inside
-        outside = np.isnan(seconds)
-        source = np.full(len(points), Source.INTERPOLATED, np.int8)
-        known = set(map(tuple, self.points.tolist()))
-        exact = [tuple(point) in known for point in points.tolist()]
-        source[exact] = Source.MEASURED if self.own else Source.IMPORTED
-        if outside.any():
-            edge = self._nearest(points[outside])
-            seconds[outside] = self.seconds[edge] * roof(points[outside]) / roof(self.points[edge])
-            source[outside] = Source.EXTRAPOLATED
-        return Times(seconds, source)
-
-    def _nearest(self, points: Float64) -> NDArray[np.int64]:
-        """The measured point nearest to each, by ratio."""
-        here = np.log2(self.points + 1)
-        return np.array([np.argmin(((here - np.log2(point + 1)) ** 2).sum(axis=1)) for point in points], np.int64)
-
-
-def fit_of(rows: pd.DataFrame, axes: Sequence[str], scales: Sequence[str] | None = None) -> Fit | None:
-    """A fit of a table's rows, None where there are none."""
-    if not len(rows):
-        return None
-    own = bool((rows["commit"] != "").all())
-    return Fit(rows[list(axes)].to_numpy(float), rows["seconds"].to_numpy(float),
-               tuple(scales or [LINEAR] * (len(axes) + 1)), own)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,38 +37,8 @@ class AttentionTimes:
     tail: Tail
 
 
-@dataclass(frozen=True)
-class ExpertTimes:
-    """Routed experts of one rank over (rows, experts touched): a row is a token at one of its experts.
-
-    On the grid of all points where they fill most of one. Elsewhere, as where a law says how many experts so many rows
-    touch, on the triangles between points, all on logarithmic scales: time goes from that of reading each expert to
-    that of computing each row, which no line follows.
-    """
-
-    fit: Fit
-
-    @cached_property
-    def _between(self) -> LinearNDInterpolator | None:
-        """Over the logarithms, where the points span a plane."""
-        if len(self.fit.points) < 4 or min(len(np.unique(axis)) for axis in self.fit.points.T) < 2:
-            return None
-        return LinearNDInterpolator(np.log2(self.fit.points), np.log(self.fit.seconds))
-
-    @property
-    def _is_grid(self) -> bool:
-        return bool(2 * len(self.fit.points) > np.prod([len(np.unique(axis)) for axis in self.fit.points.T]))
-
-    def at(self, points: ArrayLike, roof: Roof) -> Times:
-        """Seconds at points [n, (rows, experts)]; `roof` of such points."""
-        points = np.maximum(np.atleast_2d(np.asarray(points, dtype=np.float64)), 1)
-        if self._is_grid or self._between is None:
-            return self.fit.at(points, roof)
-        return self.fit.at(points, roof, np.exp(self._between(np.log2(points))))
-
-
 class Measured:
-    """What a table says about operators of a model. `scales` of other than straight lines are METHODS'."""
+    """What a table says about operators of a model."""
 
     def __init__(self, table: CostTable) -> None:
         self.table = table
@@ -184,10 +78,13 @@ class Measured:
     ) -> Times | None:
         same = self._rows("linear", precision=precision, inputs=inputs, outputs=outputs)
         named = same[same["name"] == name]
-        fit = fit_of(named if len(named) else same, ["rows"])
+        shapes = self._linear_shapes.get(precision)
+        if shapes is not None and (same["name"] == "").all():  # gaps are filled from other shapes as well
+            fit = shapes.along(inputs, outputs)
+        else:
+            fit = fit_of(named if len(named) else same, ["rows"])
         if fit is not None:
             return fit.at(counts[:, None], roof)
-        shapes = self._linear_shapes.get(precision)
         if shapes is None:
             return None
         widest = shapes.points[:, 1].max()
@@ -206,7 +103,8 @@ class Measured:
         inside = ~np.isnan(seconds)
         if not inside.any():
             return None
-        found = Fit(nodes[inside][:, None], seconds[inside], (LINEAR, LINEAR)).at(counts[:, None], roof)
+        scales = (shapes.scales[2], shapes.scales[3])
+        found = Fit(nodes[inside][:, None], seconds[inside], scales).at(counts[:, None], roof)
         is_node = found.source == Source.IMPORTED
         return Times(found.seconds, np.where(is_node, Source.INTERPOLATED, found.source).astype(np.int8))
 
@@ -255,12 +153,20 @@ class Measured:
         )
 
     def _collective(self, family: str, ranks: int, row_bytes: int, counts: Float64, roof: Roof) -> Times | None:
-        rows = self._rows(family, ranks=ranks)
+        rows = self._rows(family)
         custom = rows[rows["name"] == "custom"]
-        fit = fit_of(custom if len(custom) else rows, ["size_bytes"])
+        rows = custom if len(custom) else rows
+        fit, source = fit_of(rows[rows["ranks"] == ranks], ["size_bytes"]), None
         if fit is None:
-            return None
-        return fit.at(counts[:, None] * row_bytes, lambda size_bytes: roof(size_bytes / row_bytes))
+            found = other_ranks(rows, ranks)
+            if found is None:
+                return None
+            fit, source = found
+        times = fit.at(counts[:, None] * row_bytes, lambda size_bytes: roof(size_bytes / row_bytes))
+        if source is None:
+            return times
+        is_inside = times.source != Source.EXTRAPOLATED
+        return times._replace(source=np.where(is_inside, source, Source.EXTRAPOLATED).astype(np.int8))
 
     def experts(self, operator: Operator) -> tuple[ExpertTimes, str] | None:
         """Over (rows, experts touched) on one rank, and the name of the kernel: "moe" includes the router.
@@ -274,27 +180,30 @@ class Measured:
         # Ranks with fewer experts, and with more: what counts is how many are touched. Its own rows go first.
         is_own = rows["num_experts"] == num_experts
         rows = pd.concat([rows[is_own], rows[~is_own]]).drop_duplicates(["rows", "experts"])
-        fit = fit_of(rows, FAMILIES["experts"].axes)
+        fit = fit_of(rows, FAMILIES["experts"].axes, "experts")
         return None if fit is None else (ExpertTimes(fit), str(rows["name"].iloc[0]))
 
     def attention(self, operator: Operator, kv: str) -> AttentionTimes | None:
         """Of one layer with these heads and this cache; None unless prefill and decode were both measured."""
         heads, kv_heads, head_dim = operator.shape
-        rows = self._rows("attention", heads=heads, kv_heads=kv_heads, head_dim=head_dim, precision=kv)
-        has_prefill, has_decode = rows["chunk"] > 0, rows["decodes"] > 0
-        prefill = fit_of(rows[has_prefill & ~has_decode], ["chunk", "prefix"], PREFILL)
-        decode = fit_of(rows[has_decode & ~has_prefill], ["decodes", "context"])
+        # Gaps are filled from other numbers of heads as well, which see the same steps of the kernels.
+        pooled = self._rows("attention", kv_heads=kv_heads, head_dim=head_dim, precision=kv)
+        has_prefill, has_decode = pooled["chunk"] > 0, pooled["decodes"] > 0
+        prefill = _of_heads(pooled[has_prefill & ~has_decode], heads, ("chunk", "prefix"), "prefill")
+        decode = _of_heads(pooled[has_decode & ~has_prefill], heads, ("decodes", "context"), "decode")
         if prefill is None or decode is None:
             return None
-        together = fit_of(rows[has_prefill & has_decode], FAMILIES["attention"].axes)
-        uneven = self._rows(
-            "uneven_attention", heads=heads, kv_heads=kv_heads, head_dim=head_dim, precision=kv
-        )
+        both = pooled[has_prefill & has_decode & (pooled["heads"] == heads)]
+        together = fit_of(both, FAMILIES["attention"].axes, "together")
+        uneven = self._rows("uneven_attention", heads=heads, kv_heads=kv_heads, head_dim=head_dim, precision=kv)
         tail = tail_of(uneven) if len(uneven) else no_tail()
         return AttentionTimes(prefill, decode, together, bool((prefill.points[:, 1] > 0).any()), tail)
 
 
 EXPERT_KERNELS = ("moe", "fused_moe", "pool", "padded", "grouped")
 """Whose rows price a model's experts, where several kernels were measured: an engine's, then our own over the pool."""
-PREFILL = (LINEAR, LOG, LOG)
-"""Prefill grows with the square of its chunk, which a straight line between far points overestimates."""
+
+
+def _of_heads(rows: pd.DataFrame, heads: int, axes: tuple[str, str], part: str) -> Fit | None:
+    fit = fit_of(rows, ("heads", *axes), part)
+    return None if fit is None else fit.along(heads)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from models.architecture import Architecture
 from models.cost.attention import attention_table
 from models.cost.build import compiled, distinct_lookup, factors
-from models.cost.measured import ExpertTimes, Measured, Roof, Times
+from models.cost.fit import ExpertTimes, Roof, Times
+from models.cost.measured import Measured
 from models.cost.provenance import Source
 from models.cost.roofline import Roofline
 from models.cost.step import (

@@ -11,6 +11,7 @@ rates              bytes_per_s and flop_per_s of what the call must move and com
 unit               always "s": a file in another unit is refused, not converted
 gpu, source        the device as it calls itself, and where the row comes from, with its licence
 driver, torch, triton, commit, date    of the measurement, where known
+method             how times between these rows are found (`models.cost.method`); empty: as is usual for the operator
 
 Everything that reads or writes times for the simulator goes through here.
 """
@@ -25,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from models.cost.method import read_method
 
 __all__ = ["COLUMNS", "FAMILIES", "CostTable", "Family", "TableError", "read_table", "table_of", "write_table"]
 
@@ -81,7 +84,8 @@ FAMILIES = {
 }
 
 NUMBERS = tuple(dict.fromkeys(c for family in FAMILIES.values() for c in (*family.shape, *family.axes)))
-TEXTS = ("operator", "name", "precision", "unit", "gpu", "source", "driver", "torch", "triton", "commit", "date")
+TEXTS = ("operator", "name", "precision", "unit", "gpu", "source", "driver", "torch", "triton", "commit", "date",
+         "method")  # fmt: skip
 TIMES = ("seconds", "p10_s", "p90_s")
 RATES = ("bytes_per_s", "flop_per_s", "of_ceiling")
 COLUMNS = (*TEXTS, *NUMBERS, *TIMES, *RATES)
@@ -140,6 +144,11 @@ def _check(origin: str, frame: pd.DataFrame) -> None:
     _refuse(origin, frame, frame["unit"] != "s", "unit", 'must be "s"; convert the times to seconds')
     seconds = frame["seconds"]
     _refuse(origin, frame, ~(np.isfinite(seconds) & (seconds > 0)), "seconds", "must be a time above 0")
+    for text in frame["method"].unique():
+        try:
+            _ = text and read_method(text)
+        except ValueError as error:
+            _refuse(origin, frame, frame["method"] == text, "method", str(error))
     usual = frame["gpu"].mode().iloc[0] if len(frame) else ""
     is_other = frame["gpu"] != usual
     _refuse(origin, frame, is_other, "gpu", f"differs from the other rows' {usual!r}; a table is of one device")

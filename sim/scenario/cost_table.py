@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -48,7 +49,7 @@ TableFile = Annotated[
 def measured(name: str, accelerator: str) -> Measured:
     """The table behind a name or path. Raises TableError for one that is broken, missing, or another accelerator's."""
     table = read_table(table_path(name))
-    if _plain(accelerator) not in _plain(table.gpu):
+    if not is_of(accelerator, table.gpu):
         raise TableError(
             f"{name} has times of {table.gpu}, the accelerator is {accelerator}; take a table of its own, or leave "
             "cost.table out"
@@ -67,12 +68,23 @@ def fingerprint(name: str) -> str:
     return f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
+OTHER_CARDS = {"pcie", "nvl"}
+"""Words in the name of a card that shares its chip's name only: the presets are of SXM modules, whose clocks and memory
+are others."""
+
+
+def is_of(accelerator: str, gpu: str) -> bool:
+    """Whether a device that calls itself `gpu` is this accelerator: its name is one or more whole words of it.
+
+    "NVIDIA H100 80GB HBM3" is h100, "NVIDIA RTX PRO 6000" rtxpro6000; "NVIDIA GB200" is no b200, an H100 PCIe no h100.
+    """
+    words = re.findall("[a-z0-9]+", gpu.lower())
+    runs = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return "".join(filter(str.isalnum, accelerator.lower())) in runs and not OTHER_CARDS & set(words)
 
 
 def _imported(accelerator: str) -> Path:
-    """The imported table of an accelerator, made once for each version of the package and of the importer."""
+    """The imported table of an accelerator, made once for each version of the package and of what imports it."""
     try:
         version = metadata.version("aiconfigurator-core")
     except metadata.PackageNotFoundError:
@@ -80,11 +92,13 @@ def _imported(accelerator: str) -> Path:
             f"the times of {accelerator} come with aiconfigurator-core, which is missing; "
             "pip install 'spindle-sim[tables]'"
         ) from None
-    found = util.find_spec("calibration.importers")
-    assert found is not None and found.origin is not None, "our own package"
-    digest = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:8]
+    digest = hashlib.sha256()
+    for module in ("importers", "groups", "methods"):
+        found = util.find_spec(f"calibration.{module}")
+        assert found is not None and found.origin is not None, "our own package"
+        digest.update(Path(found.origin).read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spindle-tables"
-    path = base / f"{accelerator}-{version}-{digest}.parquet"
+    path = base / f"{accelerator}-{version}-{digest.hexdigest()[:8]}.parquet"
     if not path.exists():
         command = [sys.executable, "-m", "calibration", "import", "aiconfigurator", "--accelerator", accelerator,
                    "--out", str(path)]  # fmt: skip

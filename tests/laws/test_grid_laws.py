@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.cost.fit import ExpertTimes, Fit
 from models.cost.grid import complete, grid_of
-from models.cost.measured import LINEAR, LOG, ExpertTimes, Fit
+from models.cost.method import LINEAR, LINES, LOG, ROOT, STEPS
 from models.cost.provenance import Source
 
 
@@ -23,10 +24,11 @@ def measured_points(draw):
     return nodes[kept], 10 ** (6 * rng.random(kept.sum()) - 6), rng
 
 
-@given(measured_points(), st.sampled_from([LINEAR, LOG]), st.sampled_from([LINEAR, LOG]))
-def test_measured_points_stay_and_nothing_overshoots(measured, of_axes, of_value):
+@given(measured_points(), st.sampled_from([LINEAR, LOG]), st.sampled_from([LINEAR, LOG, ROOT]),
+       st.sampled_from([LINES, STEPS]))  # fmt: skip
+def test_measured_points_stay_and_nothing_overshoots(measured, of_axes, of_value, fill):
     points, seconds, rng = measured
-    fit = Fit(points, seconds, (of_axes,) * points.shape[1] + (of_value,))
+    fit = Fit(points, seconds, (of_axes,) * points.shape[1] + (of_value,), fill=fill)
     assert fit.inside(points) == pytest.approx(seconds, rel=1e-9)
     between = points.min(axis=0) + rng.random((50, points.shape[1])) * np.ptp(points, axis=0)
     found = fit.inside(between)
@@ -34,12 +36,12 @@ def test_measured_points_stay_and_nothing_overshoots(measured, of_axes, of_value
     assert (found >= seconds.min() * (1 - 1e-9)).all() and (found <= seconds.max() * (1 + 1e-9)).all()
 
 
-@given(measured_points())
-def test_a_plane_is_found_again_wherever_points_lie_on_both_sides(measured):
+@given(measured_points(), st.sampled_from([LINES, STEPS]))
+def test_a_plane_is_found_again_wherever_points_lie_on_both_sides(measured, fill):
     """On straight lines the median over the axes of a plane is the plane."""
     points, _, rng = measured
     slopes = rng.random(points.shape[1])
-    grid = grid_of(points, 1 + points @ slopes)
+    grid = grid_of(points, 1 + points @ slopes, fill)
     places = np.array(np.meshgrid(*grid.axes, indexing="ij")).reshape(points.shape[1], -1).T
     expected = (1 + places @ slopes).reshape(grid.values.shape)
     known = ~np.isnan(grid.values)
@@ -54,6 +56,28 @@ def test_a_gap_takes_the_median_of_the_lines_through_it():
     assert complete(axes, values)[1, 1] == 11.5
     values[0, 0] = np.nan  # a corner has nothing on its other side
     assert np.isnan(complete(axes, values)[0, 0])
+
+
+def test_a_gap_takes_the_step_of_its_neighbours():
+    """Rows of 1, 2 and 3 times a kernel that takes 10 until the third place and 30 from it on; the middle one is not
+    known there. Lines say the mean of 20 and 60 (beside it), and 40 along the others; the step of both others says 60,
+    and so does the line across them."""
+    kernel = np.array([10.0, 10.0, 30.0, 30.0])
+    values = np.outer([1.0, 2.0, 3.0], kernel)
+    values[1, 2] = np.nan
+    axes = [np.arange(3.0), np.arange(4.0)]
+    assert complete(axes, values, LINES)[1, 2] == 50.0  # 40 along the row, 60 across
+    assert complete(axes, values, STEPS)[1, 2] == 60.0  # 40 + 10 or 30, 60 and 60: never beyond 60
+
+
+def test_gaps_in_a_slice_are_filled_from_beside_it():
+    """Heads 1, 2 and 4 take as many us at 0, 1 and 2; heads 2 were not measured at 1."""
+    points = np.array([(h, x) for h in (1.0, 2.0, 4.0) for x in (0.0, 1.0, 2.0) if (h, x) != (2, 1)])
+    fit = Fit(points, points[:, 0] * np.where(points[:, 1] > 0, 5.0, 1.0), (LINEAR,) * 3, fill=STEPS)
+    two = fit.along(2.0)
+    assert two.points.tolist() == [[0.0], [2.0]]
+    assert two.inside([[0.0], [1.0], [2.0]]).tolist() == [2.0, 10.0, 10.0]
+    assert fit.along(3.0) is None
 
 
 def test_beyond_the_edge_the_roofline_goes_on_and_says_so():

@@ -39,9 +39,10 @@ def folder(tmp_path):
 
 
 def test_whose_time_it_was(folder):
-    """Two requests alone: each a prompt of 100, beyond the 64 rows measured, and ten decodes of one row.
+    """Two requests alone: each a prompt of 100, beyond the 64 rows measured, and ten decodes of one row. A hundred
+    tokens run as the recorded graph of 104.
 
-    Ten decodes take 32 layers x 10 us of measured qkv_proj. A product of 64 rows and of 100 is bound by its weights on
+    Ten decodes take 32 layers x 10 us of measured qkv_proj. A product of 64 rows and of 104 is bound by its weights on
     an H100, so that the prompt takes hardly more than the edge: 73 us times the ratio of the bytes."""
     out = folder / "out"
     run_scenario(load_scenario(folder / "measured.yaml"), out)
@@ -49,7 +50,7 @@ def test_whose_time_it_was(folder):
     frame = pd.read_parquet(file)
     seconds = {(row.operator, row.source): row.seconds for row in frame.itertuples()}
     assert seconds["qkv_proj", "measured"] == pytest.approx(2 * 10 * LAYERS * 10e-6)
-    at_edge, beyond = (4096 * 6144 + n * (4096 + 6144) for n in (64, 100))
+    at_edge, beyond = (4096 * 6144 + n * (4096 + 6144) for n in (64, 104))
     assert seconds["qkv_proj", "extrapolated"] == pytest.approx(2 * LAYERS * 73e-6 * beyond / at_edge)
     assert set(seconds) == {("qkv_proj", "measured"), ("qkv_proj", "extrapolated"),
                             ("all that a roofline prices", "roofline")}  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.check import drops, held_out, report, summary
+from calibration.check import drops, held_out, lines, summary
 from calibration.importers import experts_touched, import_aiconfigurator, import_llmservingsim, import_vidur
 from models.architecture import ARCHITECTURES
 from models.cost.table import TableError, table_of
@@ -105,7 +105,7 @@ def test_held_out_points_of_a_straight_line_are_found_and_a_drop_is_listed():
     assert np.sort(held.errors)[:-1] == pytest.approx(0, abs=1e-9)
     assert summary({"linear": held})["verdict"].tolist() == ["ok"]
     assert drops(table)[["rows", "axis"]].to_numpy().tolist() == [[50, "rows"]]
-    assert list(report(table))[-1] == "  linear x inputs 8, outputs 8, rows 50: 66%, 20.0 us"  # after 59 us
+    assert list(lines(table, held_out(table)))[-1] == "  linear x inputs 8, outputs 8, rows 50: 66%, 20.0 us"
 
 
 @pytest.mark.parametrize("accelerator", ["h100", "h200", "b200", "a100"])
@@ -117,13 +117,21 @@ def test_the_tables_that_aiconfigurator_publishes(accelerator):
     assert table.rows["source"].str.startswith("aiconfigurator ").all()
 
 
-def test_held_out_errors_of_h200():
-    """What issue and documentation promise: products, attention, experts; medians to 3 %, nine in ten to about 10 %."""
+@pytest.mark.parametrize("accelerator", ["h200", "a100"])
+def test_held_out_errors(accelerator):
+    """What decision 012 promises of products, attention, experts and collectives: medians to 3 %, p90 to 10 %."""
     pytest.importorskip("aiconfigurator_core")
-    found = summary(held_out(import_aiconfigurator("h200"))).set_index("operator")
-    for operator in ("linear", "attention", "experts", "latent_attention", "memory_pass", "collectives"):
-        assert found.loc[operator, "median"] <= 0.03
-        assert found.loc[operator, "p90"] <= 0.11
+    found = summary(held_out(import_aiconfigurator(accelerator))).set_index("operator")
+    operators = {"linear", "attention", "experts", "latent_attention", "memory_pass", "collectives"} & set(found.index)
+    assert len(operators) >= 4
+    assert found.loc[sorted(operators), "verdict"].tolist() == ["ok"] * len(operators), found.to_string()
+
+
+def test_every_table_says_how_far_its_times_are_off_and_none_is_negative():
+    pytest.importorskip("aiconfigurator_core")
+    for held in held_out(import_aiconfigurator("a100")).values():
+        assert (held.found[~np.isnan(held.found)] > 0).all()
+        assert len(held.errors) + held.num_outside == len(held.measured)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine
         assert rows[field] == pytest.approx(expected[:, i], rel=1e-9, abs=1e-12)
     counts = state.counts[0]
     assert counts["total_s"] == pytest.approx((rows["compute_s"] + rows["communication_s"]).sum(), rel=1e-9)
-    tokens = np.array([plain.padded(t) for t in rows["num_prefill_tokens"] + rows["num_decodes"]])
+    tokens = np.array([plain.padded(t) for t in rows["num_prefill_tokens"] + rows["num_decodes"]], dtype=np.int64)
     assert state.steps_with_tokens.tolist() == np.bincount(tokens, minlength=MAX_TOKENS + 1).tolist()
     curves_s = 2 * (state.steps_with_tokens * table.curves[0]).sum() + (
         state.steps_with_sequences * table.curves[1]

@@ -15,14 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.groups import FIRST, LAWS, Group, groups
+from calibration.groups import EVERY, FIRST, LAWS, Group, groups
 from calibration.methods import TARGET_MEDIAN, TARGET_P90, choose
 from models.cost.collectives import other_ranks
 from models.cost.method import LINEAR, LINES, LOG, Method
+from models.cost.step import no_attention, tail_seconds
 from models.cost.table import FAMILIES, NUMBERS, CostTable
+from models.cost.uneven import tail_of_batches, uneven_batches
 
 __all__ = ["OF_COLLECTIVES", "HeldOut", "Part", "drops", "held_out", "last_axis", "lines", "other_rank_errors", "peaks",
-           "place", "summary"]
+           "place", "summary", "uneven_errors"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 OF_COLLECTIVES = "collectives"
@@ -110,6 +112,26 @@ def other_rank_errors(table: CostTable) -> NDArray[np.float64]:
     return np.concatenate(errors)
 
 
+def uneven_errors(table: CostTable, first: int = FIRST) -> dict[str, NDArray[np.float64]]:
+    """|found / measured - 1| of every fifth uneven batch: "with a tail" from the others, "without" as if even."""
+    found: dict[str, list[NDArray[np.float64]]] = {"with a tail": [], "without": []}
+    rows = table.rows[table.rows["operator"] == "uneven_attention"]
+    for _, same in rows.groupby([*FAMILIES["uneven_attention"].shape, "precision"]):
+        uneven = uneven_batches(same).sort_values(["chunk", "prefix", "decodes", "longest", "evenness"])
+        is_out = np.arange(len(uneven)) % EVERY == first
+        out, tail = uneven[is_out], tail_of_batches(uneven[~is_out])
+        attention = no_attention()._replace(
+            tail_chunk=tail.chunk, tail_decodes=tail.decodes, tail_longest=tail.longest, tail_evenness=tail.evenness,
+            tail=tail.seconds,
+        )  # fmt: skip
+        places = out[["chunk", "decodes", "mean", "longest"]].to_numpy(float)
+        tail_s = np.array([tail_seconds(attention, *at) for at in places])
+        measured_s, even_s = out["seconds"].to_numpy(float), out["even_s"].to_numpy(float)
+        found["with a tail"].append(np.abs((even_s + tail_s) / measured_s - 1))
+        found["without"].append(np.abs(even_s / measured_s - 1))
+    return {way: np.concatenate([np.zeros(0), *errors]) for way, errors in found.items()}
+
+
 def drops(table: CostTable) -> pd.DataFrame:
     """Places where more work took less time: rows that are faster than the one before along the last axis, by share.
 
@@ -191,6 +213,11 @@ def lines(table: CostTable, found: dict[str, HeldOut], alternatives: bool = Fals
         median, p90, p95 = np.quantile(errors, [0.5, 0.9, 0.95])
         yield (f"collectives on a number of ranks left out, from fewer and more: {len(errors)} points, median "
                f"{median:.2%}, p90 {p90:.2%}, p95 {p95:.2%}")  # fmt: skip
+    for way, errors in uneven_errors(table).items():
+        if len(errors):
+            median, p90, p95 = np.quantile(errors, [0.5, 0.9, 0.95])
+            yield (f"attention with uneven contexts, {way}: {len(errors)} points, median {median:.2%}, p90 {p90:.2%}, "
+                   f"p95 {p95:.2%}")  # fmt: skip
     if alternatives:
         for on in (LINEAR, LOG):
             yield f"the same with all axes and times on {on} scales"

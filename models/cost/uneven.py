@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Tail", "no_tail", "tail_of"]
+__all__ = ["Tail", "no_tail", "tail_of", "tail_of_batches", "uneven_batches"]
 
 
 class Tail(NamedTuple):
@@ -44,18 +44,27 @@ def tail_of(rows: pd.DataFrame) -> Tail:
     Never negative. Where so many decodes were not measured with such a chunk and longest context, what stands there for
     the next smaller ones, else for the next larger.
     """
+    uneven = uneven_batches(rows)
+    return tail_of_batches(uneven) if len(uneven) else no_tail()
+
+
+def uneven_batches(rows: pd.DataFrame) -> pd.DataFrame:
+    """The uneven ones with what they have in common with their even like: `mean` context, `even_s`, and `evenness`."""
     place = ["chunk", "prefix", "decodes"]
     even = rows[rows["num_long"] == 0].rename(columns={"context": "mean", "seconds": "even_s"})
     uneven = rows[rows["num_long"] > 0].copy()
     long, others = uneven["num_long"] * uneven["longest"], (uneven["decodes"] - uneven["num_long"]) * uneven["context"]
     uneven["mean"] = (long + others) // uneven["decodes"]
     uneven = uneven.merge(even[[*place, "mean", "even_s"]], on=[*place, "mean"])
-    if not len(uneven):
-        return no_tail()
     for column in (*place, "mean", "longest"):
         uneven[column] = uneven[column].astype(float)
+    return uneven.assign(evenness=(uneven["mean"] / uneven["longest"]).round(3))
+
+
+def tail_of_batches(uneven: pd.DataFrame) -> Tail:
+    """From `uneven_batches`."""
+    uneven = uneven.copy()
     uneven["per_token_s"] = (uneven["seconds"] - uneven["even_s"]) / (uneven["longest"] - uneven["mean"])
-    uneven["evenness"] = (uneven["mean"] / uneven["longest"]).round(3)
     axes = ("chunk", "decodes", "longest")
     nodes = [np.unique(uneven[axis]) for axis in axes]
     evenness = np.append(np.unique(uneven["evenness"]), 1.0)

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from calibration.check import uneven_errors
 from models.cost.step import no_attention, tail_seconds
+from models.cost.table import table_of
 from models.cost.uneven import tail_of
 
 PER_TOKEN_S = {(0, 4): 2e-8, (0, 8): 3e-8, (512, 4): 5e-8}
@@ -63,3 +65,15 @@ def test_the_median_over_prefixes_counts():
     slow.loc[slow["num_long"] > 0, "seconds"] += 1.0
     tail = tail_of(pd.concat([rows((512, 4)), rows((512, 4), prefix=1024), slow]))
     assert np.nanmax(tail.seconds) == pytest.approx(5e-8)
+
+
+def test_held_out_uneven_batches_are_found_from_the_others():
+    """Twelve batches on one law: those held out lie on it."""
+    places = [(0, 4), (0, 8), (512, 4)]
+    found = pd.concat([rows(*places, prefix=prefix) for prefix in (0, 1024)])
+    common = {"operator": "uneven_attention", "heads": 8, "kv_heads": 2, "head_dim": 64, "precision": "bf16",
+              "unit": "s", "gpu": "GPU1", "source": "a test"}  # fmt: skip
+    errors = uneven_errors(table_of(found.assign(**common), "here"))
+    assert len(errors["with a tail"]) == len(errors["without"]) == 2
+    assert errors["with a tail"] == pytest.approx(0.0, abs=1e-9)
+    assert (errors["without"] > 0.05).all()

@@ -291,6 +291,7 @@ class Server:
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
             "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt),
+            "rng": streams.stream(f"workload.{w.name}.router"),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None

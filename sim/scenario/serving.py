@@ -128,9 +128,10 @@ class KvCache(Part):
 
 
 class Router(Part):
-    """Which replica a request goes to; least_outstanding counts queued and running requests."""
+    """Which replica a request goes to; least_outstanding, also of two drawn (power_of_two), counts queued and running
+    requests; least_kv the KV blocks that are held; prefix_affinity what a replica's cache has of the prompt."""
 
-    policy: Literal["round_robin", "least_outstanding"] = "round_robin"
+    policy: Literal["round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity"] = "round_robin"
 
 
 class PoissonArrivals(Part):

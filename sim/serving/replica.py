@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from simpy import Event
 
 from models.cost.step import StepTable
-from sim.devices.kv_cache import Contents, check_kv_cache
+from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
 from sim.engine.clock import Clock
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
@@ -131,6 +131,17 @@ class Engine:
         return None
 
     @property
+    def num_held_blocks(self) -> int:
+        """KV blocks that requests hold."""
+        counts = self.state.kv.counts[0]
+        return int(counts["num_blocks"] - counts["num_free"])
+
+    def cached_tokens(self, request: int) -> int:
+        """Of the prompt of a request that nobody serves yet, what the cache has."""
+        num_tokens = int(self.state.requests["num_prompt_tokens"][request])
+        return int(num_shared(self.state.kv, request, num_tokens)[0] * self.limits.block_size)
+
+    @property
     def num_outstanding(self) -> int:
         """Requests submitted and not completed."""
         counts = self.state.counts[0]
@@ -184,6 +195,13 @@ class LocalReplica:
     @property
     def num_outstanding(self) -> int:
         return self.engine.num_outstanding
+
+    @property
+    def num_held_blocks(self) -> int:
+        return self.engine.num_held_blocks
+
+    def cached_tokens(self, request: int) -> int:
+        return self.engine.cached_tokens(request)
 
     def submit(self, request: int) -> str | None:
         return self.engine.submit(request)
@@ -243,6 +261,13 @@ class FabricReplica:
     @property
     def num_outstanding(self) -> int:
         return self.engine.num_outstanding
+
+    @property
+    def num_held_blocks(self) -> int:
+        return self.engine.num_held_blocks
+
+    def cached_tokens(self, request: int) -> int:
+        return self.engine.cached_tokens(request)
 
     def submit(self, request: int) -> str | None:
         reason = self.engine.submit(request)

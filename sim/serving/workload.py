@@ -22,7 +22,7 @@ from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.metrics import as_of, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
-from sim.serving.router import ROUTERS
+from sim.serving.router import ROUTERS, Routed
 
 ARRIVALS_PER_CATCH_UP = 1024
 """Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
@@ -40,7 +40,7 @@ class ServingWorkload:
     """An open loop of requests on replicas of one model.
 
     arrival_s, num_prompt_tokens, num_output_tokens   [requests]; arrivals count from `start`
-    num_replicas, limits, router     replicas are alike; router is a name in ROUTERS
+    num_replicas, limits, router     replicas are alike; router is a name in ROUTERS, which draws from rng
     table        the cost of a step that stays inside one host …
     iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
                  take no time)
@@ -69,6 +69,7 @@ class ServingWorkload:
         memory: Mapping[str, float] | None = None,
         priced: PricedStep | None = None,
         contents: Contents | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -77,6 +78,7 @@ class ServingWorkload:
         self.requests = new_requests(arrival_s, num_prompt_tokens, num_output_tokens)
         self.token_time_s = new_token_times(self.requests)
         self.router = ROUTERS[router]
+        self._rng = np.random.default_rng(0) if rng is None else rng
         self.failures: Counter[str] = Counter()
         """Refused requests by reason."""
         self.record_batches = record_batches
@@ -109,13 +111,15 @@ class ServingWorkload:
         return self.clock.process(self._run())
 
     def _run(self) -> Generator[Event, None, None]:
+        draws = self._rng.random((len(self.requests), 2))
         for request, arrival_s in enumerate(self.requests["arrival_s"].tolist()):
             arrival = self.clock.event()
             self.clock.succeed_at(arrival, arrival_s)
             yield arrival
             if self.router.sees_replicas or request % ARRIVALS_PER_CATCH_UP == 0:
                 self._catch_up()
-            replica = self.replicas[self.router.choose(self.replicas, request)]
+            routed = Routed(request, (draws[request, 0], draws[request, 1]))
+            replica = self.replicas[self.router.choose(self.replicas, routed)]
             reason = replica.submit(request)
             if reason is not None:
                 self.failures[reason] += 1

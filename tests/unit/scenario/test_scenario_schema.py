@@ -218,7 +218,7 @@ def test_serving_defaults(tmp_path):
         (["trace={file: absent.csv}"], "there is no file 'absent.csv'"),
         (["trace={file: scenario.yaml, from: 2 s, until: 1 s}"], "until is not after from"),
         (["precision.kv=int8"], "unknown kv 'int8'"),
-        (["router.policy=random"], "choose one of round_robin, least_outstanding"),
+        (["router.policy=random"], "choose one of round_robin, least_outstanding, power_of_two"),
     ],
 )
 def test_serving_that_is_refused(tmp_path, settings, words):

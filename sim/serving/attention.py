@@ -25,8 +25,9 @@ def attention_of(
     largest_chunk = 0
     largest_prefix = 0
     is_outside = False
+    batch = state.batch
     for i in range(state.counts[0].batch_size):
-        entry = state.batch[i]
+        entry = batch[i]
         if num_copies > 1 and entry.request % num_copies != copy:
             continue
         num_tokens, prefix = entry.num_tokens, entry.prefix

@@ -92,8 +92,9 @@ def launch_batch(state: EngineState) -> None:
     """Put the batch in flight, now: it takes max(accelerator, host)."""
     counts = state.counts[0]
     formed, flight = state.flight[1], state.flight[0]
+    batch, in_flight = state.batch, state.in_flight
     for i in range(counts.batch_size):
-        state.in_flight[i] = state.batch[i]
+        in_flight[i] = batch[i]
     flight.batch_size = counts.batch_size
     flight.tokens = counts.tokens
     flight.prefill_tokens = counts.prefill_tokens
@@ -131,11 +132,12 @@ def complete_step(state: EngineState) -> None:
     finish_s = flight.finish_s
     record_step(state, kv.num_blocks - kv.num_free)
     has_finished = False
+    in_flight, requests, token_time_s = state.in_flight, state.requests, state.token_time_s
     for i in range(flight.batch_size):
-        if state.in_flight[i].samples == 0:
+        if in_flight[i].samples == 0:
             continue
-        row = state.requests[state.in_flight[i].request]
-        state.token_time_s[row.first_token + row.num_generated] = finish_s
+        row = requests[in_flight[i].request]
+        token_time_s[row.first_token + row.num_generated] = finish_s
         row.num_in_flight -= 1
         row.num_generated += 1
         if row.num_generated == 1:
@@ -157,12 +159,13 @@ def retire(state: EngineState, finish_s: float) -> None:
     """
     counts = state.counts[0]
     kept = 0
+    running, requests = state.running, state.requests
     for i in range(counts.num_running):
-        request = state.running[i]
-        if state.requests[request].num_generated == state.requests[request].num_output_tokens:
+        request = running[i]
+        if requests[request].num_generated == requests[request].num_output_tokens:
             _end(state, request, finish_s)
         else:
-            state.running[kept] = request
+            running[kept] = request
             kept += 1
     counts.num_running = kept
     mask = state.waiting.size - 1
@@ -198,8 +201,9 @@ def _decodes_from(
     slope_s = 0.0
     steps_on = MAX_LEAP
     longest = 0
+    in_flight = state.in_flight
     for i in range(size):
-        context = state.in_flight[i].prefix + 1 + num_steps
+        context = in_flight[i].prefix + 1 + num_steps
         segment = attention.segment[context]
         decode_s += decode_seconds(attention, size, context)
         slope_s += attention.decode_slope[size, segment]
@@ -223,8 +227,9 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     # A request needs a new block in the step that finds its last one full: count those by distance.
     fill = state.block_fill
     fill[:] = 0
+    in_flight, requests, token_time_s = state.in_flight, state.requests, state.token_time_s
     for i in range(size):
-        row = state.requests[state.in_flight[i].request]
+        row = requests[in_flight[i].request]
         limit = min(limit, row.num_output_tokens - row.num_generated - 1)
         fill[row.num_computed % kv.block_size] += 1
     if limit <= 0:
@@ -274,17 +279,18 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
         return 0
     flight.decode_context = context
     counts.now_s = flight.started_s
+    finish_s = state.leap_finish_s
     for i in range(size):
-        request = state.in_flight[i].request
-        row = state.requests[request]
+        request = in_flight[i].request
+        row = requests[request]
         first = row.first_token + row.num_generated
         for j in range(num_steps):
-            state.token_time_s[first + j] = state.leap_finish_s[j]
+            token_time_s[first + j] = finish_s[j]
         if row.num_generated == 0:  # a prompt of one token
-            row.first_token_s = state.leap_finish_s[0]
+            row.first_token_s = finish_s[0]
         row.num_generated += num_steps
         row.num_computed += num_steps
-        state.in_flight[i].prefix += num_steps
+        in_flight[i].prefix += num_steps
         hold(state.kv, request, row.num_computed)
         # As of when the last step was formed: then the one before was still to bring its token.
         known = row.num_prompt_tokens + row.num_generated - counts.is_async

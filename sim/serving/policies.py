@@ -1,9 +1,9 @@
 """Batching policies: what the next step of an engine computes.
 
 A policy is a function `(state) -> bool` that Numba can compile. It is called between two steps, with an empty
-batch, and fills it with the verbs of `sim.serving.state`: `schedule` for a running request with `num_missing` tokens
-(0 where its last is in flight), after `make_room`; `admit` and `schedule` for a waiting one, if `can_admit`, which may
-have part of its prompt in the cache. It never reads `num_output_tokens`.
+batch, and fills it with the verbs of `sim.serving.state`: `schedule_decodes` for decodes in a row; `schedule` for a
+running request with `num_missing` tokens (0 where its last is in flight), after `make_room`; `admit` and `schedule` for
+a waiting one, if `can_admit`, which may have part of its prompt in the cache. It never reads `num_output_tokens`.
 
 It returns True where its decision is *steady*: the batch is one decode of each running request, and as long
 as nobody arrives or finishes and blocks are left, it would decide the same again. The engine then leaps over
@@ -28,6 +28,7 @@ from sim.serving.state import (
     make_room,
     num_missing,
     schedule,
+    schedule_decodes,
     waiting_head,
 )
 
@@ -59,7 +60,10 @@ def prefill_first(state: EngineState) -> bool:
     num_preemptions = counts.num_preemptions
     position = 0
     is_steady = True
-    while position < counts.num_running:
+    while True:
+        position = schedule_decodes(state, position, counts.num_running)
+        if position >= counts.num_running:
+            break
         if num_missing(state, state.running[position]) == 0:
             is_steady = False
         elif make_room(state, position, 1):
@@ -84,7 +88,12 @@ def chunked_prefill(state: EngineState) -> bool:
     num_preemptions = counts.num_preemptions
     is_steady = True
     position = 0
-    while position < counts.num_running and budget > 0:
+    while True:
+        first = position
+        position = schedule_decodes(state, first, budget)
+        budget -= position - first
+        if position >= counts.num_running or budget == 0:
+            break
         request = state.running[position]
         num_tokens = min(num_missing(state, request), budget)
         if num_tokens == 0:

@@ -228,14 +228,8 @@ def waiting_head(state: EngineState) -> int:
     return state.waiting[state.counts[0].head & (state.waiting.size - 1)]
 
 
-@njit(cache=True)
-def num_missing(state: EngineState, request: int) -> int:
-    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight.
-
-    After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
-    server that was told how many to generate knows.
-    """
-    row = state.requests[request]
+@inner(forceinline=True)
+def _missing(row) -> int:
     expected = row.num_generated + row.num_in_flight
     if expected >= row.num_output_tokens:
         return 0
@@ -243,6 +237,16 @@ def num_missing(state: EngineState, request: int) -> int:
 
 
 @njit(cache=True)
+def num_missing(state: EngineState, request: int) -> int:
+    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight.
+
+    After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
+    server that was told how many to generate knows.
+    """
+    return _missing(state.requests[request])
+
+
+@njit(cache=True, forceinline=True)
 def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     """Put the request's next tokens into the batch and take the blocks for them; the room must be there.
 
@@ -254,8 +258,12 @@ def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     context = prefix + num_tokens
     known = row.num_prompt_tokens + row.num_generated
     samples = context == known + row.num_in_flight
-    hold(state.kv, request, context)
-    note_contents(state.kv, request, min(context, known))
+    # Most tokens need no new block and fill none: asked here, because a call hands over all arrays of the cache.
+    held, kv = state.kv.holdings[request], state.kv.counts[0]
+    if held.num_blocks * kv.block_size < context:
+        hold(state.kv, request, context)
+    if kv.is_caching != 0 and (held.num_known + 1) * kv.block_size <= min(context, known):
+        note_contents(state.kv, request, min(context, known))
     entry = state.batch[counts.batch_size]
     entry.request = request
     entry.num_tokens = num_tokens
@@ -276,6 +284,46 @@ def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     if np.isnan(row.scheduled_s):
         row.scheduled_s = counts.now_s
     return samples and num_tokens == 1
+
+
+@njit(cache=True)
+def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
+    """Schedule running requests from `position` on, while each is one token that the next one comes of, within the
+    budget and the room; returns the first position that is not.
+
+    What `num_missing`, `make_room` and `schedule` would do one by one, for the usual case and with the arrays taken out
+    of the state once: in compiled code each taking out costs two atomic counts.
+    """
+    requests, running, batch, holdings = state.requests, state.running, state.batch, state.kv.holdings
+    counts, kv = state.counts[0], state.kv.counts[0]
+    block_size = kv.block_size
+    last = min(counts.num_running, position + budget)
+    while position < last:
+        request = running[position]
+        row, held = requests[request], holdings[request]
+        known = row.num_prompt_tokens + row.num_generated
+        context = row.num_computed + 1
+        if _missing(row) != 1 or context <= row.num_prompt_tokens:
+            break
+        if held.num_blocks * block_size < context:
+            if kv.num_free == 0:
+                break
+            hold(state.kv, request, context)
+        if kv.is_caching != 0 and (held.num_known + 1) * block_size <= min(context, known):
+            note_contents(state.kv, request, min(context, known))
+        entry = batch[counts.batch_size]
+        entry.request = request
+        entry.num_tokens = 1
+        entry.prefix = row.num_computed
+        entry.samples = 1
+        row.num_computed = context
+        row.num_in_flight += 1
+        counts.batch_size += 1
+        counts.tokens += 1
+        counts.decodes += 1
+        counts.decode_context += context
+        position += 1
+    return position
 
 
 @njit(cache=True)

@@ -43,8 +43,10 @@ def attention_of(
     is_outside |= longest > attention.decode_limit[decodes]
     if decodes > 0:
         context = decode_context / decodes
-        decode_s += tail_seconds(attention, largest_chunk, decodes, context, longest)
-        if largest_chunk > 0:
+        # Asked here, because a call hands over all arrays of the table.
+        if attention.tail.size > 0:
+            decode_s += tail_seconds(attention, largest_chunk, decodes, context, longest)
+        if largest_chunk > 0 and attention.extra.size > 0:
             more_s = extra_seconds(attention, largest_chunk, largest_prefix, decodes, context)
             prefill_s = max(prefill_s + more_s, 0.0)
     return prefill_s, decode_s, is_outside

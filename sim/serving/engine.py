@@ -266,7 +266,8 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
                 decode_s, slope_s, next_node, is_outside, longest = _decodes_from(state, table.attention, num_steps)
             else:
                 decode_s += slope_s
-            tail_s = tail_seconds(table.attention, 0, size, context / size, longest + num_steps)
+            if table.attention.tail.size > 0:
+                tail_s = tail_seconds(table.attention, 0, size, context / size, longest + num_steps)
         compute_s, communication_s = step_parts(table, tokens, size, size, 0, 0, context, 0.0, decode_s + tail_s)
         tally(state, tokens, size, 0.0, decode_s + tail_s, is_outside)
         counts.total_s += compute_s + communication_s

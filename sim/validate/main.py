@@ -57,7 +57,7 @@ memory; matched, they are the recorded ones. `spindle validate --against DIR --t
 for any recorded run.
 
 On the RTX PRO 6000 steps with a prompt took the real engine longer than the profile's kernels add up to, so that its
-first tokens come 11 % too early after they are scheduled, while times between tokens are 1.6 % short: its matrix
+first tokens come 12 % too early after they are scheduled, while times between tokens are 1.6 % short: its matrix
 products do not seem to have been those of the profile, and no mechanism of an engine that we know of makes up for it.
 Batches of uneven contexts are taken from a profile where its meta.yaml says so: RTX PRO 6000 yes, RTX 4090 no."""
 

@@ -78,6 +78,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "output_throughput": ("output throughput", "per_second", "higher", "tokens"),
     "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
     "num_preemptions": ("preemptions", "count", "lower", ""),
+    "prefix_cache_hit_rate": ("prompt tokens found in the cache", "share", "higher", ""),
     "measured_share": ("time on measured rows", "share", "higher", ""),
     "weight_bytes": ("weights on an accelerator", "bytes", "lower", ""),
     "kv_tokens": ("tokens that the cache holds", "count", "higher", ""),

@@ -215,10 +215,16 @@ class Server:
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
         trace = self.trace
-        if trace is None or trace.blocks is None or self.w.lengths is not None:
+        if trace is None or trace.blocks is None or self.w.lengths is not None or not self.w.kv.prefix_caching:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
-        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size)
+        # A request's copy of the attention is its number's, and finds only what its own requests have computed.
+        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, self.parallelism.data)
+
+    def check_contents(self) -> None:
+        """Raises ValueError as `contents` does."""
+        if self.trace is not None:
+            self.contents(self.trace.num_prompt_tokens)
 
     def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         w, trace = self.w, self.trace

@@ -23,6 +23,7 @@ from sim.scenario.quantities import (
     refused,
 )
 from sim.scenario.traffic import Workload
+from sim.serving.graphs import largest_graph
 
 
 def _read_model(value: Any, info: ValidationInfo) -> str:
@@ -98,8 +99,8 @@ class Batching(Part):
         "does since 0.14",
     )  # fmt: skip
     cuda_graphs: bool = Field(
-        default=True, description="batches of up to min(2 max_num_seqs, 512) tokens run as recorded graphs, padded to "
-        "their sizes",
+        default=True, description="batches of up to min(2 max_num_seqs, 512, max_num_batched_tokens) tokens run as "
+        "recorded graphs, padded to their sizes",
     )  # fmt: skip
 
     @property
@@ -108,8 +109,8 @@ class Batching(Part):
 
     @property
     def max_graph_tokens(self) -> int:
-        """As vLLM 0.19 chooses the largest graph (vllm/config/vllm.py)."""
-        return min(2 * self.max_num_seqs, 512, self.max_num_batched_tokens) if self.cuda_graphs else 0
+        """The largest recorded graph; 0: none is."""
+        return largest_graph(self.max_num_seqs, self.max_num_batched_tokens) if self.cuda_graphs else 0
 
 
 class KvCache(Part):

@@ -26,6 +26,7 @@ def as_of(requests: NDArray[Any], token_time_s: Float64, now_s: float) -> tuple[
     requests["outcome"][is_later] = UNFINISHED
     for field in ("scheduled_s", "first_token_s", "finished_s"):
         requests[field][requests[field] > now_s] = np.nan
+    requests["num_cached"][np.isnan(requests["scheduled_s"])] = 0
     known = np.concatenate([[0], np.cumsum(~np.isnan(token_time_s))])
     first = requests["first_token"]
     requests["num_generated"] = known[first + requests["num_output_tokens"]] - known[first]
@@ -52,6 +53,7 @@ def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, 
         ttft = first token - arrival              tpot = (last token - first token) / (output tokens - 1)
         itl  = each gap between two tokens        e2el = last token - arrival
     with mean, median, standard deviation (of the population) and percentiles (linear between ranks), in ms.
+    prefix_cache_hit_rate: share of the prompt tokens of all requests scheduled so far that the cache had then.
     Throughputs are per second of `duration_s`, from the first arrival to the last token of a completed
     request.
     """
@@ -73,6 +75,9 @@ def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, 
         "total_token_throughput": (num_input + num_output) / duration_s if duration_s else None,
         "num_preemptions": int(arrived["num_preemptions"].sum()),
     }
+    scheduled = arrived[~np.isnan(arrived["scheduled_s"])]
+    num_asked = int(scheduled["num_prompt_tokens"].sum())
+    metrics["prefix_cache_hit_rate"] = float(scheduled["num_cached"].sum() / num_asked) if num_asked else None
     several = done[done["num_output_tokens"] > 1]
     decode_s = several["finished_s"] - several["first_token_s"]
     samples_s = {

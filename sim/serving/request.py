@@ -31,7 +31,7 @@ REQUEST = np.dtype(
 )
 """One request.
 
-arrival_s, scheduled_s (start of its first step), first_token_s, finished_s: NaN until it happens
+arrival_s, scheduled_s (when its first step was formed), first_token_s, finished_s: NaN until it happens
 first_token          index of its first output token in the array of token times
 num_output_tokens    how many tokens it will generate: known to the engine, which ends it there, and never
                      read by a batching policy

@@ -52,8 +52,6 @@ COUNTS = np.dtype(
         ("num_recorded", "i8"),
         ("num_preemptions", "i8"),
         ("num_completed", "i8"),
-        ("queried_tokens", "i8"),
-        ("cached_tokens", "i8"),
         ("is_async", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
@@ -73,7 +71,6 @@ head, arrived, submitted   the waiting line is entries head … arrived - 1 of t
 batch_size … decode_context    the batch being formed: entries, and the sums that its cost follows from
                            (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
                            the last token of a prompt may be among the decodes, and is among prefill_tokens too
-queried_tokens, cached_tokens    of prompts at admission, and how many of them the cache had
 is_async                   a batch is formed when the one before it starts, not when that has finished
 is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
 """
@@ -178,6 +175,7 @@ def new_engine_state(
     counts["is_async"] = is_async
     longest = int((requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]).max(initial=1))
     max_blocks = min(-(-longest // max(block_size, 1)) + 1, num_blocks)
+    num_slots = 2 * min(max_num_seqs, max(len(requests), 1))
     ring = 1 << (2 * max_num_seqs + 16).bit_length()
     return EngineState(
         requests,
@@ -190,7 +188,7 @@ def new_engine_state(
         np.zeros(max_num_seqs, dtype=BATCH_ENTRY),
         np.zeros(num_step_rows, dtype=STEP),
         new_kv_cache(
-            num_blocks, block_size, holdings, num_slots=2 * max_num_seqs, max_blocks=max_blocks, contents=contents,
+            num_blocks, block_size, holdings, num_slots=num_slots, max_blocks=max_blocks, contents=contents,
             is_caching=is_caching,
         ),
         np.zeros(MAX_LEAP),
@@ -358,8 +356,6 @@ def admit(state: EngineState) -> int:
         row.num_computed = shared * state.kv.counts[0].block_size
         if np.isnan(row.scheduled_s):
             row.num_cached = row.num_computed
-            counts.queried_tokens += num_tokens
-            counts.cached_tokens += row.num_computed
     return request
 
 

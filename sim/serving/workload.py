@@ -154,9 +154,6 @@ class ServingWorkload:
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
-        queried = sum(replica.engine.count("queried_tokens") for replica in self.replicas)
-        cached = sum(replica.engine.count("cached_tokens") for replica in self.replicas)
-        metrics["prefix_cache_hit_rate"] = cached / queried if queried else None
         return metrics | {"num_steps": self.num_steps} | self.memory
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:

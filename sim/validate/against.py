@@ -17,6 +17,7 @@ from models.cost.table import CostTable, read_table
 from models.hardware import ACCELERATORS
 from sim.recorded import recorded
 from sim.results.drawing import PALETTE, QUIET, WIDTH_IN, new_figure, put_title, style
+from sim.scenario.cost_table import is_of
 from sim.validate.engine_runs import Replay, Served, errors, in_service
 from sim.validate.recorded_runs import RecordedRun, RunError, preset_of, read_run
 
@@ -26,8 +27,7 @@ Row = dict[str, Any]
 def accelerator_of(run: RecordedRun, table: CostTable) -> str:
     """The preset whose name is in the device's, as the run or the table calls it."""
     for device in (run.device, table.gpu):
-        plain = "".join(filter(str.isalnum, device.lower()))
-        found = [name for name in ACCELERATORS if name.replace("_", "") in plain]
+        found = [name for name in ACCELERATORS if is_of(name, device)]
         if found:
             return max(found, key=len)
     raise RunError(

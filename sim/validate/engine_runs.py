@@ -19,6 +19,8 @@ from models.hardware import ACCELERATORS
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism
 from sim.engine.clock import Clock
+from sim.scenario.cost_table import is_of
+from sim.serving.graphs import largest_graph
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
 from sim.validate.recorded_runs import RecordedRun, RunError
@@ -44,11 +46,11 @@ class Served:
     def quantities(self) -> dict[str, Float64]:
         """By name, seconds of each request; tpot of those with several tokens."""
         several = self.num_output_tokens > 1
-        found = {
-            "ttft": self.first_token_s - self.arrival_s,
-            "tpot": ((self.last_token_s - self.first_token_s)[several] / (self.num_output_tokens[several] - 1)),
-            "e2el": self.last_token_s - self.arrival_s,
-        }
+        found = {"ttft": self.first_token_s - self.arrival_s}
+        if several.any():
+            decode_s = (self.last_token_s - self.first_token_s)[several]
+            found["tpot"] = decode_s / (self.num_output_tokens[several] - 1)
+        found["e2el"] = self.last_token_s - self.arrival_s
         if self.scheduled_s is None:
             return found
         wait_s, start_s = self.scheduled_s - self.arrival_s, self.first_token_s - self.scheduled_s
@@ -94,6 +96,10 @@ class Replay:
     def __init__(self, run: RecordedRun, table: CostTable, model: str, accelerator: str) -> None:
         if accelerator not in ACCELERATORS:
             raise RunError(f"unknown accelerator {accelerator!r}; choose one of {', '.join(ACCELERATORS)}")
+        if model not in ARCHITECTURES:
+            raise RunError(f"unknown model {model!r}; choose one of {', '.join(ARCHITECTURES)}")
+        if not is_of(accelerator, table.gpu):
+            raise RunError(f"{table.origin} has times of {table.gpu}, not of {accelerator}, which ran it")
         self.run = run
         architecture, device, parallelism = ARCHITECTURES[model], ACCELERATORS[accelerator], Parallelism(run.tensor)
         longest = int((run.num_prompt_tokens + run.num_output_tokens).max())
@@ -103,10 +109,10 @@ class Replay:
             max_context=longest,
         )  # fmt: skip
         plan: MemoryPlan = plan_memory(
-            architecture, device, parallelism, memory_fraction=run.memory_fraction,
+            architecture, device, parallelism, memory_fraction=run.memory_fraction, block_size=run.block_size,
             max_num_batched_tokens=run.max_num_batched_tokens, max_num_seqs=run.max_num_seqs,
         )  # fmt: skip
-        self.plan, self.planned_blocks, self.block_size = plan, plan.num_kv_blocks, plan.block_size
+        self.plan, self.planned_blocks = plan, plan.num_kv_blocks
 
     def serve(self, num_blocks: int, switches: Switches = Switches(), host_s: float = 0.0) -> Served:
         """Every request as the simulated engine serves it."""
@@ -117,13 +123,15 @@ class Replay:
         if not switches.chunk_with_decodes:
             attention = attention._replace(extra=np.zeros((0, 0, 0, 0)))
         priced = replace(priced, table=priced.table._replace(attention=attention))
+        has_graphs = run.has_graphs and switches.recorded_graphs
         limits = EngineLimits(
-            "chunked_prefill", num_blocks, self.block_size, run.max_num_seqs, run.max_num_batched_tokens, host_s,
-            is_async=switches.asynchronous_scheduling, is_caching=switches.prefix_caching,
-            max_graph_tokens=min(2 * run.max_num_seqs, 512) if switches.recorded_graphs else 0,
+            "chunked_prefill", num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens, host_s,
+            is_async=run.is_async and switches.asynchronous_scheduling,
+            is_caching=run.is_caching and switches.prefix_caching,
+            max_graph_tokens=largest_graph(run.max_num_seqs, run.max_num_batched_tokens) if has_graphs else 0,
         )  # fmt: skip
         clock = Clock()
-        contents = None if run.blocks is None else run.blocks.contents(run.num_prompt_tokens, self.block_size)
+        contents = None if run.blocks is None else run.blocks.contents(run.num_prompt_tokens, run.block_size)
         workload = ServingWorkload(
             "recorded", clock, arrival_s=run.arrival_s, num_prompt_tokens=run.num_prompt_tokens,
             num_output_tokens=run.num_output_tokens, limits=limits, table=priced.table, priced=priced,

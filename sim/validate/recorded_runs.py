@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.architecture import ARCHITECTURES
 from sim.workload.prefix_traces import read_vllm_trace
 from sim.workload.shared_blocks import SharedBlocks
+from sim.workload.traces import TraceError
 
 Float64 = NDArray[np.float64]
 
@@ -29,6 +30,7 @@ class RecordedRun:
     scheduled_s   None where only a client measured
     num_blocks    of its KV cache, None where that was not recorded
     blocks        what prompts have in common, None where that is not known
+    is_async, is_caching, has_graphs    whether the engine scheduled while it ran, cached prefixes, recorded graphs
     timeline      columns t, running, waiting, None where there is none
     """
 
@@ -48,6 +50,10 @@ class RecordedRun:
     num_output_tokens: NDArray[np.int64]
     blocks: SharedBlocks | None
     timeline: pd.DataFrame | None
+    block_size: int = 16
+    is_async: bool = True
+    is_caching: bool = True
+    has_graphs: bool = True
 
 
 def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRun:
@@ -60,6 +66,8 @@ def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRu
     Raises RunError.
     """
     path = Path(path)
+    if path.name == "requests.jsonl":
+        path = path.parent
     if path.is_dir() and (path / "requests.jsonl").is_file():
         return _read_engine_run(path, workload)
     results = [path] if path.is_file() else sorted(path.glob("*.json")) if path.is_dir() else []
@@ -93,23 +101,31 @@ def _read_engine_run(folder: Path, workload: str | Path | None) -> RecordedRun:
             rows.append([float(row[field]) for field in FIELDS])
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}, line {number}: needs numbers {', '.join(FIELDS)}: {error!r}") from None
+        if not np.isfinite(rows[-1]).all():
+            raise RunError(f"{path}, line {number}: {', '.join(FIELDS)} must be finite")
     if not rows:
         raise RunError(f"{path}: no requests")
     prompt, output, queued, scheduled, first, last = np.array(rows).T
     order = np.argsort(queued, kind="stable")
     start_s = queued.min()
     meta = _read_json(folder / "meta.json")
-    engine, cache = meta.get("engine_kwargs", {}), meta.get("kv_cache", {})
+    engine, cache, device = (_part(meta, name) for name in ("engine_kwargs", "kv_cache", "hardware"))
+    scheduler = _part(_part(meta, "resolved_config"), "scheduler_config")
+    _refuse_others(folder / "meta.json", engine)
     series = folder / "timeseries.csv"
     return RecordedRun(
         name=f"{folder.parent.name}/{folder.name}",
         model=str(meta.get("model", "")),
-        device=str(meta.get("hardware", {}).get("device_name", "")),
-        tensor=int(engine.get("tensor_parallel_size") or 1),
-        max_num_seqs=int(engine.get("max_num_seqs") or 256),
-        max_num_batched_tokens=int(engine.get("max_num_batched_tokens") or 2048),
+        device=str(device.get("device_name", "")),
+        tensor=_whole(folder, engine, "tensor_parallel_size", 1),
+        max_num_seqs=_whole(folder, engine, "max_num_seqs", 256),
+        max_num_batched_tokens=_whole(folder, engine, "max_num_batched_tokens", 2048),
         memory_fraction=float(cache.get("gpu_memory_utilization") or 0.9),
-        num_blocks=cache.get("num_gpu_blocks"),
+        num_blocks=_whole(folder, cache, "num_gpu_blocks", 0) or None,
+        block_size=_whole(folder, cache, "block_size", 16),
+        is_async=bool(scheduler.get("async_scheduling", True)),
+        is_caching=bool(cache.get("enable_prefix_caching", engine.get("enable_prefix_caching", True))),
+        has_graphs=not engine.get("enforce_eager", False),
         arrival_s=queued[order] - start_s,
         scheduled_s=scheduled[order] - start_s,
         first_token_s=first[order] - start_s,
@@ -121,11 +137,36 @@ def _read_engine_run(folder: Path, workload: str | Path | None) -> RecordedRun:
     )
 
 
+def _part(meta: dict[str, Any], name: str) -> dict[str, Any]:
+    found = meta.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(folder: Path, settings: dict[str, Any], name: str, usual: int) -> int:
+    value = settings.get(name)
+    if value is None:
+        return usual
+    if type(value) is not int or value < 0:
+        raise RunError(f"{folder / 'meta.json'}: {name} {value!r} is not a whole number")
+    return value
+
+
+def _refuse_others(path: Path, engine: dict[str, Any]) -> None:
+    """What the replay does not do."""
+    others = {"data_parallel_size": (None, 1), "enable_expert_parallel": (None, False), "quantization": (None,),
+              "kv_cache_dtype": (None, "auto", "bfloat16"), "dtype": (None, "auto", "bfloat16")}  # fmt: skip
+    for name, known in others.items():
+        if engine.get(name) not in known:
+            raise RunError(f"{path}: {name} {engine[name]!r}: only runs of one bf16 engine are replayed so far")
+
+
 def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | None) -> RecordedRun:
     needed = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
     missing = [key for key in needed if key not in result]
     if missing:
         raise RunError(f"{path}: no {missing[0]}; record with --save-result --save-detailed")
+    if len({len(result[key]) for key in needed}) > 1 or not any(result["output_lens"]):
+        raise RunError(f"{path}: {', '.join(needed)} must be equally long, and some request have succeeded")
     prompt, output = np.array(result["input_lens"]), np.array(result["output_lens"])
     start, ttft = np.array(result["start_times"]), np.array(result["ttfts"])
     last = start + ttft + np.array([sum(gaps) for gaps in result["itls"]])
@@ -146,7 +187,10 @@ def _shared(
 ) -> SharedBlocks | None:
     if workload is None:
         return None
-    sent = read_vllm_trace(workload)
+    try:
+        sent = read_vllm_trace(workload)
+    except TraceError as error:
+        raise RunError(f"{error}; the workload has the trace format vllm") from None
     if sent.num_prompt_tokens.tolist() != prompt.astype(np.int64).tolist():
         raise RunError(f"{workload}: its prompts are not those of the run, one by one; give the workload that was sent")
     return None if sent.blocks is None else sent.blocks.taken(order)

@@ -44,9 +44,10 @@ class SharedBlocks:
             seen.update(numbers)
         return num_hits / max(len(self.number), 1)
 
-    def contents(self, num_prompt_tokens: NDArray[np.int64], block_size: int) -> Contents:
+    def contents(self, num_prompt_tokens: NDArray[np.int64], block_size: int, num_copies: int = 1) -> Contents:
         """For an engine's blocks, which are parts of these: those that a prompt fills.
 
+        num_copies: of the attention; requests share only with those of their own, which their number says
         Raises ValueError where block_size does not divide a block.
         """
         if self.num_tokens % block_size:
@@ -59,5 +60,6 @@ class SharedBlocks:
         start = np.append(0, np.cumsum(num_full))
         place = np.arange(start[-1]) - np.repeat(start[:-1], num_full)
         block = np.repeat(self.start[:-1], num_full) + place // parts
-        _, number = np.unique(self.number[block] * parts + place % parts, return_inverse=True)
+        copy = np.repeat(np.arange(len(num_full)) % num_copies, num_full)
+        _, number = np.unique((self.number[block] * parts + place % parts) * num_copies + copy, return_inverse=True)
         return Contents(start, number.astype(np.int64))

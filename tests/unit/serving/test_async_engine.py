@@ -77,7 +77,7 @@ def test_a_cached_prefix_is_not_computed_again():
     assert made.metrics()["prefix_cache_hit_rate"] == 8 / 24
     without = served([0.0, 5.0], [12, 12], [1, 1], contents=shared)
     assert batches(without) == [(12, 0), (12, 0)]
-    assert without.metrics()["prefix_cache_hit_rate"] is None
+    assert without.metrics()["prefix_cache_hit_rate"] == 0.0
 
 
 def test_a_preempted_request_finds_its_own_blocks_again():

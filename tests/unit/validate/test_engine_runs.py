@@ -81,6 +81,31 @@ def test_recordings_that_cannot_be_read(tmp_path):
         preset_of("gpt-9")
 
 
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"data_parallel_size": 2}, "data_parallel_size 2: only runs of one bf16 engine"),
+        ({"quantization": "fp8"}, "quantization 'fp8': only runs of one bf16 engine"),
+        ({"max_num_seqs": "a"}, "max_num_seqs 'a' is not a whole number"),
+    ],
+)
+def test_settings_that_the_replay_does_not_have(tmp_path, engine, message):
+    times = np.zeros((4, 2))
+    write_run(tmp_path, [4, 4], [2, 2], *times)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"engine_kwargs": engine}))
+    with pytest.raises(RunError, match=message):
+        read_run(tmp_path)
+
+
+def test_another_gpu_s_table_or_an_unknown_model_is_refused(tmp_path):
+    run = write_run(tmp_path, [4, 4], [2, 2], *np.zeros((4, 2)))
+    with pytest.raises(RunError, match="has times of RTX4090, not of h100"):
+        Replay(run, small_table(), "llama-3.1-8b", "h100")
+    with pytest.raises(RunError, match="unknown model 'nope'"):
+        Replay(run, small_table(), "nope", "rtx4090")
+
+
 @pytest.fixture(scope="module")
 def replays(shared_data):
     found = {}

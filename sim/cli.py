@@ -276,8 +276,8 @@ def _validate_against(
         device = accelerator or against.accelerator_of(run, times)
         if run.scheduled_s is None:
             typer.echo(
-                "a client does not say how its server was set up; assumed: one accelerator, 256 sequences and 2,048 tokens "
-                "a step, 0.9 of the memory", err=True,
+                "a client does not say how its server was set up; assumed: one accelerator, 256 sequences and 2,048 "
+                "tokens a step, 0.9 of the memory", err=True,
             )  # fmt: skip
         replay = engines.Replay(run, times, model or runs.preset_of(run.model), device)
         print_rows(list(against.error_rows(replay)), f"{run.name}: recorded and simulated", as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from sim.validate import against, fabric_checks, packet_checks, serving_checks
@@ -62,8 +62,8 @@ products do not seem to have been those of the profile, and no mechanism of an e
 Batches of uneven contexts are taken from a profile where its meta.yaml says so: RTX PRO 6000 yes, RTX 4090 no."""
 
 
-def as_page(results: list[CheckResult], compared: list[Comparison]) -> str:
-    """The results as Markdown."""
+def as_page(results: list[CheckResult], compared: list[Comparison], recorded_runs: Iterable[str] = ()) -> str:
+    """The results as Markdown; recorded_runs: the lines of `against.as_page`."""
     lines = [
         "# Validation",
         "",
@@ -92,9 +92,9 @@ def as_page(results: list[CheckResult], compared: list[Comparison]) -> str:
         times = f"{c.fluid_us:.5g} | {c.packet_us:.5g} | {c.ratio:.3f}"
         lines.append(f"| {c.messages} | {c.paths} | {times} | {c.target} | {verdict} |")
     lines += ["", *(f"- {remark}" for remark in remarks(compared))]
-    lines += ["", "## Against recorded runs of vLLM", "", AGAINST_VLLM, *against.as_page()]
+    lines += ["", "## Against recorded runs of vLLM", "", AGAINST_VLLM, *recorded_runs]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(as_page(run_checks(), run_comparisons()), encoding="utf-8")
+    Path(sys.argv[1]).write_text(as_page(run_checks(), run_comparisons(), against.as_page()), encoding="utf-8")

@@ -26,6 +26,7 @@ import pandas as pd
 from calibration.budget import estimated_s
 from calibration.grids import grid, points_of, tiny
 from calibration.journal import Journal, JournalError, journal_of
+from calibration.methods import with_methods
 from calibration.points import CEILINGS, Point, rates
 from calibration.progress import Progress
 from models.cost.needs import needs_from_json
@@ -166,7 +167,7 @@ def _write(journal: Journal, out: Path, known: CostTable | None, say: Callable[[
     if len(reasons) == len(journal.found):
         say("nothing was measured, so no table is written")
         return False
-    table = table_from(journal, known)
+    table = with_methods(table_from(journal, known))
     write_table(table, out)
     say(f"{out}: {len(table.rows)} rows of {table.gpu}")
     return True

@@ -2,8 +2,7 @@
 
 Starting from the best of the default, straight lines, roots and logarithms, one choice after the other - how gaps are
 filled, the scale of each axis, of the time - is changed where that makes the error smaller: that of every fifth of the
-points given, found from the others. Where the
-table is checked, its held-out points are not among those given.
+points given, found from the others. Where a table is checked, its held-out points are not among those given.
 """
 
 from __future__ import annotations
@@ -53,8 +52,9 @@ def _chosen(key: Key, same: Sequence[Group]) -> Method:
         splits = [group.split(first) for first in range(EVERY) for group in same]
 
     def scored(method: Method) -> float:
-        errors = np.concatenate([np.abs(rest.found(out, method) / out["seconds"].to_numpy(float) - 1)
-                                 for rest, out in splits if len(rest.rows) and len(out)])  # fmt: skip
+        each = [np.abs(rest.found(out, method) / out["seconds"].to_numpy(float) - 1)
+                for rest, out in splits if len(rest.rows) and len(out)]  # fmt: skip
+        errors = np.concatenate([np.zeros(0), *each])
         errors = errors[~np.isnan(errors)]
         return score(errors) if len(errors) >= FEWEST else np.inf
 

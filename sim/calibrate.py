@@ -22,13 +22,13 @@ from models.cost.table import CostTable
 from models.features import Operator
 from models.operators import operators
 from sim.engine.random import RandomStreams
-from sim.scenario.build import build_topology
+from sim.scenario.build import build_topology, check
 from sim.scenario.build_server import Server
 from sim.scenario.cost_table import table_path
-from sim.scenario.load import LoadedScenario
+from sim.scenario.load import LoadedScenario, load_scenario
 from sim.scenario.serving import Serving
 
-__all__ = ["Wanted", "measure", "wanted"]
+__all__ = ["Wanted", "command", "measure", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,23 @@ class Wanted:
     needs: tuple[Need, ...]
     left_out: tuple[tuple[str, str], ...]
     tables: tuple[str, ...]
+
+
+def command(
+    out: Path | None, needed_by: Path | None, quick: bool, seconds: float | None, hash_of_commit: str | None
+) -> int:
+    """`spindle calibrate` where it measures: the exit code of the process that does; lists points where out is None."""
+    found = None
+    if needed_by is not None:
+        loaded = load_scenario(needed_by, [], False, None, None)
+        check(loaded)
+        found = wanted(loaded)
+        for name, reason in found.left_out:
+            sys.stderr.write(f"{name}: left out, {reason}\n")
+    options = ["--list"] if out is None else ["--out", str(out), "--commit", hash_of_commit or commit()]
+    options += ["--quick"] if quick else []
+    options += ["--seconds", str(seconds)] if seconds is not None else []
+    return measure(options, found)
 
 
 def wanted(loaded: LoadedScenario) -> Wanted:

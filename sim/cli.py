@@ -264,29 +264,21 @@ def _validate_against(
     folder: Path, table: Path | None, workload: Path | None, model: str | None, accelerator: str | None,
     figure: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    from models.cost.table import TableError, read_table
-    from sim.workload.traces import TraceError
+    from models.cost.table import TableError
 
-    runs, against = _imported("sim.validate.recorded_runs"), _imported("sim.validate.against")
-    engines = _imported("sim.validate.engine_runs")
     if table is None:
         raise Refused("--against needs --table FILE, measured times of that GPU; `spindle calibrate` makes tables")
     try:
-        run, times = runs.read_run(folder, workload), read_table(table)
-        device = accelerator or against.accelerator_of(run, times)
-        if run.scheduled_s is None:
-            typer.echo(
-                "a client does not say how its server was set up; assumed: one accelerator, 256 sequences and 2,048 "
-                "tokens a step, 0.9 of the memory", err=True,
-            )  # fmt: skip
-        replay = engines.Replay(run, times, model or runs.preset_of(run.model), device)
-        print_rows(list(against.error_rows(replay)), f"{run.name}: recorded and simulated", as_json)
-        print_rows(list(against.mechanism_rows(replay)), "Relative errors with mechanisms switched off", as_json)
-        print_rows(list(against.assumption_rows(replay)), "What is assumed: the engine's own memory", as_json)
-        if figure is not None and against.draw_service(replay, figure) is None:
-            typer.echo("no figure: the run says nothing of who ran and waited", err=True)
-    except (runs.RunError, TableError, TraceError, ValueError) as error:
+        found, remarks = _imported("sim.validate.against").compare(folder, table, workload, model, accelerator, figure)
+    except (TableError, ValueError) as error:  # RunError and TraceError are ValueErrors
         raise Refused(str(error)) from None
+    for remark in remarks:
+        typer.echo(remark, err=True)
+    if as_json:
+        print_text(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for title, rows in found.items():
+        print_rows(rows, title, as_json)
 
 
 @app.command()
@@ -346,6 +338,10 @@ def calibrate(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="whose profile", show_default=False)] = None,
     tensor: Annotated[int, typer.Option("--tensor", min=1, help="of the profile")] = 1,
+    skew: Annotated[
+        str | None, typer.Option("--skew", metavar="on|off", help="of llmservingsim: take its uneven batches; default: "
+                                 "as the profile says", show_default=False),
+    ] = None,
 ) -> None:
     """Tables of measured times for `cost: {table: FILE}`: measured here, imported, checked, or explained."""
     if explain is not None:
@@ -358,11 +354,14 @@ def calibrate(
     if check is not None:
         given = ["check", str(check), *(["--report", str(out)] if out is not None else [])]
     elif source is not None and out is not None:
-        options = {"out": out, "accelerator": accelerator, "framework": framework, "from": folder, "model": model}
+        options = {"out": out, "accelerator": accelerator, "framework": framework, "from": folder, "model": model,
+                   "skew": skew}  # fmt: skip
         given = ["import", source, "--tensor", str(tensor)]
         given += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     elif source is None and (out is not None or needed_by is not None):
-        _measure(out, needed_by, quick, seconds, commit)
+        code = _imported("sim.calibrate").command(out, needed_by, quick, seconds, commit)
+        if code:
+            raise typer.Exit(code)
         return
     else:
         raise Refused(
@@ -372,27 +371,6 @@ def calibrate(
     done = subprocess.run([sys.executable, "-m", "calibration", *given], check=False)
     if done.returncode:
         raise typer.Exit(BAD_INPUT)
-
-
-def _measure(
-    out: Path | None, needed_by: Path | None, quick: bool, seconds: float | None, commit: str | None
-) -> None:
-    calibration = _imported("sim.calibrate")
-    found = None
-    if needed_by is not None:
-        from sim.scenario.load import load_scenario
-
-        loaded = load_scenario(needed_by, [], False, None, None)
-        _imported("sim.scenario.build").check(loaded)
-        found = calibration.wanted(loaded)
-        for name, reason in found.left_out:
-            typer.echo(f"{name}: left out, {reason}", err=True)
-    options = ["--list"] if out is None else ["--out", str(out), "--commit", commit or calibration.commit()]
-    options += ["--quick"] if quick else []
-    options += ["--seconds", str(seconds)] if seconds is not None else []
-    code = calibration.measure(options, found)
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command()

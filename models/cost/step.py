@@ -230,6 +230,22 @@ def _bilinear(rows, columns, values, x, y):
 
 
 @inner
+def _on_grid(axis_0, axis_1, axis_2, axis_3, values, x_0, x_1, x_2, x_3):
+    """As `_bilinear`, over four axes."""
+    a, fa = _place(axis_0, x_0)
+    b, fb = _place(axis_1, x_1)
+    c, fc = _place(axis_2, x_2)
+    d, fd = _place(axis_3, x_3)
+    total = 0.0
+    for corner in range(16):
+        p, q, r, s = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1, (corner >> 3) & 1
+        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc) * (fd if s else 1 - fd)
+        if share > 0.0:
+            total += share * values[a + p, b + q, c + r, d + s]
+    return total
+
+
+@inner
 def _price(table, x, prefill_s, decode_s, keeps_each, each):
     """(compute, communication) seconds of all operators; adds each one's to `each` if asked to.
 
@@ -393,17 +409,10 @@ def extra_seconds(
     """What a chunk and decodes in one call take beyond the sum of the two alone; 0 where that was not measured."""
     if attention.extra.size == 0:
         return 0.0
-    a, fa = _place(attention.grid_chunk, chunk)
-    b, fb = _place(attention.grid_prefix, prefix)
-    c, fc = _place(attention.grid_decodes, decodes)
-    d, fd = _place(attention.grid_context, context)
-    total_s = 0.0
-    for corner in range(16):
-        p, q, r, s = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1, (corner >> 3) & 1
-        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc) * (fd if s else 1 - fd)
-        if share > 0.0:
-            total_s += share * attention.extra[a + p, b + q, c + r, d + s]
-    return total_s
+    return _on_grid(
+        attention.grid_chunk, attention.grid_prefix, attention.grid_decodes, attention.grid_context, attention.extra,
+        chunk, prefix, decodes, context,
+    )  # fmt: skip
 
 
 @njit(cache=True)
@@ -417,14 +426,7 @@ def tail_seconds(
     beyond = longest - context
     if attention.tail.size == 0 or beyond <= 0.0:
         return 0.0
-    a, fa = _place(attention.tail_chunk, chunk)
-    b, fb = _place(attention.tail_decodes, decodes)
-    c, fc = _place(attention.tail_longest, longest)
-    d, fd = _place(attention.tail_evenness, context / longest)
-    per_token_s = 0.0
-    for corner in range(16):
-        p, q, r, s = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1, (corner >> 3) & 1
-        share = (fa if p else 1 - fa) * (fb if q else 1 - fb) * (fc if r else 1 - fc) * (fd if s else 1 - fd)
-        if share > 0.0:
-            per_token_s += share * attention.tail[a + p, b + q, c + r, d + s]
-    return per_token_s * beyond
+    return beyond * _on_grid(
+        attention.tail_chunk, attention.tail_decodes, attention.tail_longest, attention.tail_evenness, attention.tail,
+        chunk, decodes, longest, context / longest,
+    )  # fmt: skip

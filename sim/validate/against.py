@@ -74,7 +74,8 @@ def as_page() -> Iterator[str]:
             continue
         yield from ("", f"### {case.model} on {case.device}", "", *HEAD)
         for row in error_rows(replay):
-            times = f"{row['recorded, s']:.4g} s | {row['simulated, s']:.4g} s"
+            seconds = (row["recorded, s"], row["simulated, s"])
+            times = " | ".join("–" if s is None else f"{s:.4g} s" for s in seconds)
             verdict = "ok" if row["ok"] else "outside"
             judged = f"{row['error']:+.2%} | {row['target']:.1%} | {verdict}"
             yield f"| {row['KV blocks']} | {row['figure']} | {times} | {judged} |"
@@ -98,6 +99,28 @@ def _as_table(words: str, rows: Iterator[Row]) -> Iterator[str]:
     yield from ("", words, "", "| " + " | ".join(found[0]) + " |", "|---" * len(found[0]) + "|")
     for row in found:
         yield "| " + " | ".join(f"{v:+.2%}" if isinstance(v, float) else str(v) for v in row.values()) + " |"
+
+
+def compare(
+    folder: Path, table: Path, workload: Path | None, model: str | None, accelerator: str | None, figure: Path | None
+) -> tuple[dict[str, list[Row]], list[str]]:
+    """(tables by title, remarks) of a recorded run on the times of a table; draws the figure where one is asked for.
+
+    Raises RunError, TableError, TraceError; ValueError where the model does not fit its accelerators.
+    """
+    run, times = read_run(folder, workload), read_table(table)
+    replay = Replay(run, times, model or preset_of(run.model), accelerator or accelerator_of(run, times))
+    remarks = []
+    if run.scheduled_s is None:
+        remarks.append("a client does not say how its server was set up; assumed: one accelerator, 256 sequences and "
+                       "2,048 tokens a step, 0.9 of the memory")  # fmt: skip
+    if figure is not None and draw_service(replay, figure) is None:
+        remarks.append("no figure: the run says nothing of who ran and waited")
+    return {
+        f"{run.name}: recorded and simulated": list(error_rows(replay)),
+        "Relative errors with mechanisms switched off": list(mechanism_rows(replay)),
+        "What is assumed: the engine's own memory": list(assumption_rows(replay)),
+    }, remarks
 
 
 def error_rows(replay: Replay) -> Iterator[Row]:
@@ -149,10 +172,11 @@ def draw_service(replay: Replay, path: Path) -> Path | None:
             ax.plot(at_s, simulated, color=colour, lw=1.3, label="Spindle")
             ax.set(xlabel="time (s)", ylabel=f"requests {name}", ylim=(0, None), xlim=(0, at_s[-1]))
             ax.legend(frameon=False, loc="upper right")
-        gap = np.abs(running + waiting - real_running - real_waiting).mean()
+        gaps = [np.abs(ours_now - real_now).mean()
+                for ours_now, real_now in ((running, real_running), (waiting, real_waiting))]  # fmt: skip
         put_title(
-            figure, f"{replay.run.name}: on average {gap:.1f} of {len(ours.arrival_s)} requests are elsewhere than in "
-            "the real engine", WIDTH_IN,
+            figure, f"{replay.run.name}: the number of requests that run is off by {gaps[0]:.1f} on average, of those "
+            f"that wait by {gaps[1]:.1f}", WIDTH_IN,
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

@@ -59,11 +59,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Error:
-    """One figure of a run: recorded, simulated, their relative difference, and the target."""
+    """One figure of a run: recorded and simulated seconds, None where it is of differences, the relative error, and the
+    target."""
 
     name: str
-    recorded: float
-    simulated: float
+    recorded: float | None
+    simulated: float | None
     error: float
     target: float
 
@@ -114,7 +115,7 @@ class Replay:
         )  # fmt: skip
         self.plan, self.planned_blocks = plan, plan.num_kv_blocks
 
-    def serve(self, num_blocks: int, switches: Switches = Switches(), host_s: float = 0.0) -> Served:
+    def serve(self, num_blocks: int, switches: Switches = Switches()) -> Served:
         """Every request as the simulated engine serves it."""
         run, priced = self.run, self.priced
         attention = priced.table.attention
@@ -125,7 +126,7 @@ class Replay:
         priced = replace(priced, table=priced.table._replace(attention=attention))
         has_graphs = run.has_graphs and switches.recorded_graphs
         limits = EngineLimits(
-            "chunked_prefill", num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens, host_s,
+            "chunked_prefill", num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens,
             is_async=run.is_async and switches.asynchronous_scheduling,
             is_caching=run.is_caching and switches.prefix_caching,
             max_graph_tokens=largest_graph(run.max_num_seqs, run.max_num_batched_tokens) if has_graphs else 0,
@@ -174,7 +175,7 @@ def errors(recorded: Served, simulated: Served) -> list[Error]:
         recorded_s, simulated_s = np.quantile(values, 0.99), np.quantile(ours[name], 0.99)
         found.append(_error(f"p99 {name}", recorded_s, simulated_s, P99_TARGET))
     each = np.abs(ours["e2el"] / real["e2el"] - 1).mean()
-    found.append(Error("mean absolute e2el error", 0.0, float(each), float(each), TARGETS["mean absolute e2el error"]))
+    found.append(Error("mean absolute e2el error", None, None, float(each), TARGETS["mean absolute e2el error"]))
     found.append(
         _error("makespan", recorded.last_token_s.max(), simulated.last_token_s.max(), TARGETS["makespan"])
     )

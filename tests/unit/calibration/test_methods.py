@@ -125,3 +125,9 @@ def test_a_report_stands_alone_and_has_every_operator(tmp_path, capsys):
     assert page.count("<img") == 3
     for operator in ("elementwise", "attention", "all_gather", "experts", "collectives"):
         assert f"<td>{operator}</td>" in page and operator in printed
+
+
+def test_a_table_of_one_point_keeps_the_default():
+    row = {"operator": "linear", "precision": "bf16", "inputs": 64, "outputs": 32, "rows": 1, "seconds": 1e-6,
+           "unit": "s", "gpu": "GPU1", "source": "a test"}  # fmt: skip
+    assert with_methods(table_of([row], "here")).rows["method"].tolist() == ["linear linear steps"]

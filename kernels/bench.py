@@ -95,8 +95,8 @@ def ceilings() -> dict[str, float]:
     return {"bytes_per_s": 2 * size / copy.median_s, "flop_per_s": 2 * n**3 / product.median_s}
 
 
-def provenance(found: dict[str, float]) -> dict:
-    """What was measured on what."""
+def provenance(found: dict[str, float], commit: str | None = None) -> dict:
+    """What was measured on what. commit: of this code, where it is no checkout."""
 
     def output(*command: str) -> str | None:
         try:
@@ -112,7 +112,7 @@ def provenance(found: dict[str, float]) -> dict:
         "gpu": device.name, "gpu_bytes": device.total_memory, "l2_bytes": device.L2_cache_size,
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
-        "python": platform.python_version(), "commit": output("git", "rev-parse", "HEAD"),
+        "python": platform.python_version(), "commit": commit or output("git", "rev-parse", "HEAD"),
         "is_changed": None if changes is None else bool(changes), "ceilings": found,
     }  # fmt: skip
 
@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="three sizes of each, ten rounds")
     parser.add_argument("--rehearse", action="store_true", help="run every case on tiny shapes, time nothing")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench"), help="folder for the tables")
+    parser.add_argument("--commit", help="of this code, where it is no checkout of git")
     given = parser.parse_args(arguments)
     has_cuda = torch.cuda.is_available()
     if not (has_cuda or given.rehearse):
@@ -158,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     given.out.mkdir(parents=True, exist_ok=True)
     found = ceilings()
-    (given.out / "provenance.json").write_text(json.dumps(provenance(found), indent=1) + "\n", encoding="utf-8")
+    measured = json.dumps(provenance(found, given.commit), indent=1)
+    (given.out / "provenance.json").write_text(measured + "\n", encoding="utf-8")
     rows = []
     for new in run(bench, say):
         of_copy, of_product = new["gb_per_s"] * 1e9, new["tflop_per_s"] * 1e12

@@ -10,20 +10,23 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from triton.runtime.errors import OutOfResources
 
 from kernels import timing
 from kernels.align import align
-from kernels.cases import LITE, Cases, calls
+from kernels.cases import LITE, Cases, Input, calls
 from kernels.expert_ffn import Tiles, expert_ffn, rows_per_slot, tiles_for
 from kernels.expert_pool import PaddedPool
 from kernels.reroute import reroute_eagerly
 
-BATCHES = (1, 8, 64, 256, 1024, 4096, 16384)
+BATCHES = (8, 64, 256, 512, 1024, 2048, 4096, 16384)
+NUM_SETS = 4
 SHARED_BYTES = 227 * 1024
 MOST_ACCUMULATORS = 160
 """Of one thread: two fp32 tiles beside addresses and fragments in 255 registers."""
@@ -32,7 +35,7 @@ MOST_ACCUMULATORS = 160
 def candidates(rows: float) -> list[Tiles]:
     """Tiles that fit, with a quarter to four times the rows that a slot has; in an order that tries all sorts early."""
     found = []
-    shapes = itertools.product((16, 32, 64, 128), (64, 128, 256), (64, 128), (4, 8), (3, 4))
+    shapes = itertools.product((16, 32, 64, 128), (32, 64, 128, 256), (64, 128, 256), (4, 8), (3, 4))
     for height, columns, inner, num_warps, num_stages in shapes:
         is_near = min(rows / 4, 64) <= height <= max(4 * rows, 16)
         shared = num_stages * inner * (height + 2 * columns) * 2
@@ -43,14 +46,14 @@ def candidates(rows: float) -> list[Tiles]:
     return [found[i] for i in np.random.default_rng(1).permutation(len(found))]
 
 
-def times_of(cases: Cases, pool: PaddedPool, num_tokens: int, tiles: Tiles) -> float:
+def times_of(inputs: Sequence[Input], pool: PaddedPool, tiles: Tiles) -> float:
     """Median ratio to the tiles in use."""
     up, down = pool.tensors
-    num_slots = cases.model.num_slots
+    num_slots = up.shape[0]
     ways = {}
-    for name, shape in (("in use", tiles_for(num_tokens * cases.model.top_k, num_slots)), ("candidate", tiles)):
+    for name, shape in (("in use", tiles_for(inputs[0].topk.numel(), num_slots)), ("candidate", tiles)):
         sets = []
-        for s in cases.inputs(num_tokens)[:4]:
+        for s in inputs:
             slots = reroute_eagerly(s.topk, s.adapter, s.table)
             sets.append((s.x, s.weight, align(slots, num_slots, shape.rows), shape))
         ways[name] = calls(lambda s: expert_ffn(s[0], up, down, s[1], s[2], s[3]), sets)
@@ -73,12 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict] = []
     for number, num_tokens in enumerate(BATCHES):
         height = rows_per_slot(num_tokens * LITE.top_k, LITE.num_slots)
+        inputs = [cases.input(num_tokens, seed) for seed in range(NUM_SETS)]
         until = begin + given.seconds * (number + 1) / len(BATCHES)
         for tiles in candidates(height):
             if time.monotonic() > until:
                 sys.stderr.write(f"{num_tokens} tokens: no time for the candidates that are left\n")
                 break
-            over = times_of(cases, pool, num_tokens, tiles)
+            try:
+                over = times_of(inputs, pool, tiles)
+            except (OutOfResources, RuntimeError) as error:  # more shared memory or registers than there are
+                torch.cuda.synchronize()  # raises where the device itself has failed
+                sys.stderr.write(f"{tiles}: {str(error).strip().partition(chr(10))[0]}\n")
+                continue
             rows.append({"tokens": num_tokens, "rows_per_slot": height, "over_in_use": over, "tiles": repr(tiles)})
             pd.DataFrame(rows).to_csv(given.out / "tune.csv", index=False)
     table = pd.DataFrame(rows)

@@ -1,6 +1,7 @@
 """From a point to be measured to the calls that do its work, on several input sets, one function a family.
 
 linear       torch.nn.functional.linear; in fp8 torch._scaled_mm of activations that are fp8 already, scaled as a whole
+memory_pass  one elementwise kernel, which reads a tensor and writes another
 elementwise  norms by PyTorch: the one before attention and feed-forward adds its residual first, in a launch of its own
 attention    torch.nn.functional.scaled_dot_product_attention, whichever kernel PyTorch takes: of one chunk after a
              prefix, causal from the lower right, or of decodes of equal context. Keys and values are contiguous, heads
@@ -29,7 +30,7 @@ from kernels.align import align
 from kernels.expert_ffn import expert_ffn, expert_ffn_grouped, tiles_for
 from kernels.expert_pool import ExpertPool, PaddedPool, write
 from kernels.reroute import reroute, reroute_eagerly
-from kernels.timing import Calls
+from kernels.timing import Calls, pass_over
 from models.pages import Slots, expert_map
 
 __all__ = ["CallMaker", "Unmeasurable"]
@@ -95,7 +96,7 @@ class CallMaker:
     def _memory_pass(self, point: Point, count: int) -> Calls:
         numbers = point.columns["size_bytes"] // 4  # half of the bytes are read, half written
         pairs = [(self._randn(numbers), self._randn(numbers)) for _ in range(count)]
-        return [partial(target.copy_, source) for target, source in pairs]
+        return [partial(pass_over, *pair) for pair in pairs]
 
     def _norm(self, point: Point, count: int) -> Calls:
         numbers, rows = point.columns["numbers"], point.columns["rows"]

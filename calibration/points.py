@@ -98,7 +98,8 @@ COPY = point("memory_pass", "copy", size_bytes=2**31)
 PRODUCT = {precision: point("linear", "", precision, inputs=8192, outputs=8192, rows=8192) for precision in PRECISIONS}
 HOST_COPY = point("host_copy", size_bytes=2**28)
 CEILINGS = (COPY, *PRODUCT.values(), HOST_COPY)
-"""Measured before all else: a copy on the device, bytes read and written; a large product; a copy from the host."""
+"""Measured before all else: a pass over the device's memory, bytes read and written; a large product; a copy from the
+host."""
 
 
 def rates(of: Point, seconds: float, known: Mapping[Point, float]) -> dict[str, float | None]:

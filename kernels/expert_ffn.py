@@ -41,6 +41,14 @@ TILES: dict[str, list[tuple[float, Tiles]]] = {
         (48.0, Tiles(64, 64, 64, 8, 4, 4)),
         (256.0, MANY),
     ],
+    "NVIDIA H200": [
+        (0.0, Tiles(16, 64, 128, 1, 4, 3)),
+        (4.6, Tiles(32, 128, 128, 1, 8, 3)),
+        (13.0, Tiles(64, 128, 64, 8, 8, 4)),
+        (26.0, Tiles(128, 64, 64, 8, 8, 3)),
+        (52.0, Tiles(64, 128, 64, 8, 4, 4)),
+        (104.0, MANY),
+    ],
 }
 """GPU, as torch names it -> (from so many rows per slot, tiles). `python -m kernels.tune` prints what to put here on a
 GPU; "any" is a guess, measured on none."""

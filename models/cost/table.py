@@ -7,7 +7,7 @@ precision          of the weights, or of the cache: bf16, fp8
 shape and axes     whole numbers, in the columns that the operator's family lists; the others are empty
 seconds            median of one call; p10_s and p90_s where known
 rates              bytes_per_s and flop_per_s of what the call must move and compute; of_ceiling: the larger of their
-                   shares of what the same device reached in a copy and a large product; where known
+                   shares of what the same device reached in a pass over memory and a large product; where known
 unit               always "s": a file in another unit is refused, not converted
 gpu, source        the device as it calls itself, and where the row comes from, with its licence
 driver, torch, triton, commit, date    of the measurement, where known

@@ -18,7 +18,7 @@ from models.pages import PAGE_BYTES, Slots
 
 pytestmark = pytest.mark.gpu
 
-HIDDEN, INNER, NUM_BASE, MOST_TUNED, NUM_ADAPTERS = 512, 352, 16, 5, 3
+HIDDEN, INNER, NUM_BASE, MOST_TUNED, NUM_ADAPTERS = 512, 1408, 16, 5, 3
 SHAPES = [(2 * INNER, HIDDEN), (HIDDEN, INNER)]
 NUM_SLOTS = NUM_BASE + NUM_ADAPTERS * MOST_TUNED
 OWNERS = {"base": Slots(0, NUM_BASE), "a": Slots(NUM_BASE, 3), "c": Slots(NUM_BASE + 2 * MOST_TUNED, 5)}
@@ -136,16 +136,19 @@ def test_no_memory_halfway_changes_nothing(pool, monkeypatch):
 
 
 def test_a_pool_as_large_as_the_device_is_refused_and_given_back(cuda):
-    """Half of its pages lie beyond what the device has; what was made for the load is returned."""
-    free, total = torch.cuda.mem_get_info()
-    num_pages = 2 * total // PAGE_BYTES
-    pool = ExpertPool(CudaMemory(), num_pages, [(PAGE_BYTES // 2,)])
-    with pytest.raises(OutOfDeviceMemory):
-        pool.load("all", [Slots(0, num_pages)])
-    assert pool.table.num_mapped == 0
-    pool.close()
-    torch.cuda.empty_cache()
-    assert torch.cuda.mem_get_info()[0] >= free - 64 * 2**20
+    """Half of its pages lie beyond what the device has; what was made for the load is returned. The driver keeps books
+    of its own the first time, so that the second is held against it."""
+    free = []
+    for _ in range(2):
+        num_pages = 2 * torch.cuda.mem_get_info()[1] // PAGE_BYTES
+        pool = ExpertPool(CudaMemory(), num_pages, [(PAGE_BYTES // 2,)])
+        with pytest.raises(OutOfDeviceMemory):
+            pool.load("all", [Slots(0, num_pages)])
+        assert pool.table.num_mapped == 0
+        pool.close()
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[1] == free[0]
 
 
 def test_unmapped_slots_cannot_be_read(cuda):

@@ -139,7 +139,8 @@ def test_tiles_grow_with_the_rows_of_a_slot():
         ("down", lambda down: down.mT.contiguous().mT, "down is strided"),
     ],
 )
-def test_shapes_that_do_not_belong_together(name, change, message):
-    arguments = dict(zip(("x", "up", "down", "slots", "weights"), layer(6, 2, 5, 32, 24), strict=True))
+def test_shapes_that_do_not_belong_together(name, change, message, device):
+    tensors = [tensor.to(device) for tensor in layer(6, 2, 5, 32, 24)]
+    arguments = dict(zip(("x", "up", "down", "slots", "weights"), tensors, strict=True))
     with pytest.raises(ValueError, match=message):
         run(**arguments | {name: change(arguments[name])})

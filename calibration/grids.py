@@ -209,9 +209,21 @@ def _host_copies(is_quick: bool) -> Iterator[Point]:
         yield point("host_copy", size_bytes=size)
 
 
+def _rerouting(need: Need, is_quick: bool) -> Iterator[Point]:
+    """Of as many experts and adapters, in one way."""
+    top_k, num_experts, adapters = need.shape
+    shape = {"top_k": top_k, "num_experts": num_experts, "adapters": adapters}
+    for rows in PAIRED_TOKENS.upto(need.most_rows, is_quick):
+        if need.kind == "reroute_aligned":
+            slots = num_experts + adapters * MOST_TUNED
+            yield from (point("align", way, **shape, slots=slots, rows=rows) for way in ("plain", "reroute"))
+        else:
+            yield point("reroute", "eager" if need.kind == "reroute_eager" else "kernel", **shape, rows=rows)
+
+
 POINTS_OF: dict[str, Callable[[Need, bool], Iterable[Point]]] = {
     "linear": _linear, "attention": _attention, "experts": _experts, "feed_forward": _feed_forward,
-    "elementwise": _elementwise,
+    "elementwise": _elementwise, **dict.fromkeys(("reroute_eager", "reroute_fused", "reroute_aligned"), _rerouting),
 }  # fmt: skip
 
 

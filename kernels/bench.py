@@ -108,7 +108,8 @@ def provenance(found: dict[str, float], commit: str | None = None) -> dict:
     changes = output("git", "status", "--porcelain")
     device = torch.cuda.get_device_properties(0)
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": " ".join(sys.argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(["python -m kernels.bench", *sys.argv[1:]]),
         "gpu": device.name, "gpu_bytes": device.total_memory, "l2_bytes": device.L2_cache_size,
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,

@@ -16,6 +16,7 @@ from models.features import (
 )
 from models.hardware import PRECISIONS, Precision
 from models.parallelism import Parallelism
+from models.rerouting import Rerouting, rerouting_operator
 
 __all__ = ["STAGES", "Feature", "Operator", "operators", "stage_repeats"]
 
@@ -37,8 +38,11 @@ def operators(
     parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
     weights: Precision = "bf16",
     kv: Precision = "bf16",
+    rerouting: Rerouting | None = None,
 ) -> tuple[Operator, ...]:
     """The operators of one step on one rank, stage by stage.
+
+    rerouting: of a model with experts that has adapters over it
 
     Bytes count each operand once: weights, activations read and written, cached keys and values. Linear
     layers of attention, feed-forward and experts have `weights` precision; embedding, router, norms and
@@ -55,7 +59,7 @@ def operators(
     else:
         built += grouped_attention(architecture, attention, parallelism, weights, kv)
     built += _dense_ffn(architecture, parallelism, weights)
-    built += _experts(architecture, parallelism, weights)
+    built += _experts(architecture, parallelism, weights, rerouting)
     built += _head(architecture, parallelism)
     repeats = stage_repeats(architecture)
     return tuple(operator for operator in built if repeats[operator.stage])
@@ -78,12 +82,16 @@ def _dense_ffn(architecture: Architecture, parallelism: Parallelism, weights: Pr
     ]
 
 
-def _experts(architecture: Architecture, parallelism: Parallelism, weights: Precision) -> list[Operator]:
+def _experts(
+    architecture: Architecture, parallelism: Parallelism, weights: Precision, rerouting: Rerouting | None
+) -> list[Operator]:
     experts = architecture.experts
     if experts is None:
         return []
     h, tensor, matrices = architecture.hidden_size, parallelism.tensor, architecture.num_ffn_matrices
     built = [linear("router", "moe_local", h, experts.num_routed, "bf16")]
+    if rerouting is not None:
+        built.append(rerouting_operator(rerouting, experts.top_k, experts.num_routed))
     if experts.shared_ffn_size:
         inner = experts.shared_ffn_size // tensor
         built.append(_feed_forward("shared_experts", h, inner, matrices, weights))

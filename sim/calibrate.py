@@ -96,7 +96,7 @@ def _of_server(server: Server) -> Iterator[tuple[Operator, Need | None]]:
     limits = Limits(max(w.batching.max_num_batched_tokens, w.batching.max_num_seqs, largest_prompt),
                     w.batching.max_num_seqs, min(context, server.architecture.max_positions or context))  # fmt: skip
     kv = w.precision.kv
-    built = operators(server.architecture, server.parallelism, server.weights, kv)
+    built = operators(server.architecture, server.parallelism, server.weights, kv, server.rerouting)
     if known is None:
         yield from ((operator, need_of(operator, kv, limits)) for operator in built)
         return

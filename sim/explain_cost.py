@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from models.cost.build import operator_names, step_table
+from models.cost.build import step_table
 from models.cost.priced import PricedStep, measured_step
 from models.cost.provenance import Source
 from models.cost.step import BY_CURVE, BY_EXPERTS, BY_ROOFLINE, PRICED_BY, StepTable, chunk_seconds, operator_seconds
@@ -78,7 +78,7 @@ def _of_workload(server: Server) -> list[dict[str, Any]]:
     rows = []
     for batch in batches:
         seconds = _seconds(table, batch, context, chunk)
-        for o, name in enumerate(operator_names(server.architecture, server.parallelism)):
+        for o, name in enumerate(server.operator_names()):
             if seconds[o] > 0:
                 source, nearest = _source(priced, o, batch, context, chunk)
                 rows.append({"step": batch.words, "operator": name, "us": 1e6 * seconds[o], "source": source,

@@ -16,6 +16,7 @@ from models.experts import Popularity, expected_distinct
 from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
+from models.rerouting import Rerouting
 
 __all__ = ["check_scale", "compiled", "factors", "operator_names", "operator_scale", "stage_tables", "step_table"]
 
@@ -32,11 +33,12 @@ def step_table(
     scale: Mapping[str, float] | None = None,
     popularity: Popularity | None = None,
     max_tokens: int = 8192,
+    rerouting: Rerouting | None = None,
 ) -> StepTable:
     """The whole step of one replica as one table, all its layers included.
 
     popularity: how tokens choose experts, uniform where None; max_tokens: the most tokens a step of a model
-    with experts may have.
+    with experts may have; rerouting: of the adapters over it.
     Rows are named by `operator_names`. Efficiencies, fixed_s and scale as in `Roofline`.
 
     Leaves out: differences of popularity between layers (the mean of their distinct experts is used).
@@ -47,7 +49,7 @@ def step_table(
         raise ParallelismError(
             f"expert degree {parallelism.expert}: a step across ranks has no single table, use stage_tables"
         )
-    built = operators(architecture, parallelism, weights, kv)
+    built = operators(architecture, parallelism, weights, kv, rerouting)
     roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
     repeats = stage_repeats(architecture)
     distinct = distinct_lookup(architecture, popularity, max_tokens)
@@ -66,6 +68,7 @@ def stage_tables(
     scale: Mapping[str, float] | None = None,
     popularity: Popularity | None = None,
     max_tokens: int = 8192,
+    rerouting: Rerouting | None = None,
 ) -> dict[str, StepTable]:
     """One table per stage of the step on one rank, each for one pass of that stage.
 
@@ -76,7 +79,7 @@ def stage_tables(
 
     Arguments and errors as for `step_table`, expert parallelism allowed.
     """
-    built = operators(architecture, parallelism, weights, kv)
+    built = operators(architecture, parallelism, weights, kv, rerouting)
     roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
     distinct = distinct_lookup(architecture, popularity, max_tokens)
     tables = {}
@@ -91,12 +94,13 @@ def operator_names(
     architecture: Architecture,
     parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
     stage: str | None = None,
+    rerouting: Rerouting | None = None,
 ) -> tuple[str, ...]:
     """Names of a table's rows, in order: of the whole step, or of one stage.
 
     A name may occur in several rows (an all-reduce after attention and one after the feed-forward).
     """
-    built = operators(architecture, parallelism)
+    built = operators(architecture, parallelism, rerouting=rerouting)
     return tuple(operator.name for operator in built if stage is None or operator.stage == stage)
 
 

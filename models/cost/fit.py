@@ -8,7 +8,7 @@ extrapolated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -139,6 +139,18 @@ class ExpertTimes:
     def _placed(self, points: Float64) -> Float64:
         return np.log2(points) * ((1.0, FLATNESS) if self.fit.fill == FLAT else (1.0, 1.0))
 
+    @cached_property
+    def _on_grid(self) -> Fit:
+        """The fit, with the corners of its grid where more experts would be touched than there are rows: as with the
+        fewest rows that can touch them, since reading decides there. Points beside the diagonal lie inside then."""
+        grid = self.fit.grid
+        rows, touched = (np.unique(axis) for axis in self.fit.points.T)
+        values = grid.values.copy()
+        for i in range(len(rows) - 2, -1, -1):
+            is_corner = np.isnan(values[i]) & (touched > rows[i])
+            values[i, is_corner] = values[i + 1, is_corner]
+        return replace(self.fit, whole=Grid(grid.axes, values, grid.is_measured))
+
     @property
     def _is_grid(self) -> bool:
         return bool(2 * len(self.fit.points) > np.prod([len(np.unique(axis)) for axis in self.fit.points.T]))
@@ -146,6 +158,7 @@ class ExpertTimes:
     def at(self, points: ArrayLike, roof: Roof) -> Times:
         """Seconds at points [n, (rows, experts)]; `roof` of such points."""
         points = np.maximum(np.atleast_2d(np.asarray(points, dtype=np.float64)), 1)
+        points = np.round(points, 9)  # chances that add up to eight experts may miss that by the last digit
         if self._is_grid or self._between is None:
-            return self.fit.at(points, roof)
+            return self._on_grid.at(points, roof)
         return self.fit.at(points, roof, np.exp(self._between(self._placed(points))))

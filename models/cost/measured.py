@@ -71,6 +71,8 @@ class Measured:
         if operator.kind in ("all_reduce", "all_gather"):
             ranks, row_bytes = operator.shape
             return self._collective(operator.kind, ranks, row_bytes, counts, roof)
+        if operator.kind.startswith("reroute_"):
+            return self._rerouting(operator, counts, roof)
         return None
 
     def _linear(
@@ -167,6 +169,31 @@ class Measured:
             return times
         is_inside = times.source != Source.EXTRAPOLATED
         return times._replace(source=np.where(is_inside, source, Source.EXTRAPOLATED).astype(np.int8))
+
+    def _rerouting(self, operator: Operator, counts: Float64, roof: Roof) -> Times | None:
+        """Of as many experts and the nearest number of adapters that was measured, which hardly matters: from 1 to 32
+        adapters times on an H200 differ by a tenth.
+
+        Beside the alignment, which the experts' rows include, rerouting on its way takes the difference to a plain one.
+        """
+        top_k, num_experts, adapters = operator.shape
+        family, way = {"reroute_eager": ("reroute", "eager"), "reroute_fused": ("reroute", "kernel"),
+                       "reroute_aligned": ("align", "reroute")}[operator.kind]  # fmt: skip
+        same = self._rows(family, top_k=top_k, num_experts=num_experts)
+        rows = same[same["name"] == way]
+        if family == "align":
+            place = ["adapters", "slots", "rows"]
+            rows = rows.merge(same.loc[same["name"] == "plain", [*place, "seconds"]], on=place, suffixes=("", "_plain"))
+            rows["seconds"] = (rows["seconds"] - rows["seconds_plain"]).clip(lower=0.0)
+        if not len(rows):
+            return None
+        distance = np.abs(np.log(rows["adapters"].to_numpy(float) / adapters))
+        fit = fit_of(rows[distance == distance.min()], ["rows"])
+        assert fit is not None, "there are rows"
+        found = fit.at(counts[:, None], roof)
+        if distance.min() == 0:
+            return found
+        return found._replace(source=np.maximum(found.source, Source.INTERPOLATED))
 
     def experts(self, operator: Operator) -> tuple[ExpertTimes, str] | None:
         """Over (rows, experts touched) on one rank, and the name of the kernel: "moe" includes the router.

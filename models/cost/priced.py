@@ -31,6 +31,7 @@ from models.features import STAGES, Feature, Operator
 from models.hardware import Accelerator, Precision
 from models.operators import operators, stage_repeats
 from models.parallelism import Parallelism
+from models.rerouting import Rerouting
 
 __all__ = ["PricedStep", "measured_step"]
 
@@ -67,13 +68,14 @@ def measured_step(
     max_tokens: int = 8192,
     max_seqs: int = 256,
     max_context: int = 8192,
+    rerouting: Rerouting | None = None,
 ) -> PricedStep:
     """As `step_table` and `stage_tables`, from measured times where there are some, from the roofline elsewhere.
 
     max_tokens, max_seqs, max_context: the most tokens and requests of a step, and of one request
     Raises as they do.
     """
-    built = operators(architecture, parallelism, weights, kv)
+    built = operators(architecture, parallelism, weights, kv, rerouting)
     roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, 0.0, factors(scale, built))
     distinct = distinct_lookup(architecture, popularity, max_tokens)
     counts = np.arange(max_tokens + 1)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from models.rerouting import Way
 from sim.scenario.quantities import Count, InputFile, Part, PositiveNumber, refused
 
 
@@ -33,8 +34,8 @@ class FineTuned(Part):
 class Adapters(Part):
     """Adapters in one pool of expert slots (ExpertWeave, arXiv 2508.17624).
 
-    Their memory is taken from the cache's, and the experts that a step touches are those after rerouting. Left out:
-    what rerouting itself takes, loading and evicting while requests run.
+    Their memory is taken from the cache's, and the experts that a step touches are those after rerouting. Each
+    layer with experts reroutes its tokens' pairs. Left out: loading and evicting while requests run.
     """
 
     deployment: Literal["virtual", "padded"] = Field(
@@ -45,6 +46,10 @@ class Adapters(Part):
         default=None, description="slots kept for each adapter in each layer; by default the most that any tunes"
     )
     fine_tuned: Annotated[tuple[FineTuned, ...], Field(min_length=1)]
+    rerouting: Way = Field(
+        default="fused",
+        description="eager: PyTorch's operators; fused: one kernel; aligned: on the way of the experts' alignment",
+    )
     base_share: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="of the tokens, those without an adapter, against the adapters' shares"
     )

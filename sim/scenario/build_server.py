@@ -19,6 +19,7 @@ from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism, ParallelismError
+from models.rerouting import Rerouting
 from sim.devices.kv_cache import Contents
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
@@ -143,8 +144,13 @@ class Server:
             self.architecture, self.adapters, self.w.adapters.deployment, self._room(), weights, parallelism.tensor
         )
 
+    @property
+    def rerouting(self) -> Rerouting | None:
+        adapters = self.w.adapters
+        return None if adapters is None else Rerouting(adapters.rerouting, len(adapters.fine_tuned))
+
     def operator_names(self) -> tuple[str, ...]:
-        return operator_names(self.architecture, self.parallelism)
+        return operator_names(self.architecture, self.parallelism, rerouting=self.rerouting)
 
     def check_experts(self) -> None:
         """Raises ValueError for experts of a model that has none."""
@@ -279,6 +285,7 @@ class Server:
             "popularity": self.popularity(),
             # Under prefill_first a prompt longer than the budget is a step of its own, and all running ones decode.
             "max_tokens": max(batching.max_num_batched_tokens, batching.max_num_seqs, longest),
+            "rerouting": self.rerouting,
         }
 
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:

@@ -21,17 +21,24 @@ from sim.scenario.quantities import found_file, no_file, refused
 
 PRESETS = ("h100", "h200", "b200", "a100")
 """Accelerators whose times aiconfigurator publishes."""
+OWN = {
+    f"spindle-{file.stem}": file
+    for folder in (util.find_spec("calibration").submodule_search_locations or ())  # type: ignore[union-attr]
+    for file in sorted(Path(folder, "data").glob("*.parquet"))
+}
+"""Tables of this project's own measurements (`docs/calibration.md`)."""
 
 
 def _read_name(value: Any, info: ValidationInfo) -> str | None:
     """A preset's name, or the path of a file that is there."""
-    if value is None or value in PRESETS:
+    if value is None or value in PRESETS or value in OWN:
         return value
     folder = (info.context or {}).get("folder")
     path = found_file(str(value), folder) if isinstance(value, str) and value else None
     if path is None:
         raise refused(
-            f"{no_file(str(value), folder)}; give a table of `spindle calibrate`, or one of {', '.join(PRESETS)}"
+            f"{no_file(str(value), folder)}; give a table of `spindle calibrate`, or one of "
+            f"{', '.join((*PRESETS, *OWN))}"
         )
     if path.suffix not in (".parquet", ".csv"):
         raise refused(f"{quoted(value)} is no table; give a .parquet or .csv file of `spindle calibrate`")
@@ -59,7 +66,9 @@ def measured(name: str, accelerator: str) -> Measured:
 
 def table_path(name: str) -> Path:
     """The file behind a name or path. Raises TableError where the tables of a name cannot be had."""
-    return _imported(name) if name in PRESETS else Path(name)
+    if name in PRESETS:
+        return _imported(name)
+    return OWN.get(name, Path(name))
 
 
 def fingerprint(name: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sim.scenario.checks import serving_overlaps, workload_problems
 from sim.scenario.cluster import Cluster, Where
-from sim.scenario.cost_table import PRESETS, TableFile
+from sim.scenario.cost_table import OWN, PRESETS, TableFile
 from sim.scenario.fabrics import Htsim
 from sim.scenario.faults import Fault, fault_problems
 from sim.scenario.packets import Packet
@@ -51,7 +51,8 @@ class Cost(Part):
     table: TableFile = Field(
         default=None,
         description="measured times: a table of `spindle calibrate` (.parquet, .csv), or the name of an accelerator "
-        f"({', '.join(PRESETS)}) for those that aiconfigurator publishes; a roofline prices what it has no rows for",
+        f"({', '.join(PRESETS)}) for those that aiconfigurator publishes, or {', '.join(OWN)} for this project's own; "
+        "a roofline prices what it has no rows for",
     )
 
 

@@ -11,6 +11,7 @@ from models.cost.step import chunk_seconds, step_seconds
 from models.cost.table import table_of
 from models.features import Operator, affine, elementwise, linear
 from models.hardware import ACCELERATORS
+from models.rerouting import Rerouting, rerouting_operator
 
 COMMON = {"unit": "s", "gpu": "NVIDIA H100", "source": "a test"}
 US = 1e-6
@@ -161,3 +162,62 @@ def test_experts_are_priced_by_one_kernel_an_engine_s_first():
         expected = there.pop()
         assert name == expected[0]
         assert times.fit.seconds.tolist() == pytest.approx([expected[1] * US] * 2)
+
+
+def reroute(family: str, name: str, adapters: int, rows: int, us: float) -> dict:
+    slots = {"slots": 8 + 2 * adapters} if family == "align" else {}
+    return {"operator": family, "name": name, "top_k": 2, "num_experts": 8, "adapters": adapters, "rows": rows,
+            "seconds": us * US, "commit": "abc"} | slots  # fmt: skip
+
+
+REROUTES = [reroute("reroute", "eager", 4, n, 10 + n / 10) for n in (1, 101)] + [
+    reroute("reroute", "kernel", 4, 1, 2), reroute("reroute", "kernel", 4, 101, 3),
+    reroute("reroute", "kernel", 32, 1, 5), reroute("reroute", "kernel", 32, 101, 6),
+    reroute("align", "plain", 4, 1, 3), reroute("align", "plain", 4, 101, 9),
+    reroute("align", "reroute", 4, 1, 3.5), reroute("align", "reroute", 4, 101, 8.9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "adapters", "us"),
+    [("eager", 4, [10.1, 15.1, 20.1]), ("fused", 4, [2, 2.5, 3]), ("fused", 10, [2, 2.5, 3]),
+     ("fused", 12, [5, 5.5, 6]), ("aligned", 4, [0.5, 0.25, 0])],
+)  # fmt: skip
+def test_rerouting_by_its_way_and_the_nearest_number_of_adapters(way, adapters, us):
+    """10 adapters are nearer to 4 than to 32 by ratio, 12 are not. On the way of the alignment it takes the difference
+    to a plain one, and never less than nothing."""
+    operator = rerouting_operator(Rerouting(way, adapters), 2, 8)
+    found = table(*REROUTES).by_rows(operator, [1, 51, 101], by_rows)
+    assert found.seconds == pytest.approx(np.array(us) * US)
+    known = Source.MEASURED if adapters == 4 else Source.INTERPOLATED
+    assert found.source.tolist() == [known, Source.INTERPOLATED, known]
+
+
+def test_rerouting_of_another_model_is_left_to_the_roofline():
+    operator = rerouting_operator(Rerouting("eager", 4), 2, 16)
+    assert table(*REROUTES).by_rows(operator, [1], by_rows) is None
+
+
+def test_a_layer_with_experts_reroutes_once():
+    """Of 26 such layers in DeepSeek-V2-Lite; the difference between two ways is theirs alone."""
+    lite = ARCHITECTURES["deepseek-v2-lite"]
+    rows = [row | {"top_k": 6, "num_experts": 64} for row in REROUTES]
+    seconds = {}
+    for way in ("eager", "fused"):
+        step = measured_step(table(*rows), lite, ACCELERATORS["h100"], max_tokens=101, rerouting=Rerouting(way, 4))
+        seconds[way] = step_seconds(step.table, 101, 0, 1, 101 * 102 / 2, 101, 0)
+    assert seconds["eager"] - seconds["fused"] == pytest.approx(26 * (20.1 - 3) * US)
+
+
+def test_experts_beside_a_grid_s_impossible_corners_are_inside():
+    """Rows of 8 and 16, experts of 8 and 16: 16 experts cannot be touched by 8 rows, and 12 rows that touch 11 lie
+    within the three points that there are."""
+    points = [(8, 8, 10), (16, 8, 20), (16, 16, 40), (32, 8, 30), (32, 16, 50)]
+    rows = [{"operator": "experts", "name": "pool", "precision": "bf16", "hidden": 4, "inner": 4, "top_k": 8,
+             "num_experts": 16, "rows": n, "experts": e, "seconds": us * US} for n, e, us in points]  # fmt: skip
+    experts, _ = table(*rows).experts(
+        Operator("x", "experts", affine(), affine(), kind="experts", shape=(4, 4, 8, 16), precision="bf16")
+    )
+    found = experts.at(np.array([(12, 11), (20, 12)]), by_rows)
+    assert set(found.source) == {Source.INTERPOLATED}
+    assert 10 * US < found.seconds[0] < 40 * US

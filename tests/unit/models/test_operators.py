@@ -6,6 +6,7 @@ from models.architecture import ARCHITECTURES
 from models.features import Feature
 from models.operators import operators, stage_repeats
 from models.parallelism import Parallelism
+from models.rerouting import Rerouting
 
 LLAMA = ARCHITECTURES["llama-3.1-8b"]
 LITE = ARCHITECTURES["deepseek-v2-lite"]
@@ -139,3 +140,11 @@ def test_gathered_logits_are_looked_up_by_the_whole_of_them():
     for tensor in (2, 8):
         (gather,) = (o for o in operators(ARCHITECTURES["llama-3.1-8b"], Parallelism(tensor)) if o.kind == "all_gather")
         assert gather.shape == (tensor, 2 * 128_256)
+
+
+def test_rerouting_of_lite():
+    """A token's six experts and its adapter read, six slots written, 4 bytes each."""
+    assert "rerouting" not in by_name(LITE)
+    found = by_name(LITE, rerouting=Rerouting("fused", 8))["rerouting"]
+    assert amounts(found, features(tokens=10)) == (0, 10 * 4 * (6 + 1 + 6))
+    assert found.stage == "moe_local"

@@ -1,4 +1,4 @@
-"""`python -m calibration`: tables of times, imported or checked. `spindle calibrate` is the same."""
+"""`python -m calibration`: tables of times, imported, checked, or one beside another."""
 
 from __future__ import annotations
 
@@ -31,10 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--alternatives", action="store_true", help="the same on other scales")
     check.add_argument("--first", type=int, choices=range(5), default=2, help="of every five points, which is held out")
     check.add_argument("--report", type=Path, metavar="FILE", help="also write figures to an HTML file")
+    check.add_argument("--figure", type=Path, metavar="PNG", help="also draw found over measured times")
+    compare = commands.add_parser("beside", help="one table's kernels over another's, where both were measured")
+    compare.add_argument("table", type=Path)
+    compare.add_argument("other", type=Path)
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
-            return _check(read_table(given.table), given.alternatives, given.first, given.report)
+            return _check(read_table(given.table), given.alternatives, given.first, given.report, given.figure)
+        if given.command == "beside":
+            from calibration.beside import beside
+
+            found = beside(read_table(given.table), read_table(given.other))
+            sys.stdout.write(found.to_string(index=False, float_format=lambda value: f"{value:.2f}") + "\n")
+            return 0
         from calibration.methods import with_methods
 
         table = with_methods(_imported(given))
@@ -46,12 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check(table: CostTable, alternatives: bool, first: int, to: Path | None) -> int:
+def _check(table: CostTable, alternatives: bool, first: int, to: Path | None, figure: Path | None) -> int:
     from calibration.check import held_out, lines
 
     found = held_out(table, first=first)
     for line in lines(table, found, alternatives):
         sys.stdout.write(line + "\n")
+    if figure is not None:
+        from calibration.figures import draw_scatter
+
+        draw_scatter(found).savefig(figure, dpi=150)
+        sys.stderr.write(f"{figure}\n")
     if to is not None:
         from calibration.report import write_report
 

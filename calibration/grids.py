@@ -42,14 +42,14 @@ ROWS = Axis((1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 1536, 2048, 
             (1, 16, 128, 1024, 4096, 16384))  # fmt: skip
 NORM_ROWS = Axis((1, 4, 16, 64, 256, 1024, 4096, 16384), (1, 64, 1024, 16384))
 CHUNKS = Axis((1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384), (1, 64, 512, 2048, 8192, 16384))
-PREFIXES = Axis((0, 512, 2048, 8192, 32768), (0, 2048, 32768))
+PREFIXES = Axis((0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768), (0, 2048, 32768))
 DECODES = Axis((1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 8, 64, 256))
 CONTEXTS = Axis((16, 128, 512, 2048, 8192, 32768), (16, 512, 8192, 32768))
 EXPERT_TOKENS = Axis((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384), (1, 16, 128, 1024, 16384))
-PAIRED_TOKENS = Axis((1, 16, 64, 256, 1024, 4096, 16384, 65536), (1, 64, 1024, 65536))
+PAIRED_TOKENS = Axis(tuple(2**n for n in range(17)), (1, 64, 1024, 65536))
 PASS_BYTES = Axis((*(2**n for n in range(12, 32, 2)), 2**31), (2**12, 2**18, 2**24, 2**31))
 COPY_BYTES = Axis(tuple(2**n for n in range(16, 29, 2)), (2**16, 2**22, 2**28))
-PAGES = Axis((1, 8, 64, 512), (1, 64))
+PAGES = Axis(tuple(2**n for n in range(10)), (1, 64))
 
 MOST_CACHE_BYTES = 2**34
 """Keys and values of one attention call: longer contexts of many sequences are left out."""

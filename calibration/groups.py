@@ -50,8 +50,12 @@ class Group:
     def split(self, first: int = FIRST) -> tuple[Group, pd.DataFrame]:
         """The group without every fifth point, in the order of their places, from the `first` on; and these points."""
         rows = self.rows.sort_values([*self.apart, *(axis for axis in self.axes if axis not in self.apart)])
-        number = rows.groupby(list(self.apart)).cumcount() if self.apart else np.arange(len(rows))
-        is_out = np.asarray(number) % EVERY == first
+        number = np.asarray(rows.groupby(list(self.apart)).cumcount() if self.apart else np.arange(len(rows)))
+        if len(self.axes) > 1:
+            stretch = rows.groupby(list(self.axes[:-1])).ngroup()
+            if (stretch.value_counts() % EVERY == 0).all():  # else every stretch would lose the same places
+                number = number + stretch.to_numpy()
+        is_out = number % EVERY == first
         return replace(self, rows=rows[~is_out]), rows[is_out]
 
     def found(self, at: pd.DataFrame, method: Method) -> NDArray[np.float64]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernels.timing import AGAIN
+
 PANELS = {
-    "reroute": ("of_copy", "rerouting: bytes moved, of a copy on the device"),
-    "feed-forward": ("of_copy", "feed-forward: weights touched, of a copy on the device"),
-    "feed-forward product": ("of_product", "feed-forward: flops of real rows, of a bf16 product"),
-    "layer": ("over_first", "expert layer: time over that without rerouting"),
+    "reroute": ("of_copy", "Rerouting: bytes/s over those of a plain pass"),
+    "feed-forward": ("of_copy", "Feed-forward: weight bytes/s over those of a plain pass"),
+    "feed-forward product": ("of_product", "Feed-forward: flop/s of real rows over those of a large product"),
+    "layer": ("over_first", "Expert layer: time over that without rerouting"),
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666")
 """Okabe and Ito's, told apart by everyone."""
@@ -28,13 +30,15 @@ def draw(table: pd.DataFrame, provenance: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     for axis, (panel, (column, title)) in zip(axes.flat, PANELS.items(), strict=True):
-        rows = table[table["kernel"] == panel.split(" ")[0]]
+        rows = table[(table["kernel"] == panel.split(" ")[0]) & ~table["way"].str.endswith(f" {AGAIN}")]
         for (way, mine), colour in zip(rows.groupby("way", sort=False), COLOURS, strict=False):
             tokens = mine["shape"].str.extract(r"^(\d+)")[0].astype(int)
             spread = None
             if column == "over_first":
                 spread = [mine["over_first"] - mine["over_p10"], mine["over_p90"] - mine["over_first"]]
-            axis.errorbar(tokens, mine[column], yerr=spread, color=colour, marker="o", label=str(way), capsize=3)
+            axis.errorbar(
+                tokens, mine[column], yerr=spread, color=colour, marker="o", markersize=4, label=str(way), capsize=3
+            )
         axis.set_xscale("log", base=2)
         ticks = sorted(rows["shape"].str.extract(r"^(\d+)")[0].astype(int).unique())
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
@@ -47,7 +51,7 @@ def draw(table: pd.DataFrame, provenance: dict, path: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     ceilings = provenance["ceilings"]
     figure.suptitle(
-        f"{provenance['gpu']}: {ceilings['bytes_per_s'] / 1e12:.2f} TB/s copied, "
+        f"{provenance['gpu']}: {ceilings['bytes_per_s'] / 1e12:.2f} TB/s read and written, "
         f"{ceilings['flop_per_s'] / 1e12:.0f} TFLOP/s in bf16 ({provenance['time']})",
         x=0.01, ha="left",
     )  # fmt: skip

@@ -157,8 +157,8 @@ class ExpertTimes:
 
     def at(self, points: ArrayLike, roof: Roof) -> Times:
         """Seconds at points [n, (rows, experts)]; `roof` of such points."""
-        points = np.maximum(np.atleast_2d(np.asarray(points, dtype=np.float64)), 1)
-        points = np.round(points, 9)  # chances that add up to eight experts may miss that by the last digit
+        # Chances that add up to eight experts may miss that by the last digit.
+        points = np.maximum(np.atleast_2d(np.asarray(points, dtype=np.float64)).round(9), 1)
         if self._is_grid or self._between is None:
             return self._on_grid.at(points, roof)
         return self.fit.at(points, roof, np.exp(self._between(self._placed(points))))

@@ -44,7 +44,8 @@ LLMSERVINGSIM_MODELS = {
 def import_llmservingsim(folder: str | Path, model: str, tensor: int, skew: bool | None = None) -> CostTable:
     """Kernel times of one GPU and model from LLMServingSim's profiler: `FOLDER/MODEL/bf16/tpN/*.csv`, in us.
 
-    One call in one layer, eager; `moe` includes the router, and is taken where it is there.
+    One call in one layer, eager; `moe` includes the router, and is taken where it is there, else from tp1: a rank that
+    holds some experts whole is in its rows, and one that holds a part of each is priced from them.
 
     skew: whether to take the batches with uneven contexts of skew.csv; None: as `skew_fit` of meta.yaml says. Their
     times are sums over `measurement_iterations` (the even ones among them take so many times what attention.csv says).
@@ -79,12 +80,15 @@ def import_llmservingsim(folder: str | Path, model: str, tensor: int, skew: bool
     if meta.get("skew_fit", {}).get("enabled", False) if skew is None else skew:
         frames += _uneven(at, attention, tensor, meta, common)
     experts = architecture.experts
-    if experts is not None and (at / "moe.csv").exists():
-        read = _read_csv(at / "moe.csv", ["tokens", "activated_experts", "time_us"])
+    moe = next((file for file in (at / "moe.csv", at.parent / "tp1" / "moe.csv") if file.exists()), None)
+    if experts is not None and moe is not None:
+        read = _read_csv(moe, ["tokens", "activated_experts", "time_us"])
+        cut = tensor if moe.parent == at else 1
         frames.append(_from_frame(
-            read, operator="experts", name="moe", hidden=architecture.hidden_size, inner=experts.ffn_size // tensor,
+            read, operator="experts", name="moe", hidden=architecture.hidden_size, inner=experts.ffn_size // cut,
             top_k=experts.top_k, num_experts=experts.num_routed, rows=read["tokens"] * experts.top_k,
-            experts=read["activated_experts"], seconds=read["time_us"] * 1e-6, **common,
+            experts=read["activated_experts"], seconds=read["time_us"] * 1e-6,
+            **common | {"source": common["source"].replace(f"tp{tensor}", f"tp{cut}")},
         ))  # fmt: skip
     return table_of(pd.concat(frames, ignore_index=True), str(at))
 

@@ -18,7 +18,7 @@ from models.hardware import PRECISIONS, Precision
 from models.parallelism import Parallelism
 from models.rerouting import Rerouting, rerouting_operator
 
-__all__ = ["STAGES", "Feature", "Operator", "operators", "stage_repeats"]
+__all__ = ["STAGES", "Feature", "Operator", "operators", "routed_experts", "stage_repeats"]
 
 
 def stage_repeats(architecture: Architecture) -> dict[str, int]:
@@ -82,6 +82,21 @@ def _dense_ffn(architecture: Architecture, parallelism: Parallelism, weights: Pr
     ]
 
 
+def routed_experts(
+    hidden: int, inner: int, top_k: int, num_experts: int, matrices: int, weights: Precision
+) -> Operator:
+    """Feed-forwards of one layer's routed experts on a rank that holds `num_experts` of them."""
+    parameters = matrices * hidden * inner
+    # Gate and up write their outputs, the activation reads them and writes one, down reads that.
+    row_numbers = 2 * hidden + 2 * matrices * inner
+    return Operator(
+        "routed_experts", "experts",
+        flops=affine(expert_rows=2 * parameters),
+        bytes=affine(distinct_experts=parameters * PRECISIONS[weights], expert_rows=row_numbers * ACTIVATION_BYTES),
+        runs_on=Feature.EXPERT_ROWS, precision=weights, kind="experts", shape=(hidden, inner, top_k, num_experts),
+    )  # fmt: skip
+
+
 def _experts(
     architecture: Architecture, parallelism: Parallelism, weights: Precision, rerouting: Rerouting | None
 ) -> list[Operator]:
@@ -97,23 +112,8 @@ def _experts(
         built.append(_feed_forward("shared_experts", h, inner, matrices, weights))
     built += all_reduce("moe_local", h, tensor)
     inner = experts.ffn_size // (tensor if parallelism.expert == 1 else 1)
-    parameters = matrices * h * inner
-    # Gate and up write their outputs, the activation reads them and writes one, down reads that.
-    row_numbers = 2 * h + 2 * matrices * inner
-    built.append(
-        Operator(
-            "routed_experts",
-            "experts",
-            flops=affine(expert_rows=2 * parameters),
-            bytes=affine(
-                distinct_experts=parameters * PRECISIONS[weights], expert_rows=row_numbers * ACTIVATION_BYTES
-            ),
-            runs_on=Feature.EXPERT_ROWS,
-            precision=weights,
-            kind="experts",
-            shape=(h, inner, experts.top_k, experts.num_routed // parallelism.expert),
-        )
-    )
+    num_local = experts.num_routed // parallelism.expert
+    built.append(routed_experts(h, inner, experts.top_k, num_local, matrices, weights))
     # The weighted sum over a token's experts reads its rows; the one row it writes is in the next norm.
     built.append(
         Operator(

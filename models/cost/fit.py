@@ -125,9 +125,12 @@ class ExpertTimes:
     that of computing each row, which no line follows. Where the fit's gaps are filled `flat`, corners with the same
     number of experts count as FLATNESS times nearer than those with the same number of rows: as long as reading
     decides, rows cost nothing.
+
+    is_scaled: whether the fit's points are no measured ones, but made from those of other experts
     """
 
     fit: Fit
+    is_scaled: bool = False
 
     @cached_property
     def _between(self) -> LinearNDInterpolator | None:
@@ -160,5 +163,9 @@ class ExpertTimes:
         # Chances that add up to eight experts may miss that by the last digit.
         points = np.maximum(np.atleast_2d(np.asarray(points, dtype=np.float64)).round(9), 1)
         if self._is_grid or self._between is None:
-            return self._on_grid.at(points, roof)
-        return self.fit.at(points, roof, np.exp(self._between(self._placed(points))))
+            found = self._on_grid.at(points, roof)
+        else:
+            found = self.fit.at(points, roof, np.exp(self._between(self._placed(points))))
+        if self.is_scaled:
+            return found._replace(source=np.full(len(points), Source.EXTRAPOLATED, np.int8))
+        return found

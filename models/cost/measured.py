@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +15,8 @@ from models.cost.fit import ExpertTimes, Fit, Roof, Times, fit_of
 from models.cost.provenance import Source
 from models.cost.table import FAMILIES, CostTable
 from models.cost.uneven import Tail, no_tail, tail_of
-from models.features import ACTIVATION_BYTES, Operator
+from models.features import ACTIVATION_BYTES, Feature, Operator
+from models.operators import routed_experts
 
 __all__ = ["AttentionTimes", "Measured"]
 
@@ -195,11 +197,36 @@ class Measured:
             return found
         return found._replace(source=np.maximum(found.source, Source.INTERPOLATED))
 
-    def experts(self, operator: Operator) -> tuple[ExpertTimes, str] | None:
+    def experts(
+        self, operator: Operator, roof_of: Callable[[Operator], Roof] | None = None
+    ) -> tuple[ExpertTimes, str] | None:
         """Over (rows, experts touched) on one rank, and the name of the kernel: "moe" includes the router.
 
         All rows are of one kernel: the first of EXPERT_KERNELS that was measured for the shape, else of any other.
+
+        roof_of: the roofline of an operator; with it, experts of a width that was not measured are found from those of
+        the nearest width that was, as when they are cut over devices: what every call takes beside its work stays, the
+        rest goes as the rooflines. That is called extrapolated.
         """
+        found = self._experts_as_wide(operator)
+        if found is not None or roof_of is None:
+            return found
+        hidden, inner, top_k, num_experts = operator.shape
+        widths = self._rows("experts", hidden=hidden, top_k=top_k, precision=operator.precision)["inner"].unique()
+        if not len(widths):
+            return None
+        nearest = int(min(widths, key=lambda width: abs(np.log(width / inner))))
+        matrices = round(operator.flops[Feature.EXPERT_ROWS] / 2 / hidden / inner)
+        wide = routed_experts(hidden, nearest, top_k, num_experts, matrices, operator.precision)
+        found = self._experts_as_wide(wide)
+        assert found is not None, "there are rows of this width"
+        fit, name = found[0].fit, found[1]
+        there = roof_of(wide)(fit.points)
+        launch_s = max(float((fit.seconds - there).min()), 0.0)
+        seconds = launch_s + (fit.seconds - launch_s) * roof_of(operator)(fit.points) / there
+        return ExpertTimes(replace(fit, seconds=seconds), is_scaled=True), name
+
+    def _experts_as_wide(self, operator: Operator) -> tuple[ExpertTimes, str] | None:
         hidden, inner, top_k, num_experts = operator.shape
         rows = self._rows("experts", hidden=hidden, inner=inner, top_k=top_k, precision=operator.precision)
         names = sorted(rows["name"].unique(), key=lambda name: [*EXPERT_KERNELS, name].index(name))

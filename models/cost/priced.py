@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def measured_step(
         roof = _roof(roofline, operator)
         times: Times | None = None
         if operator.kind == "experts":
-            found = measured.experts(operator)
+            found = measured.experts(operator, partial(_roof, roofline))
             if found is not None:
                 experts, name = found
                 includes |= {"expert_combine", "router"} if name == "moe" else {"expert_combine"}

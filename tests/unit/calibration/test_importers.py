@@ -153,3 +153,12 @@ def test_real_rows_keep_their_numbers(shared_data):
     same = table.of("experts", rows=8 * int(moe["tokens"]), experts=int(moe["activated_experts"]))
     assert same["seconds"].tolist() == pytest.approx([moe["time_us"] * 1e-6])
     assert len(table.of("attention")) == len(pd.read_csv(at / "attention.csv"))
+
+
+def test_experts_of_a_degree_without_a_profile_are_those_of_one_device(shared_data):
+    """Whole experts, as a rank of two keeps half of them; a half of each is priced from them."""
+    model = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+    one, two = (import_llmservingsim(shared_data / "profiles/RTXPRO6000", model, n).of("experts") for n in (1, 2))
+    assert len(two) == len(one) > 0
+    assert two["inner"].unique().tolist() == one["inner"].unique().tolist() == [768]
+    assert two["source"].str.contains("tp1").all()

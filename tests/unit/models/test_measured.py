@@ -7,10 +7,12 @@ from models.architecture import ARCHITECTURES
 from models.cost.measured import Measured
 from models.cost.priced import measured_step
 from models.cost.provenance import Source
+from models.cost.roofline import Roofline
 from models.cost.step import chunk_seconds, step_seconds
 from models.cost.table import table_of
-from models.features import Operator, affine, elementwise, linear
+from models.features import Feature, Operator, affine, elementwise, linear
 from models.hardware import ACCELERATORS
+from models.operators import routed_experts
 from models.rerouting import Rerouting, rerouting_operator
 
 COMMON = {"unit": "s", "gpu": "NVIDIA H100", "source": "a test"}
@@ -221,3 +223,31 @@ def test_experts_beside_a_grid_s_impossible_corners_are_inside():
     found = experts.at(np.array([(12, 11), (20, 12)]), by_rows)
     assert set(found.source) == {Source.INTERPOLATED}
     assert 10 * US < found.seconds[0] < 40 * US
+
+
+def test_experts_half_as_wide_keep_the_launch_and_halve_the_reading():
+    """10 us to launch and 1 us for each MiB of experts that 8 rows touch: of half the width, half of that is read. What
+    the rows themselves move is a fiftieth."""
+    device = Roofline(ACCELERATORS["h100"], 1.0, 2**40 / ACCELERATORS["h100"].hbm_bytes_per_s, 0.0, {})
+    wide, narrow = (routed_experts(2**10, inner, 8, 64, 3, "bf16") for inner in (2**10, 2**9))
+    rows = [{"operator": "experts", "name": "pool", "precision": "bf16", "hidden": 2**10, "inner": 2**10, "top_k": 8,
+             "num_experts": 64, "rows": 64, "experts": e, "seconds": 10e-6 + 6 * e * 2**20 / 2**40}
+            for e in (8, 16, 64)]  # fmt: skip
+    known, at = table(*rows), np.array([(64, 8), (64, 16), (64, 40)])
+    assert known.experts(narrow) is None
+    experts, name = known.experts(narrow, lambda operator: roof_of_experts(device, operator))
+    found = experts.at(at, roof_of_experts(device, narrow))
+    assert name == "pool" and set(found.source) == {Source.EXTRAPOLATED}
+    assert found.seconds == pytest.approx(10e-6 + 3 * at[:, 1] * 2**20 / 2**40, rel=0.02)
+    experts, _ = known.experts(wide, lambda operator: roof_of_experts(device, operator))
+    assert experts.at(at[:2], by_rows).source.tolist() == [Source.IMPORTED, Source.IMPORTED]
+
+
+def roof_of_experts(roofline: Roofline, operator: Operator):
+    def seconds(points):
+        x = np.zeros((len(points), len(Feature)))
+        x[:, Feature.ONE] = 1
+        x[:, Feature.EXPERT_ROWS], x[:, Feature.DISTINCT_EXPERTS] = points.T
+        return roofline.seconds(operator, x)
+
+    return seconds

@@ -283,8 +283,9 @@ class Server:
             "memory_efficiency": cost.efficiency.memory,
             "scale": operator_scale(cost.scale, self.operator_names()),
             "popularity": self.popularity(),
-            # Under prefill_first a prompt longer than the budget is a step of its own, and all running ones decode.
-            "max_tokens": max(batching.max_num_batched_tokens, batching.max_num_seqs, longest),
+            # Of whole prompts one that is longer than the budget is a step of its own, under orca beside all decodes.
+            "max_tokens": max(batching.max_num_batched_tokens, batching.max_num_seqs,
+                              longest + (batching.max_num_seqs if batching.policy == "orca" else 0)),
             "rerouting": self.rerouting,
         }
 

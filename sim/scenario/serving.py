@@ -89,14 +89,14 @@ class Degrees(Part):
 
 
 class Batching(Part):
-    """What a step computes: whole prompts first, or one token budget that decodes and prompts share."""
+    """What a step computes, and who joins it when."""
 
-    policy: Literal["prefill_first", "chunked_prefill"] = "chunked_prefill"
+    policy: Literal["chunked_prefill", "prefill_first", "shortest_first", "orca", "static"] = "chunked_prefill"
     max_num_seqs: Count = Field(default=256, description="running requests at most")
     max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
     async_scheduling: bool | None = Field(
-        default=None, description="schedule a step while the one before runs; by default with chunked_prefill, as vLLM "
-        "does since 0.14",
+        default=None, description="schedule a step while the one before runs; by default with chunked_prefill "
+        "and shortest_first, as vLLM does since 0.14",
     )  # fmt: skip
     cuda_graphs: bool = Field(
         default=True, description="batches of up to min(2 max_num_seqs, 512, max_num_batched_tokens) tokens run as "
@@ -105,7 +105,12 @@ class Batching(Part):
 
     @property
     def is_async(self) -> bool:
-        return self.policy == "chunked_prefill" if self.async_scheduling is None else self.async_scheduling
+        return self.is_chunked if self.async_scheduling is None else self.async_scheduling
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether decodes and chunks of prompts share one budget."""
+        return self.policy in ("chunked_prefill", "shortest_first")
 
     @property
     def max_graph_tokens(self) -> int:
@@ -295,7 +300,7 @@ class Serving(Workload):
             )
         if self.trace is None and self.num_requests is None and self.duration_s is None:
             raise refused("arrivals have no end; give num_requests or duration")
-        if self.batching.policy == "chunked_prefill" and (
+        if self.batching.is_chunked and (
             self.batching.max_num_batched_tokens < self.batching.max_num_seqs
         ):
             raise refused(

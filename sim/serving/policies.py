@@ -3,7 +3,8 @@
 A policy is a function `(state) -> bool` that Numba can compile. It is called between two steps, with an empty
 batch, and fills it with the verbs of `sim.serving.state`: `schedule_decodes` for decodes in a row; `schedule` for a
 running request with `num_missing` tokens (0 where its last is in flight), after `make_room`; `admit` and `schedule` for
-a waiting one, if `can_admit`, which may have part of its prompt in the cache. It never reads `num_output_tokens`.
+a waiting one, if `can_admit`, which may have part of its prompt in the cache. Only
+`can_reserve` reads `num_output_tokens`, as the limit that a request names.
 
 It returns True where its decision is *steady*: the batch is one decode of each running request, and as long
 as nobody arrives or finishes and blocks are left, it would decide the same again. The engine then leaps over
@@ -20,11 +21,14 @@ from typing import Any
 
 from numba import cfunc, types
 
+from models.compiled import inner
 from sim.serving.state import (
     STATE_TYPE,
     EngineState,
     admit,
+    bring_shortest,
     can_admit,
+    can_reserve,
     make_room,
     num_missing,
     schedule,
@@ -33,6 +37,25 @@ from sim.serving.state import (
 )
 
 BatchingPolicy = Callable[[EngineState], bool]
+
+
+@inner
+def _decode_all(state: EngineState) -> bool:
+    """One decode of each running request, which has its blocks; whether it is all of them."""
+    counts = state.counts[0]
+    is_steady = True
+    position = 0
+    while True:
+        position = schedule_decodes(state, position, counts.num_running)
+        if position >= counts.num_running:
+            return is_steady
+        if num_missing(state, state.running[position]) == 0:
+            is_steady = False
+        elif make_room(state, position, 1):
+            schedule(state, state.running[position], 1)
+        else:
+            return False
+        position += 1
 
 
 def prefill_first(state: EngineState) -> bool:
@@ -58,34 +81,15 @@ def prefill_first(state: EngineState) -> bool:
     if counts.batch_size > 0:
         return False
     num_preemptions = counts.num_preemptions
-    position = 0
-    is_steady = True
-    while True:
-        position = schedule_decodes(state, position, counts.num_running)
-        if position >= counts.num_running:
-            break
-        if num_missing(state, state.running[position]) == 0:
-            is_steady = False
-        elif make_room(state, position, 1):
-            schedule(state, state.running[position], 1)
-        else:
-            break
-        position += 1
+    is_steady = _decode_all(state)
     return is_steady and counts.num_preemptions == num_preemptions
 
 
-def chunked_prefill(state: EngineState) -> bool:
-    """Sarathi-Serve and vLLM's second scheduler: every step fills one budget of max_num_batched_tokens.
-
-    First the running requests in order of admission, decodes and partly done prompts alike, then waiting
-    ones; a prompt is cut where the budget ends. Admission wants free blocks for the whole prompt. A step that
-    preempted admits nobody.
-
-    Source: arXiv 2403.02310; the order within a step is that of vLLM 0.19's scheduler.
-    """
+@inner
+def _running_first(state: EngineState, budget: int) -> tuple[int, bool]:
+    """(what is left of the budget, whether each running request got one decode) after the running requests, in order
+    of admission, decodes and partly done prompts alike; a prompt is cut where the budget ends."""
     counts = state.counts[0]
-    budget = counts.max_num_batched_tokens
-    num_preemptions = counts.num_preemptions
     is_steady = True
     position = 0
     while True:
@@ -105,9 +109,23 @@ def chunked_prefill(state: EngineState) -> bool:
         is_steady &= schedule(state, request, num_tokens)
         budget -= num_tokens
         position += 1
+    return budget, is_steady and position == counts.num_running
+
+
+def chunked_prefill(state: EngineState) -> bool:
+    """Sarathi-Serve and vLLM's second scheduler: every step fills one budget of max_num_batched_tokens.
+
+    First the running requests in order of admission, decodes and partly done prompts alike, then waiting
+    ones; a prompt is cut where the budget ends. Admission wants free blocks for the whole prompt. A step that
+    preempted admits nobody.
+
+    Source: arXiv 2403.02310; the order within a step is that of vLLM 0.19's scheduler.
+    """
+    counts = state.counts[0]
+    num_preemptions = counts.num_preemptions
+    budget, is_steady = _running_first(state, counts.max_num_batched_tokens)
     if counts.num_preemptions > num_preemptions:
         return False
-    is_steady &= position == counts.num_running
     while budget > 0 and can_admit(state):
         request = admit(state)
         num_tokens = min(num_missing(state, request), budget)
@@ -117,9 +135,85 @@ def chunked_prefill(state: EngineState) -> bool:
     return is_steady
 
 
+def shortest_first(state: EngineState) -> bool:
+    """As chunked_prefill, but of those who wait the one with the fewest tokens to compute comes next.
+
+    Who was preempted comes before. Long prompts may wait as long as short ones keep coming: there is no ageing.
+
+    Source: shortest job first, by the part of a job that is known when it comes.
+    """
+    counts = state.counts[0]
+    num_preemptions = counts.num_preemptions
+    budget, is_steady = _running_first(state, counts.max_num_batched_tokens)
+    if counts.num_preemptions > num_preemptions:
+        return False
+    while budget > 0:
+        bring_shortest(state)
+        if not can_admit(state):
+            break
+        request = admit(state)
+        num_tokens = min(num_missing(state, request), budget)
+        schedule(state, request, num_tokens)
+        budget -= num_tokens
+        is_steady = False
+    return is_steady
+
+
+@inner
+def _whole_prompts(state: EngineState) -> None:
+    """Admit in order of arrival whoever can run to the end, with the whole prompt, while the step's tokens stay within
+    max_num_batched_tokens; one that is longer goes with nobody else's prompt."""
+    counts = state.counts[0]
+    budget = counts.max_num_batched_tokens - counts.batch_size
+    num_admitted = 0
+    while can_reserve(state):
+        if num_missing(state, waiting_head(state)) > budget and num_admitted > 0:
+            break
+        request = admit(state)
+        num_tokens = num_missing(state, request)
+        schedule(state, request, num_tokens)
+        budget -= num_tokens
+        num_admitted += 1
+
+
+def orca(state: EngineState) -> bool:
+    """Orca: at every iteration finished requests leave and waiting ones join, whole prompts beside the decodes.
+
+    Keys and values of the whole output are reserved at admission, so that nobody is preempted; the output is the
+    request's limit, which it reaches. Prompts join within max_num_batched_tokens, a longer one with decodes alone.
+
+    Leaves out: reserving contiguous memory.
+
+    Source: Orca (Yu et al., OSDI 2022).
+    """
+    is_steady = _decode_all(state)
+    num_decodes = state.counts[0].batch_size
+    _whole_prompts(state)
+    return is_steady and state.counts[0].batch_size == num_decodes
+
+
+def static(state: EngineState) -> bool:
+    """Request-level batching, as before Orca: who is admitted together runs to the end before anybody else joins.
+
+    A step of all their prompts, within max_num_batched_tokens, then decodes of those that are not done. Keys and values
+    are reserved as in orca.
+
+    Leaves out: computing those who are done as padding, and holding back their tokens until all are.
+
+    Source: FasterTransformer, as Orca's baseline (Yu et al., OSDI 2022).
+    """
+    if state.counts[0].num_running > 0:
+        return _decode_all(state)
+    _whole_prompts(state)
+    return False
+
+
 BATCHING_POLICIES: dict[str, BatchingPolicy] = {
     "prefill_first": prefill_first,
     "chunked_prefill": chunked_prefill,
+    "shortest_first": shortest_first,
+    "orca": orca,
+    "static": static,
 }
 
 

@@ -341,6 +341,46 @@ def can_admit(state: EngineState) -> bool:
 
 
 @njit(cache=True)
+def can_reserve(state: EngineState) -> bool:
+    """Whether somebody waits, a slot is free, and blocks are left for the first in line and for all that run, each with
+    its whole output: who is admitted then is never preempted.
+
+    The output is known as a request's limit is. What a cache might share counts as taken.
+    """
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    requests, running, holdings = state.requests, state.running, state.kv.holdings
+    row = requests[waiting_head(state)]
+    needed = blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1)
+    for position in range(counts.num_running):
+        row, held = requests[running[position]], holdings[running[position]]
+        needed += max(blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1) - held.num_blocks, 0)
+    return needed <= state.kv.counts[0].num_free
+
+
+@njit(cache=True)
+def bring_shortest(state: EngineState) -> None:
+    """Move to the head of the line the one with the fewest tokens to compute, the first of several.
+
+    Who was preempted stays at the head.
+    """
+    counts = state.counts[0]
+    mask = state.waiting.size - 1
+    waiting, requests = state.waiting, state.requests
+    if counts.arrived == counts.head or requests[waiting[counts.head & mask]].num_preemptions > 0:
+        return
+    shortest = counts.head
+    for place in range(counts.head + 1, counts.arrived):
+        if _missing(requests[waiting[place & mask]]) < _missing(requests[waiting[shortest & mask]]):
+            shortest = place
+    request = waiting[shortest & mask]
+    for place in range(shortest, counts.head, -1):
+        waiting[place & mask] = waiting[(place - 1) & mask]
+    waiting[counts.head & mask] = request
+
+
+@njit(cache=True)
 def admit(state: EngineState) -> int:
     """Move the first in line to the end of the running list, with what the cache has of it; returns it."""
     counts = state.counts[0]

@@ -95,7 +95,7 @@ class PlainEngine:
         self.waiting: deque[PlainRequest] = deque()
         self.running: list[PlainRequest] = []
         self.table = table
-        self.form = {"prefill_first": self.prefill_first, "chunked_prefill": self.chunked_prefill}[policy]
+        self.policy, self.form = policy, getattr(self, policy)
         self.pool, self.num_blocks, self.block_size = Pool(num_blocks), num_blocks, block_size
         self.max_num_seqs, self.budget, self.host_s = max_num_seqs, budget, host_s
         self.is_async, self.is_caching, self.max_graph_tokens = is_async, is_caching, max_graph_tokens
@@ -193,6 +193,10 @@ class PlainEngine:
         if sum(r.preemptions for r in everybody) > before:
             return batch
         while self.waiting and len(self.running) < self.max_num_seqs and left > 0:
+            if self.policy == "shortest_first" and self.waiting[0].preemptions == 0:
+                shortest = min(self.waiting, key=lambda r: r.missing)
+                self.waiting.remove(shortest)
+                self.waiting.appendleft(shortest)
             request = self.waiting[0]
             if not self.fits_whole(request):
                 break
@@ -201,6 +205,33 @@ class PlainEngine:
             batch.append(self.take(request, num))
             left -= num
         return batch
+
+    shortest_first = chunked_prefill
+
+    def orca(self) -> list[Part]:
+        batch = [self.take(request, 1) for request in self.running if request.missing]
+        return batch + self.whole_prompts(self.budget - len(batch))
+
+    def static(self) -> list[Part]:
+        if self.running:
+            return [self.take(request, 1) for request in self.running if request.missing]
+        return self.whole_prompts(self.budget)
+
+    def whole_prompts(self, left: int) -> list[Part]:
+        """Of those who, with all who run, have blocks to the end of their output."""
+        batch: list[Part] = []
+        while self.waiting and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            to_come = sum(max(self.blocks_to_end(r) - len(r.blocks), 0) for r in self.running)
+            if self.blocks_to_end(request) + to_come > len(self.pool.line) or (request.missing > left and batch):
+                break
+            self.admit()
+            left -= request.missing
+            batch.append(self.take(request, request.missing))
+        return batch
+
+    def blocks_to_end(self, request: PlainRequest) -> int:
+        return -(-(request.prompt + request.output - 1) // self.block_size)
 
     def cached(self, request: PlainRequest) -> list[int]:
         """Blocks with the content of the request's leading ones; its last token is always computed."""

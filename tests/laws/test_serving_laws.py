@@ -189,11 +189,22 @@ def test_times_are_in_order(engine):
 @settings(max_examples=150, deadline=None)
 @given(small_engines())
 def test_first_come_first_scheduled(engine):
+    """Under shortest_first among prompts of one length, under the others among all."""
     _, requests, _, fits = run_compiled(engine)
 
-    scheduled = requests["scheduled_s"][fits]
-    assert (np.diff(scheduled) >= 0).all()
-    assert (np.diff(requests["first_token_s"][fits]) >= 0).all()
+    classes = engine["prompt"] if engine["policy"] == "shortest_first" else engine["prompt"] * 0
+    for each in np.unique(classes):
+        rows = requests[fits & (classes == each)]
+        assert (np.diff(rows["scheduled_s"]) >= 0).all()
+        assert (np.diff(rows["first_token_s"]) >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_engines(), st.sampled_from(["orca", "static"]))
+def test_who_has_reserved_is_never_preempted(engine, policy):
+    _, requests, _, fits = run_compiled(engine | {"policy": policy})
+
+    assert (requests["num_preemptions"][fits] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -51,6 +51,41 @@ def test_prefill_first_takes_whole_prompts_within_the_budget_and_a_longer_one_al
     assert batches(made) == [(7, 0), (9, 0), (2, 0)]
 
 
+def test_orca_lets_whole_prompts_join_the_decodes():
+    """The second comes while the first decodes, and joins the next iteration; nothing is cut at a budget of 5."""
+    made = served([0.0, 1.5], [4, 6], [5, 2], policy="orca", max_num_batched_tokens=5)
+
+    assert batches(made) == [(4, 0), (0, 1), (6, 1), (0, 2), (0, 1)]
+    assert tokens_of(made, 1) == [3.0, 4.0]
+
+
+def test_orca_reserves_blocks_for_the_whole_output():
+    """In 4 blocks of 4, 4 + 6 tokens (9 are cached) reserve 3: the second waits for the first to end."""
+    made = served([0.0, 0.0], [4, 4], [6, 6], policy="orca", num_blocks=4)
+
+    assert made.requests["num_preemptions"].tolist() == [0, 0]
+    assert made.requests["scheduled_s"].tolist() == [0.0, 6.0]
+
+
+def test_static_admits_nobody_before_all_have_ended():
+    """Two begin together; the one that ends after two tokens leaves its slot empty, and the third waits for the other.
+
+    Orca would admit it after two seconds."""
+    lengths = {"max_num_seqs": 2}
+    static, orca = (served([0.0] * 3, [4, 4, 4], [2, 5, 1], policy=name, **lengths) for name in ("static", "orca"))
+
+    assert batches(static) == [(8, 0), (0, 2), (0, 1), (0, 1), (0, 1), (4, 0)]
+    assert static.requests["scheduled_s"].tolist() == [0.0, 0.0, 5.0]
+    assert orca.requests["scheduled_s"].tolist() == [0.0, 0.0, 2.0]
+
+
+def test_the_shortest_prompt_comes_next_and_ties_in_order_of_arrival():
+    """All wait while the first runs, one at a time: 2 before 5 before 5 before 9."""
+    made = served([0.0, 0.1, 0.2, 0.3, 0.4], [3, 9, 5, 2, 5], [2, 1, 1, 1, 1], policy="shortest_first", max_num_seqs=1)
+
+    assert made.requests["scheduled_s"].tolist() == [0.0, 5.0, 3.0, 2.0, 4.0]
+
+
 @pytest.mark.parametrize("policy", sorted(BATCHING_POLICIES))
 def test_slots_bound_the_batch(policy):
     made = served([0.0] * 5, [1] * 5, [2] * 5, policy=policy, max_num_seqs=2)
@@ -112,4 +147,4 @@ def test_a_step_takes_the_longer_of_accelerator_and_host():
 
 def test_an_unknown_policy_is_a_key_error():
     with pytest.raises(KeyError):
-        compiled_policy("static")
+        compiled_policy("longest_first")

@@ -129,20 +129,26 @@ def adapter_bytes(
 
 
 def adapted(
-    popularity: Popularity, adapters: Sequence[Adapter], shares: Sequence[float], room: int
+    popularity: Popularity, adapters: Sequence[Adapter], shares: Sequence[float], room: int,
+    own: Sequence[Popularity | None] | None = None,
 ) -> Popularity:
     """Chance that a token's top-k, after rerouting, includes each slot: [layers, M + N E_max].
 
     shares: of the tokens, first the base's, then each adapter's; they sum to 1
-    A token of adapter i goes to slot map[i, j] where the router says j, so with q_j the router's chance, slot s has
-    the sum over i of share_i · (q_j where map[i, j] = s). Leaves out: that adapters are trained to choose otherwise.
+    own: of each adapter how its tokens choose, None: as the base's do
+    A token of adapter i goes to slot map[i, j] where the router says j, so with q_ij the router's chance, slot s has
+    the sum over i of share_i · (q_ij where map[i, j] = s).
     """
     num_layers, num_experts = len(adapters[0].tuned), popularity.inclusion.shape[1]
-    chances = np.broadcast_to(popularity.inclusion, (num_layers, num_experts))
+    shape = (num_layers, num_experts)
+    chances = np.broadcast_to(popularity.inclusion, shape)
+    of_adapter = [
+        chances if one is None else np.broadcast_to(one.inclusion, shape) for one in own or [None] * len(adapters)
+    ]
     inclusion: NDArray[np.float64] = np.zeros((num_layers, num_experts + len(adapters) * room))
     inclusion[:, :num_experts] = shares[0] * chances
     for layer in range(num_layers):
         slots = expert_map([adapter.tuned[layer] for adapter in adapters], num_experts, room)
-        for share, slot_of in zip(shares[1:], slots, strict=True):
-            inclusion[layer, slot_of] += share * chances[layer]
+        for share, slot_of, mine in zip(shares[1:], slots, of_adapter, strict=True):
+            inclusion[layer, slot_of] += share * mine[layer]
     return Popularity(inclusion, popularity.top_k)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numba import njit
@@ -72,6 +74,41 @@ class Popularity:
             [np.bincount(ids[layer].ravel(), minlength=num_experts) for layer in range(num_layers)]
         )
         return cls(counts / num_tokens, top_k)
+
+    @classmethod
+    def from_scores(cls, path: str | Path, num_experts: int, top_k: int) -> Popularity:
+        """Frequencies as ESFT's scripts sum them up (arXiv 2407.01906).
+
+        path: JSON {"token_scores": {"layer": {"expert": share of the (token, expert) pairs}}}, of layers with experts.
+        Raises ValueError for another form, or for shares that do not sum to 1 (to rounding, 1 %).
+        """
+        try:
+            scores = json.loads(Path(path).read_text(encoding="utf-8"))["token_scores"]
+            layers = sorted(map(int, scores))
+            shares = np.array([[float(scores[str(layer)][str(j)]) for j in range(num_experts)] for layer in layers])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}: is not of the form {{"token_scores": {{"1": {{"0": 0.01, …}}}}}} with {num_experts} experts '
+                f"in each layer: {error!r}"
+            ) from error
+        sums = shares.sum(axis=1)
+        if shares.min() < 0 or np.abs(sums - 1).max() > 0.01:
+            worst = int(np.abs(sums - 1).argmax())
+            raise ValueError(f"{path}: shares of layer {layers[worst]} sum to {sums[worst]:.3f}, they must sum to 1")
+        return cls(np.minimum(top_k * shares / sums[:, None], 1.0), top_k)
+
+    @classmethod
+    def read(cls, path: str | Path, experts: Experts) -> Popularity:
+        """Of a model's experts, from recorded decisions (.npz) or ESFT's scores (.json). Raises ValueError."""
+        if Path(path).suffix == ".json":
+            found = cls.from_scores(path, experts.num_routed, experts.top_k)
+        else:
+            try:
+                found = cls.from_routing(path, experts.num_routed)
+            except (BadZipFile, OSError) as error:
+                raise ValueError(f"{path}: cannot be read as .npz: {error}") from error
+        found.check(experts)
+        return found
 
     def check(self, experts: Experts) -> None:
         """Raises ValueError where the popularity is that of another model's layers; adapters may have added slots."""

@@ -19,6 +19,9 @@ class FineTuned(Part):
     )
     max: Count | None = Field(default=None, description="experts tuned in the layer with most")
     mean: PositiveNumber | None = Field(default=None, description="experts tuned per layer")
+    routing: InputFile | None = Field(
+        default=None, description="how its tokens choose experts, as `experts.file`; by default as the base's tokens do"
+    )
     share: PositiveNumber = Field(
         default=1.0, description="of the tokens, against the others' and base_share"
     )

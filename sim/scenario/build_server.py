@@ -153,9 +153,12 @@ class Server:
         return operator_names(self.architecture, self.parallelism, rerouting=self.rerouting)
 
     def check_experts(self) -> None:
-        """Raises ValueError for experts of a model that has none."""
-        if self.architecture.experts is None and "experts" in self.w.model_fields_set:
+        """Raises ValueError for experts of a model that has none, and for recorded routing of another model."""
+        experts = self.architecture.experts
+        if experts is None and "experts" in self.w.model_fields_set:
             raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
+        if experts is not None and self.w.experts.file is not None:
+            Popularity.read(self.w.experts.file, experts)
 
     def measured(self) -> Measured | None:
         """The scenario's measured times. Raises ValueError where it has a table that cannot be used for this."""
@@ -168,6 +171,9 @@ class Server:
         """Raises ValueError for adapters that are not of this model, or that have no room."""
         if self.w.adapters is not None:
             self._adapter_bytes(self.parallelism, self.weights)
+            for adapter in self.w.adapters.fine_tuned:
+                if adapter.routing is not None and self.architecture.experts is not None:
+                    Popularity.read(adapter.routing, self.architecture.experts)
 
     def check_lengths(self) -> None:
         """Raises ValueError where even the shortest request is longer than the model's context."""
@@ -261,16 +267,19 @@ class Server:
         experts = self.architecture.experts
         if experts is None:
             return None
-        alpha = self.w.experts.alpha if self.w.experts.popularity == "zipf" else None
-        popularity = (
-            Popularity.uniform(experts.num_routed, experts.top_k)
-            if alpha is None
-            else Popularity.zipf(experts.num_routed, experts.top_k, alpha)
-        )
+        law = self.w.experts
+        if law.file is not None:
+            popularity = Popularity.read(law.file, experts)
+        elif law.alpha is not None:
+            popularity = Popularity.zipf(experts.num_routed, experts.top_k, law.alpha)
+        else:
+            popularity = Popularity.uniform(experts.num_routed, experts.top_k)
         if self.w.adapters is None:
             return popularity
-        shares = np.array([self.w.adapters.base_share, *(a.share for a in self.w.adapters.fine_tuned)])
-        return adapted(popularity, self.adapters, list(shares / shares.sum()), self._room())
+        fine_tuned = self.w.adapters.fine_tuned
+        shares = np.array([self.w.adapters.base_share, *(a.share for a in fine_tuned)])
+        own = [None if a.routing is None else Popularity.read(a.routing, experts) for a in fine_tuned]
+        return adapted(popularity, self.adapters, list(shares / shares.sum()), self._room(), own)
 
     def costs(self, prompt: np.ndarray, output: np.ndarray) -> dict[str, Any]:
         """What prices its steps, for requests of these lengths."""

@@ -238,15 +238,21 @@ class Trace(Part):
 class Experts(Part):
     """How popular a mixture's experts are."""
 
-    popularity: Literal["uniform", "zipf"] = "uniform"
+    popularity: Literal["uniform", "zipf", "recorded"] = "uniform"
     alpha: PositiveNumber | None = Field(
         default=None, description="zipf: the i-th expert is drawn as often as i to the power −alpha"
     )
 
+    file: InputFile | None = Field(
+        default=None, description="recorded: router decisions, .npz with `expert_ids` [layers, tokens, top_k], or "
+        'ESFT\'s scores, JSON {"token_scores": {"1": {"0": 0.01, …}}}',
+    )  # fmt: skip
+
     @model_validator(mode="after")
-    def _alpha_goes_with_zipf(self) -> Experts:
-        if (self.popularity == "zipf") != (self.alpha is not None):
-            raise refused("alpha goes with popularity: zipf, and only with it", "alpha")
+    def _each_goes_with_its_law(self) -> Experts:
+        for law, key in (("zipf", "alpha"), ("recorded", "file")):
+            if (self.popularity == law) != (getattr(self, key) is not None):
+                raise refused(f"{key} goes with popularity: {law}, and only with it", key)
         return self
 
 

@@ -153,3 +153,20 @@ def test_tabulated_distinct_experts_are_close_between_nodes():
 def test_experts_that_do_not_divide(num_ranks):
     with pytest.raises(ValueError, match="do not divide"):
         place_experts(Popularity.uniform(64, 6), 26, num_ranks, 64, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "token_scores"), ('{"token_scores": {"1": {"0": 0.5}}}', "2 experts in each layer"),
+     ('{"token_scores": {"1": {"0": 0.5, "1": 0.4}}}', "shares of layer 1 sum to 0.900")],
+)  # fmt: skip
+def test_scores_that_are_none(tmp_path, text, message):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Popularity.from_scores(tmp_path / "scores.json", 2, 1)
+
+
+def test_scores_are_shares_of_pairs(tmp_path):
+    (tmp_path / "scores.json").write_text('{"token_scores": {"2": {"0": 0.5, "1": 0.3, "2": 0.2}}}')
+    found = Popularity.from_scores(tmp_path / "scores.json", 3, 2)
+    assert found.inclusion == pytest.approx(np.array([[1.0, 0.6, 0.4]]))

@@ -200,3 +200,16 @@ def test_every_kind_of_workload_knows_its_metrics_before_it_runs(tmp_path):
     build.check(loaded(tmp_path, workload(kind="collective", **fields) + "answer: collective.a.bus_bytes_per_s\n"))
     training = workload(kind="training", compute="1 ms", steps=2, **fields)
     build.check(loaded(tmp_path, training + "answer: training.a.step_s.mean\n"))
+
+
+def test_recorded_routing_is_of_the_model(tmp_path):
+    lite = "workloads.chat.model=deepseek-v2-lite"
+    (tmp_path / "scores.json").write_text('{"token_scores": {"1": {"0": 1.0}}}')
+    scores = f"workloads.chat.experts={{popularity: recorded, file: {tmp_path / 'scores.json'}}}"
+    assert "workloads.chat.experts" in (found := refusal(tmp_path, CLUSTER + SERVING, lite, scores))
+    assert "with 64 experts in each layer" in found
+    adapters = f"{{fine_tuned: [{{name: a, max: 1, mean: 1, routing: {tmp_path / 'scores.json'}}}]}}"
+    found = refusal(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.adapters={adapters}")
+    assert "workloads.chat.adapters" in found and "with 64 experts in each layer" in found
+    with pytest.raises(ScenarioError, match="file goes with popularity: recorded, and only with it"):
+        loaded(tmp_path, CLUSTER + SERVING, lite, "workloads.chat.experts={popularity: recorded}")

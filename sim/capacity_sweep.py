@@ -1,0 +1,387 @@
+"""`spindle sweep --target`: the highest rate of a serving workload at which its targets hold, for every variant."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim.capacity import Load, Verdict, load_of, search
+from sim.capacity_probe import LATENCIES, Probed, at_rate, probed, serving_workload, written_rate
+from sim.console import print_rows, print_text
+from sim.engine.interruption import Interruption
+from sim.engine.progress import Progress
+from sim.results.capacity_figure import CapacityCurve, CurvePoint, draw_capacity
+from sim.results.drawing import image_bytes
+from sim.results.run_results import RunResults
+from sim.results.statistics import Estimate, mean_interval
+from sim.run import calibration_fingerprint
+from sim.scenario import build
+from sim.scenario.build_cluster import build_topology
+from sim.scenario.build_server import Server
+from sim.scenario.errors import Place, Refused, ScenarioError, suggestion
+from sim.scenario.estimate import check_cost, estimate
+from sim.scenario.load import LoadedScenario
+from sim.scenario.schema import Scenario
+from sim.scenario.serving import Serving
+from sim.workers import Job, one_by_one, worker_pool
+
+IDLE = 0.01
+"""Requests in the service at a time, on average, below which a lower rate would change nothing."""
+PROBES, FOUND, FIGURE = "probes.csv", "capacity.json", "capacity.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is searched: the workload's name, upper bounds of its latencies in ms, and dollars per accelerator-hour."""
+
+    loaded: LoadedScenario
+    workload: str
+    targets: dict[str, float]
+    tolerance: float
+    prices: dict[str, float]
+    """By variant; empty where no price is given."""
+    rates_per_s: dict[str, float]
+    """As the scenario says, by variant: where the search begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """All seeds of a variant at one rate. metrics: over the seeds; tokens are output tokens."""
+
+    rate_per_s: float
+    setting: str
+    verdict: Verdict
+    load: Load
+    growth: float
+    metrics: dict[str, Estimate]
+    tokens_per_s_per_accelerator: float | None
+    cost_per_million_tokens: float | None
+    completed: int
+    failed: int
+    unfinished: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The probes of each variant in the order of the search, and which searches came to their end."""
+
+    question: Question
+    probes: dict[str, list[Probe]] = field(default_factory=lambda: defaultdict(list))
+    finished: set[str] = field(default_factory=set)
+
+    @property
+    def partial(self) -> bool:
+        return len(self.finished) < len(self.question.loaded.variants)
+
+    def best(self, variant: str) -> Probe | None:
+        """The highest rate that held."""
+        return max((p for p in self.probes[variant] if p.verdict.holds), key=lambda p: p.rate_per_s, default=None)
+
+    def next_above(self, variant: str) -> Probe | None:
+        """The lowest rate tried that did not hold."""
+        return min((p for p in self.probes[variant] if not p.verdict.holds), key=lambda p: p.rate_per_s, default=None)
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def question_of(
+    loaded: LoadedScenario, targets: Sequence[str], workload: str | None, tolerance: str, price: str | None
+) -> Question:
+    """Reads and checks a search. Raises Refused for what cannot be searched, ScenarioError where a run would."""
+    bounds: dict[str, float] = {}
+    for target in targets:
+        name, _, text = target.partition("=")
+        if name not in LATENCIES:
+            raise ScenarioError.at(
+                Place(f"--target {target}"), f"'{name}' is no latency that a serving workload reports; choose one of "
+                f"{', '.join(LATENCIES)}",
+            )  # fmt: skip
+        if name in bounds:
+            raise ScenarioError.at(Place(f"--target {target}"), f"bounds {name} twice; give each once")
+        bounds[name] = _positive(text, f"--target {target}", f"write for example --target {name}=50, in ms")
+    percent = tolerance.endswith("%")
+    share = _positive(tolerance.removesuffix("%"), f"--tolerance {tolerance}", "write for example --tolerance 2%")
+    share = share / 100 if percent else share
+    if not 0.001 <= share <= 1:
+        raise ScenarioError.at(Place(f"--tolerance {tolerance}"), "is not from 0.1% to 100%; 2% is usual")
+    name = _workload_name(loaded, workload)
+    for label, scenario in loaded.variants:
+        if scenario.fidelity == "auto":
+            sentence = f"variant '{label}' has fidelity: auto, which decides by the tables of its runs"
+            raise Refused(f"{sentence}, and a search keeps none; write fidelity: packet, or fluid")
+    build.check(loaded)
+    check_cost(estimate(loaded), None)
+    rates: dict[str, float] = {}
+    for label, scenario in loaded.variants:
+        rate = written_rate(scenario, name, loaded.seeds[0])
+        if rate is None:
+            raise Refused(
+                f"the trace of '{name}' has all its requests at one instant, so that it has no rate to search; give "
+                "it arrivals: {kind: poisson, rate: 1 /s}"
+            )
+        rates[label] = rate
+    return Question(loaded, name, bounds, share, {} if price is None else _prices(loaded, name, price), rates)
+
+
+def _positive(text: str, option: str, remedy: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ScenarioError.at(Place(option), f"'{text}' is no positive number; {remedy}")
+    return value
+
+
+def _workload_name(loaded: LoadedScenario, asked: str | None) -> str:
+    """The serving workload of that name, or the only one. Raises Refused where a variant has no such one."""
+    common = [
+        name for name in dict.fromkeys(w.name for w in loaded.variants[0][1].workloads)
+        if all(any(isinstance(w, Serving) and w.name == name for w in s.workloads) for _, s in loaded.variants)
+    ]  # fmt: skip
+    if not common:
+        raise Refused("no workload serves a model in every variant; only a serving workload has a rate to search")
+    if asked is not None and asked not in common:
+        raise Refused(f"--workload {asked}: no serving workload of that name; {suggestion(asked, common)}")
+    if asked is None and len(common) > 1:
+        raise Refused(f"several workloads serve a model; say whose rate to search: --workload {' or '.join(common)}")
+    return common[0] if asked is None else asked
+
+
+def _prices(loaded: LoadedScenario, workload: str, text: str) -> dict[str, float]:
+    """`2.5`, or `h200=2.5,h100=2`: dollars per accelerator-hour of each variant."""
+    of = {label: _server(scenario, workload).host.accelerator for label, scenario in loaded.variants}
+    remedy = "write for example --price 2.5, or --price h200=2.5,h100=2"
+    if "=" not in text:
+        return dict.fromkeys(of, _positive(text, f"--price {text}", remedy))
+    known = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        known[name.strip()] = _positive(value, f"--price {text}", remedy)
+    if missing := [name for name in dict.fromkeys(of.values()) if name not in known]:
+        raise Refused(f"--price {text} says nothing of {', '.join(missing)}; {remedy}")
+    return {label: known[name] for label, name in of.items()}
+
+
+def _server(scenario: Scenario, workload: str) -> Server:
+    return Server(scenario, serving_workload(scenario, workload), build_topology(scenario.cluster))
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+Simulate = Callable[[list[Job]], Iterator[Probed]]
+
+
+def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) -> Outcome:
+    """Search every variant, one rate of each at a time, and keep folder/probes.csv up to date.
+
+    Ctrl-C ends it; what was tried until then is kept, and brackets the answer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(question)
+    scenarios, seeds = dict(question.loaded.variants), question.loaded.seeds
+    searches = {label: search(question.rates_per_s[label], question.tolerance) for label in scenarios}
+    wanted = {label: next(rates) for label, rates in searches.items()}
+    try:
+        with (
+            Interruption() as interruption,
+            Progress(0, quiet) as progress,
+            _simulating(question.workload, workers, progress, interruption) as simulated,
+        ):
+            while wanted:
+                changed = {
+                    label: at_rate(scenarios[label], question.workload, rate / question.rates_per_s[label])
+                    for label, rate in wanted.items()
+                }
+                jobs = [(label, scenario, seed) for seed in seeds for label, (scenario, _) in changed.items()]
+                progress.total_runs += len(jobs)
+                runs: dict[str, list[Probed]] = defaultdict(list)
+                for run in simulated(jobs):
+                    runs[run.label].append(run)
+                    progress.finish_run(f"{run.label}, seed {run.seed}")
+                interruption.check()
+                for label, rate in list(wanted.items()):
+                    probe = _judged(question, label, rate, changed[label][1], runs[label])
+                    outcome.probes[label].append(probe)
+                    try:
+                        wanted[label] = searches[label].send(probe.verdict)
+                    except StopIteration:
+                        outcome.finished.add(label)
+                        del wanted[label]
+                _write_probes(outcome, folder / PROBES)
+    except KeyboardInterrupt:
+        pass  # what is missing shows in the searches that did not come to their end
+    return outcome
+
+
+@contextmanager
+def _simulating(
+    workload: str, workers: int, progress: Progress, interruption: Interruption
+) -> Iterator[Simulate]:
+    finish = partial(probed, workload)
+    if workers == 1:
+        yield lambda jobs: map(finish, one_by_one(jobs, progress, interruption))
+        return
+    with worker_pool(workers, progress, interruption) as simulated:
+        yield lambda jobs: simulated(jobs, finish)
+
+
+def _judged(question: Question, label: str, rate_per_s: float, setting: str, runs: Sequence[Probed]) -> Probe:
+    """All seeds of a rate together: each target by its mean over them.
+
+    Missed is the target that is furthest above its bound, or without one what is wrong with the queue.
+    """
+    scenario = dict(question.loaded.variants)[label]
+    runs = sorted(runs, key=lambda run: run.seed)
+    metrics = {name: mean_interval([run.latencies_ms[name] for run in runs]) for name in LATENCIES}
+    latency_s = 1e-3 * (metrics["mean_e2el_ms"].mean or 0.0)
+    span_s = float(np.mean([run.span_s for run in runs]))
+    load = load_of([run.growth for run in runs], [run.num_late for run in runs], span_s, latency_s)
+    over = {
+        name: math.inf if metrics[name].mean is None else (metrics[name].mean or 0.0) / bound
+        for name, bound in question.targets.items()
+    }
+    worst = max(over, key=lambda name: over[name])
+    missed = worst if over[worst] > 1 else None if load == "stable" else load
+    tokens_per_s = mean_interval([run.output_tokens_per_s for run in runs]).mean
+    num_accelerators = serving_workload(scenario, question.workload).num_accelerators
+    each = None if tokens_per_s is None else tokens_per_s / num_accelerators
+    price = question.prices.get(label)
+    return Probe(
+        rate_per_s, setting, Verdict(missed is None, missed, rate_per_s * latency_s < IDLE), load,
+        float(np.mean([run.growth for run in runs])), metrics, each,
+        None if price is None or not each else price / 3600 / each * 1e6,
+        *(sum(getattr(run, what) for run in runs) for what in ("completed", "failed", "unfinished")),
+    )  # fmt: skip
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _write_probes(outcome: Outcome, path: Path) -> None:
+    rows = []
+    for label, probes in outcome.probes.items():
+        for i, probe in enumerate(probes, 1):
+            row: dict[str, Any] = {
+                "variant": label, "probe": i, "rate_per_s": probe.rate_per_s, "setting": probe.setting,
+                "holds": probe.verdict.holds, "missed": probe.verdict.missed, "load": probe.load,
+                "wait_growth": probe.growth,
+                "output_tokens_per_s_per_accelerator": probe.tokens_per_s_per_accelerator,
+            }  # fmt: skip
+            if probe.cost_per_million_tokens is not None:
+                row["cost_per_million_output_tokens"] = probe.cost_per_million_tokens
+            row |= {what: getattr(probe, what) for what in ("completed", "failed", "unfinished")}
+            for name, estimate_ in probe.metrics.items():
+                row[name] = estimate_.mean
+                if name in outcome.question.targets:
+                    row |= {f"{name}.low": estimate_.low, f"{name}.high": estimate_.high}
+            rows.append(row)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """A row per variant, of plain numbers: what `--json` prints."""
+    rows = []
+    for label, _ in outcome.question.loaded.variants:
+        best, above = outcome.best(label), outcome.next_above(label)
+        row: dict[str, Any] = {
+            "variant": label, "highest_rate_per_s": best and best.rate_per_s, "setting": best and best.setting,
+            "output_tokens_per_s_per_accelerator": best and best.tokens_per_s_per_accelerator,
+        }  # fmt: skip
+        for name in outcome.question.targets:
+            found = best.metrics[name] if best is not None else Estimate(None, None, None, 0)
+            row[name] = {"mean": found.mean, "ci95": None if found.low is None else [found.low, found.high]}
+        row |= {"next_rate_per_s": above and above.rate_per_s, "limit": above and above.verdict.missed}
+        if outcome.question.prices:
+            row["cost_per_million_output_tokens"] = best and best.cost_per_million_tokens
+        row |= {"num_probes": len(outcome.probes[label]), "finished": label in outcome.finished}
+        rows.append(row)
+    return rows
+
+
+def _shown(outcome: Outcome) -> list[dict[str, Any]]:
+    """The same for people: a value with its interval in a cell."""
+    rows = []
+    for row in rows_of(outcome):
+        shown: dict[str, Any] = {
+            "variant": row["variant"], "requests/s": row["highest_rate_per_s"], "as arrivals": row["setting"],
+            "tokens/s per accelerator": row["output_tokens_per_s_per_accelerator"],
+        }  # fmt: skip
+        for name, bound in outcome.question.targets.items():
+            mean, interval = row[name]["mean"], row[name]["ci95"]
+            around = "" if interval is None else f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+            shown[f"{name} <= {bound:g}"] = None if mean is None else f"{mean:.4g}{around}"
+        if "cost_per_million_output_tokens" in row:
+            shown["$ per million tokens"] = row["cost_per_million_output_tokens"]
+        next_rate = row["next_rate_per_s"]
+        shown["limit"] = "none found" if next_rate is None else f"{row['limit']}, at {next_rate:.4g} /s"
+        rows.append(shown)
+    return rows
+
+
+def remarks(outcome: Outcome) -> list[str]:
+    """What a reader of the table has to know."""
+    said = []
+    for label, _ in outcome.question.loaded.variants:
+        above = outcome.next_above(label)
+        if label not in outcome.finished:
+            said.append(f"{label}: interrupted, so the highest rate lies between this one and the limit's")
+        elif outcome.best(label) is None:
+            last = outcome.probes[label][-1]
+            missed = last.metrics[last.verdict.missed].mean if last.verdict.missed in last.metrics else None
+            value = "" if missed is None else f", where {last.verdict.missed} is {missed:.4g}"
+            said.append(f"{label}: no rate holds, down to {last.rate_per_s:.3g} /s{value}")
+        elif above is not None and above.verdict.missed == "too short":
+            said.append(f"{label}: at higher rates all arrive at once; raise num_requests, or take a longer trace")
+        elif above is not None and above.verdict.missed == "backlogged":
+            said.append(f"{label}: waits grow at the next rate, or seem to; more requests or seeds would tell")
+    if len(outcome.question.loaded.seeds) == 1:
+        said.append("one seed, so no intervals; --seeds 5 gives them (a trace is the same with every seed)")
+    return said
+
+
+def _curves(outcome: Outcome) -> list[CapacityCurve]:
+    curves = []
+    for label, _ in outcome.question.loaded.variants:
+        points = [
+            CurvePoint(
+                {name: p.metrics[name].mean for name in outcome.question.targets}, p.tokens_per_s_per_accelerator,
+                p.cost_per_million_tokens, p.verdict.holds, p is outcome.best(label),
+            )
+            for p in sorted(outcome.probes[label], key=lambda p: p.rate_per_s)
+        ]  # fmt: skip
+        curves.append(CapacityCurve(label, points))
+    return curves
+
+
+def command(question: Question, folder: Path, workers: int, quiet: bool, as_json: bool) -> bool:
+    """Search, write, print; True when it was interrupted."""
+    outcome = run_capacity(question, folder, workers, quiet)
+    rows = rows_of(outcome)
+    (folder / FOUND).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    loaded = question.loaded
+    about = RunResults(
+        loaded.name, loaded.question, tuple(loaded.seeds), tuple(label for label, _ in loaded.variants),
+        version("spindle-sim"), calibration_fingerprint(s.cost.table for _, s in loaded.variants if s.cost.table),
+    )  # fmt: skip
+    figure = draw_capacity(about, question.workload, question.targets, _curves(outcome))
+    if figure is not None:
+        (folder / FIGURE).write_bytes(image_bytes(figure, "png", about))
+    if as_json:
+        print_rows(rows, "", as_json)
+    elif not quiet:
+        print_rows(_shown(outcome), f"Highest rate of {question.workload} that holds", as_json)
+        print_text("\n".join([*remarks(outcome), str(folder / (FIGURE if figure is not None else PROBES))]))
+    return outcome.partial

@@ -81,7 +81,7 @@ def draw_capacity(
             grid[1, 0].set_ylabel(r"\$ per million output tokens")
             grid[1, -1].set_axis_off()
         _draw_key(grid[0, -1], curves, styles, has_cost)
-        put_title(figure, _title(workload, targets, curves), WIDTH_IN)
+        put_title(figure, _title(workload, targets, curves), WIDTH_IN - 0.5)
     return figure
 
 
@@ -94,7 +94,7 @@ def _draw(
     reach = max(REACH * bound, 1.5 * min(lowest_ms, default=0.0))
     seen_ms, highest = [bound], 0.0
     for i, curve in enumerate(curves):
-        wider = min(len(curves) - 1 - i, 4)  # equal ones that come later hide it
+        wider = min(sum(_is_alike(curve, later) for later in curves[i + 1 :]), 4)  # they would hide it
         known = [
             (x, y, p) for p in curve.points
             if (x := p.latency_ms.get(name)) is not None
@@ -116,6 +116,12 @@ def _draw(
     plain_log_ticks(axes.xaxis, high / low)
     axes.set_ylim(0, 1.08 * highest if highest else None)
     axes.grid(axis="x", visible=False)
+
+
+def _is_alike(a: CapacityCurve, b: CapacityCurve) -> bool:
+    """Whether two end at the same throughput, within 2 %."""
+    x, y = (next((p.tokens_per_s for p in curve.points if p.is_found), None) or 0.0 for curve in (a, b))
+    return abs(x - y) <= 0.02 * max(x, y)
 
 
 def _draw_key(

@@ -51,8 +51,10 @@ class Probed:
     unfinished: int
 
 
-def probed(workload: str, result: VariantResult) -> Probed:
-    """What a run's tables say of a workload in its steady state."""
+def probed(workload: str, result: VariantResult) -> Probed | None:
+    """What a run's tables say of a workload in its steady state; None of a run that was interrupted."""
+    if result.notes.get("partial"):
+        return None
     requests = result.tables["requests"]
     requests = requests[(requests["workload"] == workload).to_numpy()].sort_values("request")
     tokens = result.tables["token_times"]

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from sim.capacity import Load, Verdict, load_of, search
-from sim.capacity_probe import LATENCIES, Probed, at_rate, probed, serving_workload, written_rate
+from sim.capacity_probe import LATENCIES, Probed, at_rate, probed, serving_workload
+from sim.capacity_question import Question
 from sim.console import print_rows, print_text
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
@@ -26,33 +27,11 @@ from sim.results.drawing import image_bytes
 from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate, mean_interval
 from sim.run import calibration_fingerprint
-from sim.scenario import build
-from sim.scenario.build_cluster import build_topology
-from sim.scenario.build_server import Server
-from sim.scenario.errors import Place, Refused, ScenarioError, suggestion
-from sim.scenario.estimate import check_cost, estimate
-from sim.scenario.load import LoadedScenario
-from sim.scenario.schema import Scenario
-from sim.scenario.serving import Serving
 from sim.workers import Job, one_by_one, worker_pool
 
 IDLE = 0.01
 """Requests in the service at a time, on average, below which a lower rate would change nothing."""
 PROBES, FOUND, FIGURE = "probes.csv", "capacity.json", "capacity.png"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is searched: the workload's name, upper bounds of its latencies in ms, and dollars per accelerator-hour."""
-
-    loaded: LoadedScenario
-    workload: str
-    targets: dict[str, float]
-    tolerance: float
-    prices: dict[str, float]
-    """By variant; empty where no price is given."""
-    rates_per_s: dict[str, float]
-    """As the scenario says, by variant: where the search begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,101 +72,15 @@ class Outcome:
         return min((p for p in self.probes[variant] if not p.verdict.holds), key=lambda p: p.rate_per_s, default=None)
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
-
-
-def question_of(
-    loaded: LoadedScenario, targets: Sequence[str], workload: str | None, tolerance: str, price: str | None
-) -> Question:
-    """Reads and checks a search. Raises Refused for what cannot be searched, ScenarioError where a run would."""
-    bounds: dict[str, float] = {}
-    for target in targets:
-        name, _, text = target.partition("=")
-        if name not in LATENCIES:
-            raise ScenarioError.at(
-                Place(f"--target {target}"), f"'{name}' is no latency that a serving workload reports; choose one of "
-                f"{', '.join(LATENCIES)}",
-            )  # fmt: skip
-        if name in bounds:
-            raise ScenarioError.at(Place(f"--target {target}"), f"bounds {name} twice; give each once")
-        bounds[name] = _positive(text, f"--target {target}", f"write for example --target {name}=50, in ms")
-    percent = tolerance.endswith("%")
-    share = _positive(tolerance.removesuffix("%"), f"--tolerance {tolerance}", "write for example --tolerance 2%")
-    share = share / 100 if percent else share
-    if not 0.001 <= share <= 1:
-        raise ScenarioError.at(Place(f"--tolerance {tolerance}"), "is not from 0.1% to 100%; 2% is usual")
-    name = _workload_name(loaded, workload)
-    for label, scenario in loaded.variants:
-        if scenario.fidelity == "auto":
-            sentence = f"variant '{label}' has fidelity: auto, which decides by the tables of its runs"
-            raise Refused(f"{sentence}, and a search keeps none; write fidelity: packet, or fluid")
-    build.check(loaded)
-    check_cost(estimate(loaded), None)
-    rates: dict[str, float] = {}
-    for label, scenario in loaded.variants:
-        rate = written_rate(scenario, name, loaded.seeds[0])
-        if rate is None:
-            raise Refused(
-                f"the trace of '{name}' has all its requests at one instant, so that it has no rate to search; give "
-                "it arrivals: {kind: poisson, rate: 1 /s}"
-            )
-        rates[label] = rate
-    return Question(loaded, name, bounds, share, {} if price is None else _prices(loaded, name, price), rates)
-
-
-def _positive(text: str, option: str, remedy: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ScenarioError.at(Place(option), f"'{text}' is no positive number; {remedy}")
-    return value
-
-
-def _workload_name(loaded: LoadedScenario, asked: str | None) -> str:
-    """The serving workload of that name, or the only one. Raises Refused where a variant has no such one."""
-    common = [
-        name for name in dict.fromkeys(w.name for w in loaded.variants[0][1].workloads)
-        if all(any(isinstance(w, Serving) and w.name == name for w in s.workloads) for _, s in loaded.variants)
-    ]  # fmt: skip
-    if not common:
-        raise Refused("no workload serves a model in every variant; only a serving workload has a rate to search")
-    if asked is not None and asked not in common:
-        raise Refused(f"--workload {asked}: no serving workload of that name; {suggestion(asked, common)}")
-    if asked is None and len(common) > 1:
-        raise Refused(f"several workloads serve a model; say whose rate to search: --workload {' or '.join(common)}")
-    return common[0] if asked is None else asked
-
-
-def _prices(loaded: LoadedScenario, workload: str, text: str) -> dict[str, float]:
-    """`2.5`, or `h200=2.5,h100=2`: dollars per accelerator-hour of each variant."""
-    of = {label: _server(scenario, workload).host.accelerator for label, scenario in loaded.variants}
-    remedy = "write for example --price 2.5, or --price h200=2.5,h100=2"
-    if "=" not in text:
-        return dict.fromkeys(of, _positive(text, f"--price {text}", remedy))
-    known = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        known[name.strip()] = _positive(value, f"--price {text}", remedy)
-    if missing := [name for name in dict.fromkeys(of.values()) if name not in known]:
-        raise Refused(f"--price {text} says nothing of {', '.join(missing)}; {remedy}")
-    return {label: known[name] for label, name in of.items()}
-
-
-def _server(scenario: Scenario, workload: str) -> Server:
-    return Server(scenario, serving_workload(scenario, workload), build_topology(scenario.cluster))
-
-
 # --- the search -------------------------------------------------------------------------------------------------------
 
-Simulate = Callable[[list[Job]], Iterator[Probed]]
+Simulate = Callable[[list[Job]], Iterator[Probed | None]]
 
 
 def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) -> Outcome:
     """Search every variant, one rate of each at a time, and keep folder/probes.csv up to date.
 
-    Ctrl-C ends it; what was tried until then is kept, and brackets the answer.
+    Ctrl-C ends it; every rate whose seeds have all run by then is kept, and they bracket the answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcome = Outcome(question)
@@ -209,10 +102,12 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
                 progress.total_runs += len(jobs)
                 runs: dict[str, list[Probed]] = defaultdict(list)
                 for run in simulated(jobs):
-                    runs[run.label].append(run)
-                    progress.finish_run(f"{run.label}, seed {run.seed}")
-                interruption.check()
+                    if run is not None:
+                        runs[run.label].append(run)
+                        progress.finish_run(f"{run.label}, seed {run.seed}")
                 for label, rate in list(wanted.items()):
+                    if len(runs[label]) < len(seeds):
+                        continue
                     probe = _judged(question, label, rate, changed[label][1], runs[label])
                     outcome.probes[label].append(probe)
                     try:
@@ -221,6 +116,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
                         outcome.finished.add(label)
                         del wanted[label]
                 _write_probes(outcome, folder / PROBES)
+                interruption.check()
     except KeyboardInterrupt:
         pass  # what is missing shows in the searches that did not come to their end
     return outcome
@@ -326,7 +222,7 @@ def _shown(outcome: Outcome) -> list[dict[str, Any]]:
         if "cost_per_million_output_tokens" in row:
             shown["$ per million tokens"] = row["cost_per_million_output_tokens"]
         next_rate = row["next_rate_per_s"]
-        shown["limit"] = "none found" if next_rate is None else f"{row['limit']}, at {next_rate:.4g} /s"
+        shown["limit"] = None if next_rate is None else f"{row['limit']}, at {next_rate:.4g} /s"
         rows.append(shown)
     return rows
 
@@ -337,15 +233,17 @@ def remarks(outcome: Outcome) -> list[str]:
     for label, _ in outcome.question.loaded.variants:
         above = outcome.next_above(label)
         if label not in outcome.finished:
-            said.append(f"{label}: interrupted, so the highest rate lies between this one and the limit's")
+            said.append(f"{label}: interrupted, so the highest rate lies between this one and the limit's, where known")
         elif outcome.best(label) is None:
             last = outcome.probes[label][-1]
             missed = last.metrics[last.verdict.missed].mean if last.verdict.missed in last.metrics else None
             value = "" if missed is None else f", where {last.verdict.missed} is {missed:.4g}"
             said.append(f"{label}: no rate holds, down to {last.rate_per_s:.3g} /s{value}")
-        elif above is not None and above.verdict.missed == "too short":
+        elif above is None:
+            said.append(f"{label}: every rate tried holds")
+        elif above.verdict.missed == "too short":
             said.append(f"{label}: at higher rates all arrive at once; raise num_requests, or take a longer trace")
-        elif above is not None and above.verdict.missed == "backlogged":
+        elif above.verdict.missed == "backlogged":
             said.append(f"{label}: waits grow at the next rate, or seem to; more requests or seeds would tell")
     if len(outcome.question.loaded.seeds) == 1:
         said.append("one seed, so no intervals; --seeds 5 gives them (a trace is the same with every seed)")
@@ -383,5 +281,5 @@ def command(question: Question, folder: Path, workers: int, quiet: bool, as_json
         print_rows(rows, "", as_json)
     elif not quiet:
         print_rows(_shown(outcome), f"Highest rate of {question.workload} that holds", as_json)
-        print_text("\n".join([*remarks(outcome), str(folder / (FIGURE if figure is not None else PROBES))]))
+        print_text("\n".join([*remarks(outcome), str(folder / FIGURE if figure is not None else folder)]))
     return outcome.partial

@@ -166,7 +166,7 @@ def sweep(
             raise Refused("--scheduler is of --grid; a search runs on this machine, with --workers")
         search = _imported("sim.capacity_sweep")
         loaded = load_scenario(scenario, settings or [], small, seed, seeds)
-        question = search.question_of(loaded, target, workload, tolerance, price)
+        question = _imported("sim.capacity_question").question_of(loaded, target, workload, tolerance, price)
         folder = output_folder(f"{loaded.name} capacity", out, force)
         num_runs = len(loaded.variants) * len(loaded.seeds)
         _say_if_compiling(quiet)

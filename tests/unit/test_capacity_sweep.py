@@ -8,7 +8,8 @@ import pytest
 
 from sim import capacity_probe, capacity_sweep, cli
 from sim.capacity_probe import LATENCIES, probed
-from sim.capacity_sweep import Outcome, question_of, rows_of, run_capacity
+from sim.capacity_question import question_of
+from sim.capacity_sweep import Outcome, rows_of, run_capacity
 from sim.results.capacity_figure import CapacityCurve, CurvePoint, draw_capacity
 from sim.results.run_results import RunResults
 from sim.scenario.errors import Refused

@@ -156,7 +156,7 @@ def _judged(question: Question, label: str, rate_per_s: float, setting: str, run
     each = None if tokens_per_s is None else tokens_per_s / num_accelerators
     price = question.prices.get(label)
     return Probe(
-        rate_per_s, setting, Verdict(missed is None, missed, rate_per_s * latency_s < IDLE), load,
+        rate_per_s, setting, Verdict(missed is None, missed, 0 < rate_per_s * latency_s < IDLE), load,
         float(np.mean([run.growth for run in runs])), metrics, each,
         None if price is None or not each else price / 3600 / each * 1e6,
         *(sum(getattr(run, what) for run in runs) for what in ("completed", "failed", "unfinished")),
@@ -237,8 +237,9 @@ def remarks(outcome: Outcome) -> list[str]:
         elif outcome.best(label) is None:
             last = outcome.probes[label][-1]
             missed = last.metrics[last.verdict.missed].mean if last.verdict.missed in last.metrics else None
-            value = "" if missed is None else f", where {last.verdict.missed} is {missed:.4g}"
-            said.append(f"{label}: no rate holds, down to {last.rate_per_s:.3g} /s{value}")
+            why = f"{last.verdict.missed} {'has no value' if missed is None else f'is {missed:.4g}'}"
+            why = why if last.completed else "no request completes"
+            said.append(f"{label}: no rate holds, down to {last.rate_per_s:.3g} /s, where {why}")
         elif above is None:
             said.append(f"{label}: every rate tried holds")
         elif above.verdict.missed == "too short":

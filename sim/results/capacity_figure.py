@@ -132,7 +132,7 @@ def _draw_key(
     for curve in curves:
         point = next((p for p in curve.points if p.is_found), None)
         values = [point.tokens_per_s if point else None, point.cost_per_million if point else None]
-        texts = ["–" if v is None else number(v, 0) if v >= 100 else f"{v:.3g}" for v in values]
+        texts = ["–" if v is None else number(v, 0) if v >= 100 else f"{v:#.3g}" for v in values]
         rows[curve.variant] = texts[: 1 + has_cost]
     heads = ["tokens/s", r"\$/million"][: 1 + has_cost]
     draw_key(axes, styles, rows, heads, "large: highest rate that holds; open: does not")

@@ -123,6 +123,14 @@ def test_no_rate_holds(scenario):
     assert capacity_sweep.remarks(outcome)[0].endswith("where mean_itl_ms is 10")
 
 
+def test_a_service_that_completes_nothing(scenario):
+    """One block of 16 tokens holds a prompt of 16 and nothing that it generates: every request is refused."""
+    outcome = search(scenario(), "mean_itl_ms=9", settings=["workloads.chat.kv.num_blocks=1"])
+    assert rows_of(outcome)[0]["highest_rate_per_s"] is None
+    assert capacity_sweep.remarks(outcome)[0].endswith("where no request completes")
+    assert {probe.failed for probe in outcome.probes["run"]} == {400}
+
+
 def test_a_run_too_short_says_so(scenario):
     """Four places for four requests: they could all come at once, and nothing would show what a rate is."""
     settings = ["workloads.chat.batching.max_num_seqs=4", "workloads.chat.num_requests=4"]

@@ -124,11 +124,27 @@ def run(
 def sweep(
     scenario: ScenarioArgument,
     grid: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--grid", metavar="KEY=A,B,C", help="values of one key; several grids multiply"),
-    ],
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="METRIC=MS", help="search the highest rate that holds it, such as "
+                     "p99_itl_ms=50; repeatable"),
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="of --target: whose rate, where several serve a model",
+                                 show_default=False),
+    ] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="of --target: of the rate")] = "2%",
+    price: Annotated[
+        str | None, typer.Option("--price", metavar="DOLLARS", help="of --target: per accelerator-hour, 2.5 or "
+                                 "h200=2.5,h100=2", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="of --target: print JSON")] = False,
     settings: SetOption = None,
     seed: SeedOption = None,
+    seeds: SeedsOption = None,
     small: SmallOption = False,
     out: OutOption = None,
     force: ForceOption = False,
@@ -139,18 +155,37 @@ def sweep(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a scenario at every point of a grid, one run folder each, and gather their metrics in sweep.csv."""
+    """Run a scenario at every point of a grid, and gather their metrics; or search the highest rate that holds."""
+    from sim.scenario.load import load_scenario
     from sim.sweep import grid_points, run_sweep
 
-    points = grid_points(scenario, grid, settings or [], small, seed)
-    folder = output_folder(f"{points[0].loaded.name} sweep", out, force)
-    try:
-        outcome = run_sweep(points, folder, workers or _usual_workers(len(points)), scheduler, quiet, force)
-    except Exception as error:
-        fail(error, folder)
-    if not quiet:
-        typer.echo(f"{outcome.num_finished} of {len(points)} points in {outcome.table}")
-    if outcome.partial:
+    if bool(grid) == bool(target):
+        raise Refused("give --grid KEY=A,B,C to run every point, or --target METRIC=MS to search a rate, not both")
+    if target:
+        if scheduler is not None:
+            raise Refused("--scheduler is of --grid; a search runs on this machine, with --workers")
+        search = _imported("sim.capacity_sweep")
+        loaded = load_scenario(scenario, settings or [], small, seed, seeds)
+        question = _imported("sim.capacity_question").question_of(loaded, target, workload, tolerance, price)
+        folder = output_folder(f"{loaded.name} capacity", out, force)
+        num_runs = len(loaded.variants) * len(loaded.seeds)
+        _say_if_compiling(quiet)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            is_partial = search.command(question, folder, workers or _usual_workers(num_runs), quiet, as_json)
+        except Exception as error:
+            fail(error, folder)
+    else:
+        points = grid_points(scenario, grid or [], settings or [], small, seed, seeds)
+        folder = output_folder(f"{points[0].loaded.name} sweep", out, force)
+        try:
+            outcome = run_sweep(points, folder, workers or _usual_workers(len(points)), scheduler, quiet, force)
+        except Exception as error:
+            fail(error, folder)
+        if not quiet:
+            typer.echo(f"{outcome.num_finished} of {len(points)} points in {outcome.table}")
+        is_partial = outcome.partial
+    if is_partial:
         typer.echo("interrupted: the results are partial", err=True)
         raise typer.Exit(INTERRUPTED)
 

@@ -37,7 +37,12 @@ class SweepOutcome:
 
 
 def grid_points(
-    scenario: Path, grids: Sequence[str], settings: Sequence[str], small: bool, seed: int | None
+    scenario: Path,
+    grids: Sequence[str],
+    settings: Sequence[str],
+    small: bool,
+    seed: int | None,
+    seeds: int | None = None,
 ) -> list[GridPoint]:
     """Every combination of the grids' values, each loaded: a bad value is refused before anything runs.
 
@@ -50,7 +55,7 @@ def grid_points(
     if num_points > MOST_POINTS:
         raise Refused(f"the grid has {num_points} points, more than {MOST_POINTS}; leave values out")
     return [
-        GridPoint(point, load_scenario(scenario, [*settings, *point], small, seed))
+        GridPoint(point, load_scenario(scenario, [*settings, *point], small, seed, seeds))
         for point in product(*axes)
     ]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
@@ -21,6 +22,7 @@ from sim.scenario.schema import Scenario
 from sim.simulate import simulate
 
 Job = tuple[str, Scenario, int]
+T = TypeVar("T")
 
 
 def one_by_one(jobs: list[Job], progress: Progress, interruption: Interruption) -> Iterator[VariantResult]:
@@ -62,7 +64,7 @@ def _initialise(reports: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(job: Job, out_dir: Path, run: RunResults, keeps_tables: bool) -> VariantResult | None:
+def _work(job: Job, finish: Callable[[VariantResult], T]) -> T | None:
     label, scenario, seed = job
     if _stop.is_set():
         return None
@@ -72,8 +74,7 @@ def _work(job: Job, out_dir: Path, run: RunResults, keeps_tables: bool) -> Varia
             raise KeyboardInterrupt
         _reports.put((f"{label}, seed {seed}", *standing))
 
-    result = simulate(scenario, seed, label, report)
-    return write_result(out_dir, run, result if keeps_tables else replace(result, tables={}))
+    return finish(simulate(scenario, seed, label, report))
 
 
 def in_workers(
@@ -85,20 +86,33 @@ def in_workers(
     run: RunResults,
     keeps_tables: bool = True,
 ) -> Iterator[VariantResult]:
-    """In processes, in the order in which they end; an interruption ends them all where they are.
+    """In processes, each written where it ran, in the order in which they end."""
+    run = replace(run, results={})  # pickled for each job, while results are added to the other one
+    with worker_pool(workers, progress, interruption) as simulated:
+        yield from simulated(jobs, partial(_stored, out_dir, run, keeps_tables))
 
+
+def _stored(out_dir: Path, run: RunResults, keeps_tables: bool, result: VariantResult) -> VariantResult:
+    return write_result(out_dir, run, result if keeps_tables else replace(result, tables={}))
+
+
+@contextmanager
+def worker_pool(
+    workers: int, progress: Progress, interruption: Interruption
+) -> Iterator[Callable[[list[Job], Callable[[VariantResult], T]], Iterator[T]]]:
+    """Processes that stay for several lists of jobs: call what is given with jobs, and with what finishes each result.
+
+    What `finish` returns comes in the order in which runs end; an interruption ends them all where they are.
     Raises BrokenProcessPool when a worker dies, unless an interruption was asked for: what ends a whole group of
     processes (SIGTERM) ends workers too.
     """
-    run = replace(run, results={})  # pickled for each job, while results are added to the other one
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, context, _initialise, (reports, stop)) as pool:
-        try:
+
+        def simulated(jobs: list[Job], finish: Callable[[VariantResult], T]) -> Iterator[T]:
             with _interrupts_held():  # each worker starts when its first job is submitted
-                pending: set[Future[VariantResult | None]] = {
-                    pool.submit(_work, job, out_dir, run, keeps_tables) for job in jobs
-                }
+                pending: set[Future[T | None]] = {pool.submit(_work, job, finish) for job in jobs}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 if interruption.is_requested:
@@ -108,6 +122,9 @@ def in_workers(
                     result = future.result()
                     if result is not None:
                         yield result
+
+        try:
+            yield simulated
         except BrokenProcessPool:
             if not interruption.is_requested:
                 raise

@@ -277,3 +277,15 @@ def test_the_title_says_the_point(curves, words):
 def test_no_points_no_figure():
     run = RunResults("s", None, (1,), ("run",), "0", None)
     assert draw_capacity(run, "chat", {"p99_itl_ms": 50.0}, [CapacityCurve("run", [])]) is None
+
+
+@pytest.mark.slow
+def test_chunks_beside_decodes_serve_more_within_a_limit_on_the_time_between_tokens(scenario):
+    """Sarathi-Serve's claim (arXiv 2403.02310): at equal p99 time between tokens at least 1.3 times the rate of whole
+    prompts first; the same three seeds of one workload, Llama-3.1-8B on an A100 by the roofline."""
+    text = (Path(__file__).resolve().parents[2] / "scenarios" / "batching.yaml").read_text()
+    without_table = text.replace("cost: {table: a100}\n", "")
+    settings = ["workloads.chat.num_requests=300"]
+    outcome = search(scenario(without_table), "p99_itl_ms=100", settings=settings, tolerance="10%", workers=2)
+    rates = {row["variant"]: row["highest_rate_per_s"] for row in rows_of(outcome)}
+    assert rates["chunks within 512"] >= 1.3 * rates["prefill first"]

@@ -5,6 +5,7 @@ Imports nothing but pytest: machines with a GPU run tests/gpu without the simula
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def cuda() -> str:
     if not torch.cuda.is_available():
         pytest.skip(NEEDS_CUDA)
     return "cuda"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: every later collection of garbage need not look at it.
+
+    Simulations and Hypothesis collect often, each time for a quarter of a second among a million objects.
+    """
+    gc.collect()
+    gc.freeze()

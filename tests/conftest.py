@@ -74,3 +74,8 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Python's own end lets go of everything, and libraries complain of what it leaves."""
+    gc.unfreeze()

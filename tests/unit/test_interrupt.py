@@ -30,16 +30,13 @@ with it before the signal on a fast machine; among the 32 of `MANY_HOSTS` its 1.
 
 MANY_HOSTS = "leaves: 4, spines: 4, hosts_per_leaf: 8"
 
+DRAWS_A_BAR = {"FORCE_COLOR": "1", "COLUMNS": "200"}
+"""As on a terminal wide enough for a whole line."""
 
-SECONDS_OF_COMPUTING = 6
-"""Processor time after which a worker is in the midst of its run: it imports for two seconds, and builds for less."""
 
-
-def computed_s(pid, workers):
-    """Processor seconds of the least busy worker; of the process itself where it works alone."""
-    which = ["-p", str(pid)] if workers == 1 else ["--ppid", str(pid)]
-    shown = subprocess.run(["ps", "-o", "cputimes=", *which], capture_output=True, text=True, check=False).stdout
-    return sorted([0] * workers + [int(seconds) for seconds in shown.split()])[-workers]
+def runs_under_way(err):
+    """The runs that the bar has shown at a simulated time beyond 0: those are in the midst of their events."""
+    return set(re.findall(r"(one path|spray), seed 1 · (?!0 s)[^·]* simulated", err.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -52,17 +49,16 @@ def test_a_stopped_run_is_partial_and_ends_its_workers(tmp_path, workload, how, 
         text = re.sub(r"  - {kind: training.*", TRANSFER, text)
         text = text.replace("leaves: 2, spines: 2, hosts_per_leaf: 2", MANY_HOSTS)
     (tmp_path / "long.yaml").write_text(text)
-    out = tmp_path / "out"
+    out, err = tmp_path / "out", tmp_path / "err.txt"
     command = [sys.executable, "-m", "sim.cli", "run", str(tmp_path / "long.yaml"), "--out", str(out)]
     command += ["--workers", str(workers)]
-    short = ["workloads.job.steps=1"] if workload == "job" else ["workloads.t.duration=1 ms"]
-    subprocess.run([*command, "--force", "--set", *short], check=True, capture_output=True)  # compiles, once
-    process = subprocess.Popen([*command, "--force"], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and computed_s(process.pid, workers) < SECONDS_OF_COMPUTING:
-        time.sleep(0.2)
+    with err.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, env={**os.environ, **DRAWS_A_BAR})
+    while process.poll() is None and len(runs_under_way(err)) < workers:
+        time.sleep(0.1)
     process.send_signal(how)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 130, err
+    process.wait(timeout=100)
+    assert process.returncode == 130, err.read_text()
     summary = json.loads((out / "summary.json").read_text())
     assert summary["partial"] is True
     results = [json.loads(file.read_text()) for file in out.rglob("result.json")]

@@ -1,5 +1,6 @@
 """Importers: what other projects' columns mean, on files written here, and on the real ones where they are."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,16 @@ def test_the_tables_that_aiconfigurator_publishes(accelerator):
     assert table.rows["source"].str.startswith("aiconfigurator ").all()
 
 
-@pytest.mark.parametrize("accelerator", ["h200", "a100"])
+@cache
+def held_out_of(accelerator):
+    return held_out(import_aiconfigurator(accelerator))
+
+
+@pytest.mark.parametrize("accelerator", [pytest.param("h200", marks=pytest.mark.slow), "a100"])
 def test_held_out_errors(accelerator):
     """What decision 012 promises of products, attention, experts and collectives: medians to 3 %, p90 to 10 %."""
     pytest.importorskip("aiconfigurator_core")
-    found = summary(held_out(import_aiconfigurator(accelerator))).set_index("operator")
+    found = summary(held_out_of(accelerator)).set_index("operator")
     operators = {"linear", "attention", "experts", "latent_attention", "memory_pass", "collectives"} & set(found.index)
     assert len(operators) >= 4
     assert found.loc[sorted(operators), "verdict"].tolist() == ["ok"] * len(operators), found.to_string()
@@ -129,7 +135,7 @@ def test_held_out_errors(accelerator):
 
 def test_every_table_says_how_far_its_times_are_off_and_none_is_negative():
     pytest.importorskip("aiconfigurator_core")
-    for held in held_out(import_aiconfigurator("a100")).values():
+    for held in held_out_of("a100").values():
         assert (held.found[~np.isnan(held.found)] > 0).all()
         assert len(held.errors) + held.num_outside == len(held.measured)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numba import njit
@@ -57,6 +57,8 @@ class Popularity:
         path: an .npz with `expert_ids`, integers [layers, tokens, top_k].
         Raises ValueError where the array is missing, has another shape or names an expert out of range.
         """
+        if not is_zipfile(path):
+            raise ValueError(f"{path}: is no .npz file; save it by numpy.savez(path, expert_ids=…)")
         with np.load(path) as recorded:
             if "expert_ids" not in recorded:
                 raise ValueError(f"{path}: no array 'expert_ids'; it holds {', '.join(recorded)}")
@@ -85,6 +87,8 @@ class Popularity:
         try:
             scores = json.loads(Path(path).read_text(encoding="utf-8"))["token_scores"]
             layers = sorted(map(int, scores))
+            if not layers:
+                raise KeyError("no layer")
             shares = np.array([[float(scores[str(layer)][str(j)]) for j in range(num_experts)] for layer in layers])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -92,9 +96,16 @@ class Popularity:
                 f"in each layer: {error!r}"
             ) from error
         sums = shares.sum(axis=1)
-        if shares.min() < 0 or np.abs(sums - 1).max() > 0.01:
-            worst = int(np.abs(sums - 1).argmax())
-            raise ValueError(f"{path}: shares of layer {layers[worst]} sum to {sums[worst]:.3f}, they must sum to 1")
+        for layer, of_layer, total in zip(layers, shares, sums, strict=True):
+            if not (of_layer >= 0).all():
+                raise ValueError(f"{path}: a share of layer {layer} is {of_layer.min():g}; shares are from 0 to 1")
+            if abs(total - 1) > 0.01:
+                raise ValueError(f"{path}: shares of layer {layer} sum to {total:.3f}, they must sum to 1")
+            if of_layer.max() * top_k > 1.01:
+                raise ValueError(
+                    f"{path}: a share of layer {layer} is {of_layer.max():g}; a token that goes to {top_k} experts "
+                    f"gives none more than 1/{top_k} of its pairs"
+                )
         return cls(np.minimum(top_k * shares / sums[:, None], 1.0), top_k)
 
     @classmethod
@@ -105,7 +116,7 @@ class Popularity:
         else:
             try:
                 found = cls.from_routing(path, experts.num_routed)
-            except (BadZipFile, OSError) as error:
+            except (BadZipFile, OSError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read as .npz: {error}") from error
         found.check(experts)
         return found

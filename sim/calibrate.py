@@ -92,7 +92,8 @@ def _of_server(server: Server) -> Iterator[tuple[Operator, Need | None]]:
     _, prompt, output = server.requests(RandomStreams(server.scenario.seed))
     costs, known = server.costs(prompt, output), server.measured()
     context = int(prompt.max() + output.max())
-    largest_prompt = 1 if w.batching.is_chunked else int(prompt.max())
+    beside = w.batching.max_num_seqs if w.batching.policy == "orca" else 0  # decodes that a whole prompt joins
+    largest_prompt = 1 if w.batching.is_chunked else int(prompt.max()) + beside
     limits = Limits(max(w.batching.max_num_batched_tokens, w.batching.max_num_seqs, largest_prompt),
                     w.batching.max_num_seqs, min(context, server.architecture.max_positions or context))  # fmt: skip
     kv = w.precision.kv

@@ -6,7 +6,7 @@ The search knows a rate and whether it holds, nothing of simulations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,18 +75,6 @@ def search(first_rate: float, tolerance: float) -> Generator[float, Verdict, Cap
         else:
             high, limit = rate, verdict.missed
     return Capacity(low, high, limit, num)
-
-
-def highest_rate(probe: Callable[[float], Verdict], first_rate: float, tolerance: float = 0.02) -> Capacity:
-    """`search`, where trying a rate is a call."""
-    rates = search(first_rate, tolerance)
-    rate = next(rates)
-    while True:
-        try:
-            rate = rates.send(probe(rate))
-        except StopIteration as stop:
-            found: Capacity = stop.value
-            return found
 
 
 # --- is it stable? ----------------------------------------------------------------------------------------------------

@@ -108,11 +108,17 @@ def written_rate(scenario: Scenario, name: str, seed: int) -> float | None:
 
 
 def at_rate(scenario: Scenario, name: str, factor: float) -> tuple[Scenario, str]:
-    """The scenario with the workload's arrivals `factor` times as fast, and how a file says so."""
+    """The scenario with the workload's arrivals `factor` times as fast, and how a file says so.
+
+    Arrivals by a law go on until all have come: after a duration a low rate would have brought nobody.
+    """
     w = serving_workload(scenario, name)
     key = "scale" if w.arrivals.kind == "trace" else "rate_per_s"
     value = factor * getattr(w.arrivals, key)
-    changed = w.model_copy(update={"arrivals": w.arrivals.model_copy(update={key: value})})
+    update: dict[str, Any] = {"arrivals": w.arrivals.model_copy(update={key: value})}
+    if key == "rate_per_s":
+        update["duration_s"] = None
+    changed = w.model_copy(update=update)
     workloads = tuple(changed if other is w else other for other in scenario.workloads)
     setting = f"scale: {value:.6g}" if key == "scale" else f"rate: {value:.6g} /s"
     return scenario.model_copy(update={"workloads": workloads}), setting

@@ -60,6 +60,12 @@ def question_of(
     check_cost(estimate(loaded), None)
     rates: dict[str, float] = {}
     for label, scenario in loaded.variants:
+        w = serving_workload(scenario, name)
+        if w.trace is None and w.num_requests is None:
+            raise Refused(
+                f"'{name}' ends after a duration, in which another rate brings another number of requests; give it "
+                f"num_requests, for example by --set workloads.{name}.num_requests=2000"
+            )
         rate = written_rate(scenario, name, loaded.seeds[0])
         if rate is None:
             raise Refused(

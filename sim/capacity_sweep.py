@@ -31,6 +31,8 @@ from sim.workers import Job, one_by_one, worker_pool
 
 IDLE = 0.01
 """Requests in the service at a time, on average, below which a lower rate would change nothing."""
+QUEUE_WORDS = {"too short": "the arrivals are over too soon to tell", "backlogged": "waits grow, or seem to",
+               "overloaded": "waits grow"}  # fmt: skip
 PROBES, FOUND, FIGURE = "probes.csv", "capacity.json", "capacity.png"
 
 
@@ -238,6 +240,7 @@ def remarks(outcome: Outcome) -> list[str]:
             last = outcome.probes[label][-1]
             missed = last.metrics[last.verdict.missed].mean if last.verdict.missed in last.metrics else None
             why = f"{last.verdict.missed} {'has no value' if missed is None else f'is {missed:.4g}'}"
+            why = QUEUE_WORDS.get(last.verdict.missed or "", why)
             why = why if last.completed else "no request completes"
             said.append(f"{label}: no rate holds, down to {last.rate_per_s:.3g} /s, where {why}")
         elif above is None:

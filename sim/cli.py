@@ -161,6 +161,9 @@ def sweep(
 
     if bool(grid) == bool(target):
         raise Refused("give --grid KEY=A,B,C to run every point, or --target METRIC=MS to search a rate, not both")
+    of_search = {"--workload": workload, "--tolerance": tolerance != "2%", "--price": price, "--json": as_json}
+    if grid and any(of_search.values()):
+        raise Refused(f"{next(name for name, is_given in of_search.items() if is_given)} is of --target, not of --grid")
     if target:
         if scheduler is not None:
             raise Refused("--scheduler is of --grid; a search runs on this machine, with --workers")

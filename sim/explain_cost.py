@@ -59,7 +59,7 @@ def explain(loaded: LoadedScenario) -> list[dict[str, Any]]:
 def _of_workload(server: Server) -> list[dict[str, Any]]:
     w = server.w
     _, prompt, output = server.requests(RandomStreams(server.scenario.seed))
-    chunk = int(min(prompt.mean(), w.batching.max_num_batched_tokens))
+    chunk = int(min(prompt.mean(), w.batching.max_num_batched_tokens) if w.batching.is_chunked else prompt.mean())
     context, decodes = int(prompt.mean() + output.mean() / 2), min(DECODES, w.batching.max_num_seqs)
     batches = [
         Batch(f"{decodes} decodes at {context}", (decodes, decodes, decodes, 0, 0, decodes * context)),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from models.rerouting import Way
-from sim.scenario.quantities import Count, InputFile, Part, PositiveNumber, refused
+from sim.scenario.quantities import Count, InputFile, Part, PositiveNumber, RoutingFile, refused
 
 
 class FineTuned(Part):
@@ -19,7 +19,7 @@ class FineTuned(Part):
     )
     max: Count | None = Field(default=None, description="experts tuned in the layer with most")
     mean: PositiveNumber | None = Field(default=None, description="experts tuned per layer")
-    routing: InputFile | None = Field(
+    routing: RoutingFile | None = Field(
         default=None, description="how its tokens choose experts, as `experts.file`; by default as the base's tokens do"
     )
     share: PositiveNumber = Field(

@@ -241,13 +241,18 @@ def no_file(value: str, folder: Path | None) -> str:
     return f"there is no file {quoted(value)} {where}"
 
 
-def _read_file(value: Any, info: ValidationInfo) -> Path:
+def _read_path(value: Any, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise refused(f"{quoted(value)} is no file name; write for example 'sizes.txt'")
     folder: Path | None = (info.context or {}).get("folder")
     path = found_file(str(value), folder)
     if path is None:
-        raise refused(f"{no_file(str(value), folder)}; give the path of a text file")
+        raise refused(f"{no_file(str(value), folder)}; give the path of a file that is there")
+    return path
+
+
+def _read_file(value: Any, info: ValidationInfo) -> Path:
+    path = _read_path(value, info)
     try:
         with path.open("rb") as file:
             start = file.read(_START_BYTES)
@@ -277,4 +282,16 @@ InputFile = Annotated[
     BeforeValidator(_read_file),
     WithJsonSchema({"type": "string", "examples": ["traces/conversation.csv"]}),
 ]
-"""A file that must be there; relative to the scenario's folder, then to the working directory."""
+"""A text file that must be there; relative to the scenario's folder, then to the working directory."""
+
+
+def _read_routing(value: Any, info: ValidationInfo) -> Path:
+    return _read_path(value, info) if str(value).endswith(".npz") else _read_file(value, info)
+
+
+RoutingFile = Annotated[
+    Path,
+    BeforeValidator(_read_routing),
+    WithJsonSchema({"type": "string", "examples": ["routing_law.npz", "scores.json"]}),
+]
+"""The same, or recorded router decisions as NumPy saves them."""

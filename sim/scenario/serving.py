@@ -17,6 +17,7 @@ from sim.scenario.quantities import (
     PositiveSeconds,
     PositiveShare,
     Ranks,
+    RoutingFile,
     Seconds,
     found_file,
     no_file,
@@ -243,7 +244,7 @@ class Experts(Part):
         default=None, description="zipf: the i-th expert is drawn as often as i to the power −alpha"
     )
 
-    file: InputFile | None = Field(
+    file: RoutingFile | None = Field(
         default=None, description="recorded: router decisions, .npz with `expert_ids` [layers, tokens, top_k], or "
         'ESFT\'s scores, JSON {"token_scores": {"1": {"0": 0.01, …}}}',
     )  # fmt: skip

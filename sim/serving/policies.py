@@ -136,9 +136,10 @@ def chunked_prefill(state: EngineState) -> bool:
 
 
 def shortest_first(state: EngineState) -> bool:
-    """As chunked_prefill, but of those who wait the one with the fewest tokens to compute comes next.
+    """As chunked_prefill, but of those who wait the one with the shortest prompt comes next.
 
-    Who was preempted comes before. Long prompts may wait as long as short ones keep coming: there is no ageing.
+    What a cache has of it counts as well. Who was preempted comes before. Long prompts may wait as long as short ones
+    keep coming: there is no ageing.
 
     Source: shortest job first, by the part of a job that is known when it comes.
     """
@@ -180,7 +181,8 @@ def orca(state: EngineState) -> bool:
     """Orca: at every iteration finished requests leave and waiting ones join, whole prompts beside the decodes.
 
     Keys and values of the whole output are reserved at admission, so that nobody is preempted; the output is the
-    request's limit, which it reaches. Prompts join within max_num_batched_tokens, a longer one with decodes alone.
+    request's limit, which it reaches. Prompts join while the step stays within max_num_batched_tokens; the
+    first of them joins in any case, beside all decodes.
 
     Leaves out: reserving contiguous memory.
 

@@ -361,7 +361,7 @@ def can_reserve(state: EngineState) -> bool:
 
 @njit(cache=True)
 def bring_shortest(state: EngineState) -> None:
-    """Move to the head of the line the one with the fewest tokens to compute, the first of several.
+    """Move to the head of the line the one with the fewest known tokens, cached ones included, the first of several.
 
     Who was preempted stays at the head.
     """

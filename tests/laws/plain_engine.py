@@ -1,6 +1,6 @@
 """A slow serving engine in plain Python: the oracle for the compiled one.
 
-One step at a time, objects and lists; written from the description of the two policies, of vLLM's block pool and of
+One step at a time, objects and lists; written from the description of the policies, of vLLM's block pool and of
 its asynchronous loop, sharing nothing with the compiled engine but the price of a step.
 """
 

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.capacity import GROWTH, Verdict, highest_rate, load_of, wait_growth
+from sim.capacity import GROWTH, Capacity, Verdict, load_of, search, wait_growth
+
+
+def highest_rate(probe, first_rate, tolerance=0.02) -> Capacity:
+    """`search`, where trying a rate is a call."""
+    rates = search(first_rate, tolerance)
+    rate = next(rates)
+    while True:
+        try:
+            rate = rates.send(probe(rate))
+        except StopIteration as stop:
+            found: Capacity = stop.value
+            return found
 
 
 def holds_below(critical, tried=None):

@@ -158,7 +158,10 @@ def test_experts_that_do_not_divide(num_ranks):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{}", "token_scores"), ('{"token_scores": {"1": {"0": 0.5}}}', "2 experts in each layer"),
-     ('{"token_scores": {"1": {"0": 0.5, "1": 0.4}}}', "shares of layer 1 sum to 0.900")],
+     ('{"token_scores": {"1": {"0": 0.5, "1": 0.4}}}', "shares of layer 1 sum to 0.900"),
+     ('{"token_scores": {"1": {"0": NaN, "1": 0.4}}}', "a share of layer 1 is nan"),
+     ('{"token_scores": {"1": {"0": 1.5, "1": -0.5}}}', "a share of layer 1 is -0.5"),
+     ('{"token_scores": {}}', "no layer")],
 )  # fmt: skip
 def test_scores_that_are_none(tmp_path, text, message):
     (tmp_path / "scores.json").write_text(text)
@@ -170,3 +173,9 @@ def test_scores_are_shares_of_pairs(tmp_path):
     (tmp_path / "scores.json").write_text('{"token_scores": {"2": {"0": 0.5, "1": 0.3, "2": 0.2}}}')
     found = Popularity.from_scores(tmp_path / "scores.json", 3, 2)
     assert found.inclusion == pytest.approx(np.array([[1.0, 0.6, 0.4]]))
+
+
+def test_no_expert_has_more_than_a_token_gives_one(tmp_path):
+    (tmp_path / "scores.json").write_text('{"token_scores": {"1": {"0": 0.7, "1": 0.2, "2": 0.1}}}')
+    with pytest.raises(ValueError, match="a token that goes to 2 experts gives none more than 1/2"):
+        Popularity.from_scores(tmp_path / "scores.json", 3, 2)

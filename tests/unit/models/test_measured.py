@@ -183,7 +183,7 @@ REROUTES = [reroute("reroute", "eager", 4, n, 10 + n / 10) for n in (1, 101)] + 
 @pytest.mark.parametrize(
     ("way", "adapters", "us"),
     [("eager", 4, [10.1, 15.1, 20.1]), ("fused", 4, [2, 2.5, 3]), ("fused", 10, [2, 2.5, 3]),
-     ("fused", 12, [5, 5.5, 6]), ("aligned", 4, [0.5, 0.25, 0])],
+     ("fused", 12, [5, 5.5, 6]), ("fused", 11, [2, 2.5, 3]), ("aligned", 4, [0.5, 0.25, 0])],
 )  # fmt: skip
 def test_rerouting_by_its_way_and_the_nearest_number_of_adapters(way, adapters, us):
     """10 adapters are nearer to 4 than to 32 by ratio, 12 are not. On the way of the alignment it takes the difference

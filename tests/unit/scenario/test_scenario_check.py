@@ -213,3 +213,20 @@ def test_recorded_routing_is_of_the_model(tmp_path):
     assert "workloads.chat.adapters" in found and "with 64 experts in each layer" in found
     with pytest.raises(ScenarioError, match="file goes with popularity: recorded, and only with it"):
         loaded(tmp_path, CLUSTER + SERVING, lite, "workloads.chat.experts={popularity: recorded}")
+
+
+def test_recorded_decisions_as_numpy_saves_them(tmp_path):
+    """DeepSeek-V2-Lite has 26 layers with 64 experts, of which a token goes to 6."""
+    lite, rng = "workloads.chat.model=deepseek-v2-lite", np.random.default_rng(1)
+    ids = np.stack([rng.permutation(64)[:6] for _ in range(26 * 50)]).reshape(26, 50, 6)
+    np.savez_compressed(tmp_path / "routing.npz", expert_ids=ids)
+    routing = f"{{popularity: recorded, file: {tmp_path / 'routing.npz'}}}"
+    scenario = loaded(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.experts={routing}")
+    build.check(scenario)
+    server = build.Server(scenario.variants[0][1], scenario.variants[0][1].workloads[0],
+                          build.build_topology(scenario.variants[0][1].cluster))  # fmt: skip
+    assert server.popularity().inclusion[3, 7] == (ids[3] == 7).sum() / 50
+    (tmp_path / "text.npz").write_text("no zip file")
+    found = refusal(tmp_path, CLUSTER + SERVING, lite,
+                    f"workloads.chat.experts={{popularity: recorded, file: {tmp_path / 'text.npz'}}}")  # fmt: skip
+    assert "text.npz: is no .npz file" in found

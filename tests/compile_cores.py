@@ -62,4 +62,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         CORES[sys.argv[1]][1]()
     else:
-        print("\n".join(not_compiled()))  # noqa: T201
+        sys.stdout.writelines(f"{name}\n" for name in not_compiled())

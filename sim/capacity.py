@@ -55,25 +55,24 @@ def search(first_rate: float, tolerance: float) -> Generator[float, Verdict, Cap
     for what, value in (("rate", first_rate), ("tolerance", tolerance)):
         if not 0 < value < math.inf:
             raise ValueError(f"the {what} of a search must be positive and finite, got {value}")
-    verdict = yield first_rate
-    low, high, num = (first_rate, None, 1) if verdict.holds else (None, first_rate, 1)
-    limit = verdict.missed
-    while (low is None or high is None) and num <= MOST_DOUBLINGS and not (low is None and verdict.is_idle):
-        rate = 2 * low if low is not None else first_rate / 2**num
+    low: float | None = None
+    high: float | None = None
+    rate, num, limit = first_rate, 0, None
+    while True:
         verdict = yield rate
         num += 1
         if verdict.holds:
             low = rate
         else:
             high, limit = rate, verdict.missed
-    while low is not None and high is not None and high > (1 + tolerance) * low:
-        rate = math.sqrt(low * high)
-        verdict = yield rate
-        num += 1
-        if verdict.holds:
-            low = rate
+        if low is not None and high is not None:
+            if high <= (1 + tolerance) * low:
+                break
+            rate = math.sqrt(low * high)
+        elif num > MOST_DOUBLINGS or (low is None and verdict.is_idle):
+            break
         else:
-            high, limit = rate, verdict.missed
+            rate = 2 * low if low is not None else first_rate / 2**num
     return Capacity(low, high, limit, num)
 
 

@@ -21,10 +21,27 @@ import typer
 
 from models import compile_cache
 from sim.console import fail, print_rows, print_text, rows_of, standard_output
+from sim.options import (
+    ForceOption,
+    OutOption,
+    PacketHopsOption,
+    PriceOption,
+    QuietOption,
+    RatedWorkloadOption,
+    ScenarioArgument,
+    SeedOption,
+    SeedsOption,
+    SetOption,
+    SmallOption,
+    TargetOption,
+    ToleranceOption,
+    WorkersOption,
+    free_path,
+    output_folder,
+)
 from sim.scenario.errors import Refused
 
 BAD_INPUT, INTERRUPTED = 2, 130
-RUNS = Path("runs")
 
 app = typer.Typer(
     name="spindle",
@@ -34,33 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ScenarioArgument = Annotated[Path, typer.Argument(help="scenario file (YAML)", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change the scenario first, e.g. paths.policy=spray; repeatable"),
-]
-SmallOption = Annotated[bool, typer.Option("--small", help="merge the scenario's `small:` block in first")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="first seed, in place of the scenario's")]
-SeedsOption = Annotated[
-    int | None, typer.Option("--seeds", min=1, help="repeat with this many seeds and give intervals")
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="output folder; by default runs/<scenario name>, numbered", show_default=False),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="replace the run in an --out folder that is not empty")]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="worker processes; results do not depend on it", show_default=False),
-]
-PacketHopsOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-packet-hops", min=1, help="refuse runs estimated above this [default: 2e9]", show_default=False
-    ),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress and no summary, errors only")]
 
 
 @app.callback(invoke_without_command=True)
@@ -127,20 +117,10 @@ def sweep(
         list[str] | None,
         typer.Option("--grid", metavar="KEY=A,B,C", help="values of one key; several grids multiply"),
     ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", metavar="METRIC=MS", help="search the highest rate that holds it, such as "
-                     "p99_itl_ms=50; repeatable"),
-    ] = None,
-    workload: Annotated[
-        str | None, typer.Option("--workload", help="of --target: whose rate, where several serve a model",
-                                 show_default=False),
-    ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="of --target: of the rate")] = "2%",
-    price: Annotated[
-        str | None, typer.Option("--price", metavar="DOLLARS", help="of --target: per accelerator-hour, 2.5 or "
-                                 "h200=2.5,h100=2", show_default=False),
-    ] = None,
+    target: TargetOption = None,
+    workload: RatedWorkloadOption = None,
+    tolerance: ToleranceOption = "2%",
+    price: PriceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="of --target: print JSON")] = False,
     settings: SetOption = None,
     seed: SeedOption = None,
@@ -249,7 +229,7 @@ def report(
         raise Refused(f"--out {out} is a folder; give a file, for example {out / 'report.html'}")
     if out is not None and out.exists() and not force:
         raise Refused(f"--out {out} exists; choose another file, or replace it with --force")
-    target = out or (folders[0] / "report.html" if len(folders) == 1 else _free(Path("comparison.html")))
+    target = out or (folders[0] / "report.html" if len(folders) == 1 else free_path(Path("comparison.html")))
     written = _imported("sim.results.report").write_report(folders, target)
     typer.echo(str(written or target))
 
@@ -438,34 +418,6 @@ def list_presets(
     for name in [what.value] if what is not None else [listed.value for listed in Listed]:
         for table in tables(name):
             console.print(table)
-
-
-def output_folder(name: str, out: Path | None, force: bool) -> Path:
-    """Where a run goes: the folder asked for, or runs/<name>, numbered where that is taken.
-
-    Raises Refused when the folder asked for cannot be made, or holds something and force is False.
-    """
-    if out is None:
-        plain = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
-        slug = "-".join(part for part in plain.split("-") if part)[:60] or "run"
-        return _free(RUNS / slug)
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise Refused(f"--out {out}: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK):
-        raise Refused(f"--out {out}: {there} cannot be written to; choose another folder")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise Refused(f"--out {out} is not empty; choose another folder, or replace the run in it with --force")
-    return out
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first of path-2, path-3 … that is not taken; an empty folder is free."""
-    candidate, number = path, 1
-    while candidate.exists() and not (candidate.is_dir() and not any(candidate.iterdir())):
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate
 
 
 def _usual_workers(num_runs: int) -> int:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.architecture import Architecture
-from models.experts import Popularity
 from models.hardware import Precision
-from models.pages import PAGE_BYTES, PageTable, Slots, expert_map, slot_tensors
+from models.pages import PAGE_BYTES, PageTable, Slots, slot_tensors
 
-__all__ = ["Adapter", "Deployment", "adapted", "adapter_bytes", "most_tuned", "read_esft", "spread"]
+__all__ = ["Adapter", "Deployment", "adapter_bytes", "most_tuned", "read_esft", "spread"]
 
 Deployment = Literal["virtual", "padded"]
 """virtual: pages behind the slots that hold an expert; padded: memory for all slots."""
@@ -126,29 +124,3 @@ def adapter_bytes(
         first = experts.num_routed + i * room
         table.load(f"adapter {i}", [Slots(first, len(ids)) for ids in adapter.tuned for _ in ("up", "down")])
     return table.num_mapped * PAGE_BYTES - base
-
-
-def adapted(
-    popularity: Popularity, adapters: Sequence[Adapter], shares: Sequence[float], room: int,
-    own: Sequence[Popularity | None] | None = None,
-) -> Popularity:
-    """Chance that a token's top-k, after rerouting, includes each slot: [layers, M + N E_max].
-
-    shares: of the tokens, first the base's, then each adapter's; they sum to 1
-    own: of each adapter how its tokens choose, None: as the base's do
-    A token of adapter i goes to slot map[i, j] where the router says j, so with q_ij the router's chance, slot s has
-    the sum over i of share_i · (q_ij where map[i, j] = s).
-    """
-    num_layers, num_experts = len(adapters[0].tuned), popularity.inclusion.shape[1]
-    shape = (num_layers, num_experts)
-    chances = np.broadcast_to(popularity.inclusion, shape)
-    of_adapter = [
-        chances if one is None else np.broadcast_to(one.inclusion, shape) for one in own or [None] * len(adapters)
-    ]
-    inclusion: NDArray[np.float64] = np.zeros((num_layers, num_experts + len(adapters) * room))
-    inclusion[:, :num_experts] = shares[0] * chances
-    for layer in range(num_layers):
-        slots = expert_map([adapter.tuned[layer] for adapter in adapters], num_experts, room)
-        for share, slot_of, mine in zip(shares[1:], slots, of_adapter, strict=True):
-            inclusion[layer, slot_of] += share * mine[layer]
-    return Popularity(inclusion, popularity.top_k)

@@ -13,6 +13,7 @@ from models.cost.priced import PricedStep, measured_step
 from models.cost.provenance import Source
 from models.cost.step import BY_CURVE, BY_EXPERTS, BY_ROOFLINE, PRICED_BY, StepTable, chunk_seconds, operator_seconds
 from models.parallelism import Parallelism
+from models.touched import expected_touched
 from sim.engine.random import RandomStreams
 from sim.scenario.build import build_topology
 from sim.scenario.build_server import Server
@@ -77,7 +78,7 @@ def _of_workload(server: Server) -> list[dict[str, Any]]:
         table = step_table(server.architecture, server.accelerator, whole, **costs)
     rows = []
     for batch in batches:
-        seconds = _seconds(table, batch, context, chunk)
+        seconds = _seconds(table, batch, context, chunk, _touched(server, table, batch))
         for o, name in enumerate(server.operator_names()):
             if seconds[o] > 0:
                 source, nearest = _source(priced, o, batch, context, chunk)
@@ -86,7 +87,17 @@ def _of_workload(server: Server) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(table: StepTable, batch: Batch, context: int, chunk: int) -> np.ndarray:
+def _touched(server: Server, table: StepTable, batch: Batch) -> float:
+    """Distinct experts where there are adapters: decodes of all in their shares, a prompt of the most popular one."""
+    if server.w.adapters is None or not len(table.mix.log_miss):
+        return 0.0
+    shares = server.w.adapters.shares
+    tokens, decodes, *_ = batch.features
+    of_each = np.round(shares * tokens) if decodes else tokens * (np.arange(len(shares)) == shares.argmax())
+    return float(expected_touched(table.mix, of_each.astype(np.int64)))
+
+
+def _seconds(table: StepTable, batch: Batch, context: int, chunk: int, touched: float) -> np.ndarray:
     each, attention = np.zeros(len(table.weight)), table.attention
     decodes = int(batch.features[1])
     prefill_s = decode_s = 0.0
@@ -95,7 +106,7 @@ def _seconds(table: StepTable, batch: Batch, context: int, chunk: int) -> np.nda
         line = attention.decode_at_0[decodes, segment] + attention.decode_slope[decodes, segment] * context
         decode_s = decodes * line
         prefill_s = chunk_seconds(attention, chunk, 0) if decodes == 0 else 0.0
-    operator_seconds(table, *batch.features, each, prefill_s, decode_s)
+    operator_seconds(table, *batch.features, each, prefill_s, decode_s, touched)
     return each
 
 

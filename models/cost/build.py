@@ -17,6 +17,7 @@ from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
 from models.rerouting import Rerouting
+from models.touched import AdapterMix
 
 __all__ = ["check_scale", "compiled", "factors", "operator_names", "operator_scale", "stage_tables", "step_table"]
 
@@ -34,11 +35,12 @@ def step_table(
     popularity: Popularity | None = None,
     max_tokens: int = 8192,
     rerouting: Rerouting | None = None,
+    mix: AdapterMix | None = None,
 ) -> StepTable:
     """The whole step of one replica as one table, all its layers included.
 
     popularity: how tokens choose experts, uniform where None; max_tokens: the most tokens a step of a model
-    with experts may have; rerouting: of the adapters over it.
+    with experts may have; rerouting, mix: of the adapters over it.
     Rows are named by `operator_names`. Efficiencies, fixed_s and scale as in `Roofline`.
 
     Leaves out: differences of popularity between layers (the mean of their distinct experts is used).
@@ -53,7 +55,8 @@ def step_table(
     roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
     repeats = stage_repeats(architecture)
     distinct = distinct_lookup(architecture, popularity, max_tokens)
-    return compiled(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
+    table = compiled(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
+    return table if mix is None else table._replace(mix=mix)
 
 
 def stage_tables(

@@ -33,6 +33,7 @@ from models.hardware import Accelerator, Precision
 from models.operators import operators, stage_repeats
 from models.parallelism import Parallelism
 from models.rerouting import Rerouting
+from models.touched import AdapterMix, most_touched
 
 __all__ = ["PricedStep", "measured_step"]
 
@@ -70,10 +71,12 @@ def measured_step(
     max_seqs: int = 256,
     max_context: int = 8192,
     rerouting: Rerouting | None = None,
+    mix: AdapterMix | None = None,
 ) -> PricedStep:
     """As `step_table` and `stage_tables`, from measured times where there are some, from the roofline elsewhere.
 
     max_tokens, max_seqs, max_context: the most tokens and requests of a step, and of one request
+    rerouting, mix: of adapters; then experts are priced by those that the batch's own adapters touch
     Raises as they do.
     """
     built = operators(architecture, parallelism, weights, kv, rerouting)
@@ -93,12 +96,13 @@ def measured_step(
             if found is not None:
                 experts, name = found
                 includes |= {"expert_combine", "router"} if name == "moe" else {"expert_combine"}
-                if parallelism.expert == 1:
+                if parallelism.expert == 1 and mix is None:
                     rows = counts * operator.shape[2]
                     times = experts.at(np.column_stack([rows, distinct[counts]]), roof)
                 else:
+                    most = operator.shape[3] if mix is None else most_touched(mix)
                     tags[o, 0] = BY_EXPERTS
-                    more["experts"] = _expert_table(experts, operator, roof, max_tokens)
+                    more["experts"] = _expert_table(experts, operator, roof, max_tokens, most)
         elif operator.kind == "attention":
             if "attention" not in more:
                 known = measured.attention(operator, kv)
@@ -115,6 +119,8 @@ def measured_step(
             tags[o] = BY_CURVE, len(curves)
             curves.append(np.where(counts > 0, times.seconds, 0.0))
             sources[o] = times.source
+    if mix is not None:
+        more["mix"] = mix
     more["curves"] = np.array(curves).reshape(len(curves), max_tokens + 1)
     is_included = np.array([operator.name in includes for operator in built])
 
@@ -137,8 +143,11 @@ ROW_STEP = 1.1
 """Ratio of the numbers of rows at which a rank's experts are priced; below 32 all are."""
 
 
-def _expert_table(experts: ExpertTimes, operator: Operator, roof: Roof, max_tokens: int) -> ExpertTable:
-    top_k, num_experts = operator.shape[2:]
+def _expert_table(
+    experts: ExpertTimes, operator: Operator, roof: Roof, max_tokens: int, num_experts: int
+) -> ExpertTable:
+    """num_experts: of a rank, with those that adapters add"""
+    top_k = operator.shape[2]
     largest = max(max_tokens * min(top_k, num_experts), 64)
     steps = np.geomspace(32, largest, int(np.log(largest / 32) / np.log(ROW_STEP)) + 2)
     rows = np.unique(np.concatenate([np.arange(1, 32), np.round(steps), experts.fit.points[:, 0]]))

@@ -13,11 +13,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.compiled import inner
+from models.touched import AdapterMix, no_mix
 
 __all__ = [
     "AttentionTable", "ExpertTable", "StepTable", "chunk_seconds", "decode_lines", "decode_seconds", "expert_seconds",
-    "extra_seconds", "is_beyond_measured", "no_attention", "no_experts", "operator_seconds", "roofline_table",
-    "step_parts", "step_seconds", "tail_seconds",
+    "experts_seconds", "extra_seconds", "is_beyond_measured", "no_attention", "no_experts", "operator_seconds",
+    "roofline_table", "step_parts", "step_seconds", "tail_seconds",
 ]  # fmt: skip
 
 RUNS_ON, IS_COMMUNICATION, SOURCE, PRICED_BY, CURVE = 0, 1, 2, 3, 4
@@ -124,7 +125,8 @@ class StepTable(NamedTuple):
     top_k: routed experts of a token, 0 in a dense model
     curves: [curves, max_tokens + 1], measured seconds of one call by tokens, or by sequences
     attention: measured attention
-    experts: measured routed experts of a rank, in the stage "experts"
+    experts: measured routed experts of a rank, by rows and experts touched
+    mix: what distinct experts follow from where requests have adapters
     """
 
     work: NDArray[np.float64]
@@ -137,6 +139,7 @@ class StepTable(NamedTuple):
     curves: NDArray[np.float64]
     attention: AttentionTable
     experts: ExpertTable
+    mix: AdapterMix
 
 
 def roofline_table(
@@ -153,18 +156,19 @@ def roofline_table(
     more = np.zeros((len(tags), 2), np.int64)
     all_tags = np.concatenate([tags.reshape(-1, 3), more], axis=1).astype(np.int64)
     return StepTable(
-        work, rates, fixed_s, weight, all_tags, distinct, top_k, np.zeros((0, 0)), no_attention(), no_experts()
-    )
+        work, rates, fixed_s, weight, all_tags, distinct, top_k, np.zeros((0, 0)), no_attention(), no_experts(),
+        no_mix(),
+    )  # fmt: skip
 
 
 @inner
 def _features(
-    distinct_experts, top_k, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context
+    distinct_experts, top_k, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context, touched
 ):
-    """All nine features; the last two follow from the tokens."""
+    """All nine features; the last two follow from the tokens, unless `touched` is known."""
     rows = top_k * tokens
-    distinct = 0.0
-    if rows > 0.0:
+    distinct = touched
+    if rows > 0.0 and touched == 0.0:
         if tokens >= distinct_experts.size:
             raise ValueError("more tokens in a step than the table's max_tokens")
         distinct = distinct_experts[int(tokens)]
@@ -321,8 +325,12 @@ def step_parts(
     decode_context: float,
     prefill_s: float = 0.0,
     decode_s: float = 0.0,
+    touched: float = 0.0,
 ) -> tuple[float, float]:
-    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds`."""
+    """(compute, communication inside the host) seconds of a step; their sum is `step_seconds`.
+
+    touched: distinct experts of a layer, where they are known; 0: what so many tokens touch in the mean
+    """
     x = _features(
         table.distinct_experts,
         table.top_k,
@@ -332,6 +340,7 @@ def step_parts(
         prefill_pairs,
         prefill_context,
         decode_context,
+        touched,
     )
     return _price(table, x, prefill_s, decode_s, False, table.weight)
 
@@ -348,6 +357,7 @@ def operator_seconds(
     seconds: NDArray[np.float64],
     prefill_s: float = 0.0,
     decode_s: float = 0.0,
+    touched: float = 0.0,
 ) -> None:
     """Adds each operator's seconds of one step to `seconds` [operators]: shares by operator and by source.
 
@@ -362,6 +372,7 @@ def operator_seconds(
         prefill_pairs,
         prefill_context,
         decode_context,
+        touched,
     )
     _price(table, x, prefill_s, decode_s, True, seconds)
 
@@ -374,6 +385,19 @@ def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float
     """
     x = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, float(expert_rows), float(distinct_experts))
     return _price(table, x, 0.0, 0.0, False, table.weight)[0]
+
+
+@njit(cache=True)
+def experts_seconds(table: StepTable, tokens: float, touched: float) -> float:
+    """Measured time of the routed experts of all layers in a step; 0 where they are not measured by experts touched."""
+    total_s = 0.0
+    for o in range(table.weight.size):
+        if table.tags[o, PRICED_BY] == BY_EXPERTS:
+            experts = table.experts
+            total_s += table.weight[o] * _bilinear(
+                experts.rows, experts.touched, experts.seconds, table.top_k * tokens, touched
+            )
+    return total_s
 
 
 @njit(cache=True)

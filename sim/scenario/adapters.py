@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from models.rerouting import Way
@@ -23,7 +25,7 @@ class FineTuned(Part):
         default=None, description="how its tokens choose experts, as `experts.file`; by default as the base's tokens do"
     )
     share: PositiveNumber = Field(
-        default=1.0, description="of the tokens, against the others' and base_share"
+        default=1.0, description="of the requests, against the others' and base_share"
     )
 
     @model_validator(mode="after")
@@ -37,14 +39,16 @@ class FineTuned(Part):
 class Adapters(Part):
     """Adapters in one pool of expert slots (ExpertWeave, arXiv 2508.17624).
 
-    Their memory is taken from the cache's, and the experts that a step touches are those after rerouting. Each
-    layer with experts reroutes its tokens' pairs. Left out: loading and evicting while requests run.
+    Each request is one adapter's, or the base's. In one pool their memory is taken from the cache's, the experts that
+    a step touches are those of its requests after rerouting, and each layer with experts reroutes its tokens' pairs.
+    Left out: loading and evicting while requests run.
     """
 
-    deployment: Literal["virtual", "padded"] = Field(
+    deployment: Literal["virtual", "padded", "merged"] = Field(
         default="virtual",
-        description="virtual: memory behind the slots that hold an expert; padded: for all slots",
-    )
+        description="virtual: memory behind the slots that hold an expert; padded: for all slots; merged: a model of "
+        "its own for each adapter (and for the base, if it has a share), on an equal part of the replicas",
+    )  # fmt: skip
     most_tuned: Count | None = Field(
         default=None, description="slots kept for each adapter in each layer; by default the most that any tunes"
     )
@@ -54,5 +58,35 @@ class Adapters(Part):
         description="eager: PyTorch's operators; fused: one kernel; aligned: on the way of the experts' alignment",
     )
     base_share: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="of the tokens, those without an adapter, against the adapters' shares"
+        default=0.0, description="of the requests, those without an adapter, against the adapters' shares"
     )
+    alpha: PositiveNumber | None = Field(
+        default=None, description="shares by a power law as S-LoRA draws them, instead of `share`: of n adapters the "
+        "i-th has (i/n)^alpha - ((i-1)/n)^alpha of the requests; 1: all alike, smaller: the first has ever more",
+    )  # fmt: skip
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """[adapters + 1] of the requests, the base's first; they sum to 1."""
+        n = len(self.fine_tuned)
+        if self.alpha is None:
+            of_adapters = np.array([adapter.share for adapter in self.fine_tuned])
+        else:
+            of_adapters = np.diff((np.arange(n + 1) / n) ** self.alpha)
+        shares = np.append(self.base_share, of_adapters)
+        return shares / shares.sum()
+
+    @property
+    def is_merged(self) -> bool:
+        return self.deployment == "merged"
+
+    @property
+    def num_models(self) -> int:
+        """Models that lie side by side: one, unless merged."""
+        return len(self.fine_tuned) + (self.base_share > 0) if self.is_merged else 1
+
+    @model_validator(mode="after")
+    def _one_law_of_shares(self) -> Adapters:
+        if self.alpha is not None and any("share" in adapter.model_fields_set for adapter in self.fine_tuned):
+            raise refused("alpha says each adapter's share; leave out `share`, or alpha", "alpha")
+        return self

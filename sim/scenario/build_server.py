@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.adapters import Adapter, adapted, adapter_bytes, most_tuned, read_esft, spread
+from models.adapters import Adapter, adapter_bytes, most_tuned, read_esft, spread
 from models.architecture import ARCHITECTURES, Architecture
 from models.cost.build import operator_names, operator_scale, stage_tables, step_table
 from models.cost.measured import Measured
@@ -20,6 +20,7 @@ from models.hugging_face import from_hugging_face
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism, ParallelismError
 from models.rerouting import Rerouting
+from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
@@ -135,8 +136,13 @@ class Server:
         assert self.w.adapters is not None
         return self.w.adapters.most_tuned or most_tuned(self.adapters)
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether adapters lie over one base."""
+        return self.w.adapters is not None and not self.w.adapters.is_merged
+
     def _adapter_bytes(self, parallelism: Parallelism, weights: Precision) -> int:
-        if self.w.adapters is None:
+        if self.w.adapters is None or self.w.adapters.deployment == "merged":
             return 0
         if parallelism.expert > 1:
             raise ParallelismError(f"adapters lie on one rank: expert degree {parallelism.expert} must be 1")
@@ -147,7 +153,7 @@ class Server:
     @property
     def rerouting(self) -> Rerouting | None:
         adapters = self.w.adapters
-        return None if adapters is None else Rerouting(adapters.rerouting, len(adapters.fine_tuned))
+        return Rerouting(adapters.rerouting, len(adapters.fine_tuned)) if adapters and self.has_pool else None
 
     def operator_names(self) -> tuple[str, ...]:
         return operator_names(self.architecture, self.parallelism, rerouting=self.rerouting)
@@ -221,8 +227,10 @@ class Server:
         scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
         return TRACES[w.trace.format](w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
 
-    def contents(self, prompt: np.ndarray) -> Contents | None:
+    def contents(self, prompt: np.ndarray, adapter: np.ndarray) -> Contents | None:
         """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
+
+        adapter: of each; keys and values of different ones are different.
 
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
@@ -231,12 +239,15 @@ class Server:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
         # A request's copy of the attention is its number's, and finds only what its own requests have computed.
-        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, self.parallelism.data)
+        data = self.parallelism.data
+        group = np.arange(len(prompt)) % data + data * adapter
+        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, group)
 
     def check_contents(self) -> None:
         """Raises ValueError as `contents` does."""
         if self.trace is not None:
-            self.contents(self.trace.num_prompt_tokens)
+            prompt = self.trace.num_prompt_tokens
+            self.contents(prompt, np.zeros(len(prompt), np.int64))
 
     def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         w, trace = self.w, self.trace
@@ -274,33 +285,52 @@ class Server:
             popularity = Popularity.zipf(experts.num_routed, experts.top_k, law.alpha)
         else:
             popularity = Popularity.uniform(experts.num_routed, experts.top_k)
+        return popularity
+
+    def mix(self, max_tokens: int) -> AdapterMix | None:
+        """What experts its adapters' tokens touch; None where each has a model of its own, or there are none."""
+        experts, adapters, popularity = self.architecture.experts, self.w.adapters, self.popularity()
+        if experts is None or popularity is None or adapters is None or adapters.is_merged:
+            return None
+        own = [None if a.routing is None else Popularity.read(a.routing, experts) for a in adapters.fine_tuned]
+        return adapter_mix(popularity, self.adapters, max_tokens, own)
+
+    def model_of(self, adapter: np.ndarray) -> np.ndarray | None:
+        """Of each request, given its adapter: which of several merged models serves it; None where there is one."""
+        adapters = self.w.adapters
+        return None if adapters is None or not adapters.is_merged else adapter - (adapters.base_share == 0)
+
+    def adapter_of(self, num_requests: int, streams: RandomStreams) -> np.ndarray:
+        """Of each request: 0 the base, i the i-th adapter."""
         if self.w.adapters is None:
-            return popularity
-        fine_tuned = self.w.adapters.fine_tuned
-        shares = np.array([self.w.adapters.base_share, *(a.share for a in fine_tuned)])
-        own = [None if a.routing is None else Popularity.read(a.routing, experts) for a in fine_tuned]
-        return adapted(popularity, self.adapters, list(shares / shares.sum()), self._room(), own)
+            return np.zeros(num_requests, np.int64)
+        reach = np.cumsum(self.w.adapters.shares)
+        draws = streams.stream(f"workload.{self.w.name}.adapter").random(num_requests)
+        return np.minimum(np.searchsorted(reach, draws, side="right"), len(reach) - 1)
 
     def costs(self, prompt: np.ndarray, output: np.ndarray) -> dict[str, Any]:
         """What prices its steps, for requests of these lengths."""
         cost, batching = self.scenario.cost, self.w.batching
         longest = int(prompt.max() + output.max())
-        return {
+        # Of whole prompts one that is longer than the budget is a step of its own, under orca beside all decodes.
+        max_tokens = max(batching.max_num_batched_tokens, batching.max_num_seqs,
+                         longest + (batching.max_num_seqs if batching.policy == "orca" else 0))  # fmt: skip
+        costs = {
             "weights": self.weights,
             "kv": self.w.precision.kv,
             "compute_efficiency": cost.efficiency.compute,
             "memory_efficiency": cost.efficiency.memory,
             "scale": operator_scale(cost.scale, self.operator_names()),
             "popularity": self.popularity(),
-            # Of whole prompts one that is longer than the budget is a step of its own, under orca beside all decodes.
-            "max_tokens": max(batching.max_num_batched_tokens, batching.max_num_seqs,
-                              longest + (batching.max_num_seqs if batching.policy == "orca" else 0)),
+            "max_tokens": max_tokens,
             "rerouting": self.rerouting,
         }
+        return costs if self.parallelism.expert > 1 else costs | {"mix": self.mix(max_tokens)}
 
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
+        adapter = self.adapter_of(len(prompt), streams)
         # An attention copy keeps its own cache; the engine schedules over all copies together.
         plan = self.memory_plan()
         num_blocks = plan.num_kv_blocks * parallelism.data
@@ -313,7 +343,9 @@ class Server:
         )  # fmt: skip
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
-            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt),
+            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
+            "adapter": adapter, "model": self.model_of(adapter),
+            "num_models": w.adapters.num_models if w.adapters else 1,
             "rng": streams.stream(f"workload.{w.name}.router"),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip

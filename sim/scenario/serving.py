@@ -293,6 +293,16 @@ class Serving(Workload):
         return self.replicas * self.parallelism.num_accelerators
 
     @model_validator(mode="after")
+    def _merged_models_have_replicas(self) -> Serving:
+        num_models = 1 if self.adapters is None else self.adapters.num_models
+        if self.replicas % num_models:
+            raise refused(
+                f"{self.replicas} replicas for {num_models} merged models; give each as many, such as {num_models} in "
+                "all", "replicas",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _has_requests(self) -> Serving:
         if self.arrivals.kind == "trace" and self.trace is None:
             raise refused(

@@ -13,6 +13,7 @@ from numba import njit
 from models.compiled import inner
 from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts, tail_seconds
 from sim.devices.kv_cache import hold, note_contents, release
+from sim.serving.adapter_experts import tally_experts, touched_experts
 from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
 from sim.serving.state import (
@@ -69,6 +70,10 @@ def price_batch(state: EngineState, table: StepTable) -> None:
             state, table.attention, 0, 1, counts.decodes, counts.decode_context
         )
     tokens = graph_tokens(counts.tokens, counts.max_graph_tokens)
+    touched = 0.0
+    if table.mix.log_miss.size > 0:  # asked here, because a call hands over all arrays
+        touched = touched_experts(state, table, state.batch, counts.batch_size, tokens - counts.tokens)
+        tally_experts(state, table, tokens, touched, 1)
     compute_s, communication_s = step_parts(
         table,
         tokens,
@@ -79,6 +84,7 @@ def price_batch(state: EngineState, table: StepTable) -> None:
         counts.decode_context,
         prefill_s,
         decode_s,
+        touched,
     )
     tally(state, tokens, counts.batch_size, prefill_s, decode_s, is_outside)
     counts.total_s += compute_s + communication_s
@@ -241,6 +247,8 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     num_steps = 0
     is_measured = table.attention.chunk.size > 0
     tokens = graph_tokens(size, counts.max_graph_tokens)
+    has_adapters = table.mix.log_miss.size > 0
+    touched = touched_experts(state, table, in_flight, size, tokens - size) if has_adapters else 0.0
     decode_s = 0.0
     slope_s = 0.0
     is_outside = False
@@ -268,7 +276,9 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
                 decode_s += slope_s
             if table.attention.tail.size > 0:
                 tail_s = tail_seconds(table.attention, 0, size, context / size, longest + num_steps)
-        compute_s, communication_s = step_parts(table, tokens, size, size, 0, 0, context, 0.0, decode_s + tail_s)
+        compute_s, communication_s = step_parts(
+            table, tokens, size, size, 0, 0, context, 0.0, decode_s + tail_s, touched
+        )
         tally(state, tokens, size, 0.0, decode_s + tail_s, is_outside)
         counts.total_s += compute_s + communication_s
         flight.prefill_tokens = 0
@@ -278,6 +288,8 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
         flight.finish_s = flight.started_s + max(compute_s + communication_s, counts.host_s)
     if num_steps == 0:
         return 0
+    if has_adapters:
+        tally_experts(state, table, tokens, touched, num_steps)
     flight.decode_context = context
     counts.now_s = flight.started_s
     finish_s = state.leap_finish_s

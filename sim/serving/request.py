@@ -24,6 +24,7 @@ REQUEST = np.dtype(
         ("num_in_flight", "i4"),
         ("num_cached", "i4"),
         ("num_preemptions", "i4"),
+        ("adapter", "i2"),
         ("replica", "i2"),
         ("outcome", "i1"),
     ],
@@ -40,6 +41,7 @@ num_generated        output tokens so far
 num_in_flight        output tokens of steps scheduled and not finished; prompt + generated + in flight - computed
                      tokens are still to be scheduled
 num_cached           prompt tokens that the cache had when it was first scheduled
+adapter              0: the base model; i: the i-th adapter
 replica              -1 until routed
 """
 
@@ -48,8 +50,9 @@ def new_requests(
     arrival_s: NDArray[np.float64],
     num_prompt_tokens: NDArray[np.int64],
     num_output_tokens: NDArray[np.int64],
+    adapter: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
-    """Requests that have not arrived yet, in order of arrival.
+    """Requests that have not arrived yet, in order of arrival; of the base model unless `adapter` says otherwise.
 
     Raises ValueError unless arrivals rise, and each request has at least one token in and one out.
     """
@@ -69,6 +72,7 @@ def new_requests(
     requests["num_prompt_tokens"] = num_prompt_tokens
     requests["num_output_tokens"] = num_output_tokens
     requests["first_token"] = np.cumsum(num_output_tokens) - num_output_tokens
+    requests["adapter"] = 0 if adapter is None else adapter
     requests["replica"] = -1
     for field in ("scheduled_s", "first_token_s", "finished_s"):
         requests[field] = np.nan

@@ -27,9 +27,10 @@ class Routable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A request to be routed: its number, which is how many were routed before, and two draws from [0, 1)."""
+    """A request to be routed: its number, how many were routed to these replicas before, and two draws from [0, 1)."""
 
     request: int
+    num_before: int
     draws: tuple[float, float] = (0.0, 0.0)
 
 
@@ -46,7 +47,7 @@ class Router:
 
 def round_robin(replicas: Sequence[Routable], routed: Routed) -> int:
     """Each in turn."""
-    return routed.request % len(replicas)
+    return routed.num_before % len(replicas)
 
 
 def least_outstanding(replicas: Sequence[Routable], routed: Routed) -> int:

@@ -41,6 +41,8 @@ class ServingWorkload:
 
     arrival_s, num_prompt_tokens, num_output_tokens   [requests]; arrivals count from `start`
     num_replicas, limits, router     replicas are alike; router is a name in ROUTERS, which draws from rng
+    adapter      [requests] of each: 0 the base model, i the i-th adapter
+    model        [requests] which of num_models serves it, each on an equal part of the replicas; None: there is one
     table        the cost of a step that stays inside one host …
     iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
                  take no time)
@@ -70,12 +72,18 @@ class ServingWorkload:
         priced: PricedStep | None = None,
         contents: Contents | None = None,
         rng: np.random.Generator | None = None,
+        adapter: NDArray[np.int64] | None = None,
+        model: NDArray[np.int64] | None = None,
+        num_models: int = 1,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
         self.name = name
         self.clock = clock
-        self.requests = new_requests(arrival_s, num_prompt_tokens, num_output_tokens)
+        self.requests = new_requests(arrival_s, num_prompt_tokens, num_output_tokens, adapter)
+        self._model = np.zeros(len(self.requests), np.int64) if model is None else model
+        self._num_routed = [0] * num_models
+        """To each model."""
         self.token_time_s = new_token_times(self.requests)
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
@@ -118,15 +126,22 @@ class ServingWorkload:
             yield arrival
             if self.router.sees_replicas or request % ARRIVALS_PER_CATCH_UP == 0:
                 self._catch_up()
-            routed = Routed(request, (draws[request, 0], draws[request, 1]))
-            replica = self.replicas[self.router.choose(self.replicas, routed)]
-            reason = replica.submit(request)
+            reason = self._replica_for(request, draws[request]).submit(request)
             if reason is not None:
                 self.failures[reason] += 1
             self._num_arrived += 1
         for replica in self.replicas:
             yield from replica.drain()
         self.check()
+
+    def _replica_for(self, request: int, draws: NDArray[np.float64]) -> Replica:
+        """Where the router sends it, of the replicas of its model."""
+        model = int(self._model[request])
+        each = len(self.replicas) // len(self._num_routed)
+        replicas = self.replicas[model * each : (model + 1) * each]
+        routed = Routed(request, self._num_routed[model], (draws[0], draws[1]))
+        self._num_routed[model] += 1
+        return replicas[self.router.choose(replicas, routed)]
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -185,6 +200,7 @@ class ServingWorkload:
             workload=self.name,
             request=ids,
             replica=rows["replica"],
+            adapter=rows["adapter"],
             arrival_s=rows["arrival_s"],
             scheduled_s=rows["scheduled_s"],
             first_token_s=rows["first_token_s"],

@@ -44,10 +44,12 @@ class SharedBlocks:
             seen.update(numbers)
         return num_hits / max(len(self.number), 1)
 
-    def contents(self, num_prompt_tokens: NDArray[np.int64], block_size: int, num_copies: int = 1) -> Contents:
+    def contents(
+        self, num_prompt_tokens: NDArray[np.int64], block_size: int, group: NDArray[np.int64] | None = None
+    ) -> Contents:
         """For an engine's blocks, which are parts of these: those that a prompt fills.
 
-        num_copies: of the attention; requests share only with those of their own, which their number says
+        group: of each request; it shares only with those of its own
         Raises ValueError where block_size does not divide a block.
         """
         if self.num_tokens % block_size:
@@ -60,6 +62,8 @@ class SharedBlocks:
         start = np.append(0, np.cumsum(num_full))
         place = np.arange(start[-1]) - np.repeat(start[:-1], num_full)
         block = np.repeat(self.start[:-1], num_full) + place // parts
-        copy = np.repeat(np.arange(len(num_full)) % num_copies, num_full)
-        _, number = np.unique((self.number[block] * parts + place % parts) * num_copies + copy, return_inverse=True)
+        part = self.number[block] * parts + place % parts
+        if group is not None:
+            part = part * (group.max(initial=0) + 1) + np.repeat(group, num_full)
+        _, number = np.unique(part, return_inverse=True)
         return Contents(start, number.astype(np.int64))

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine, PlainRequest
 
+from models.adapters import Adapter
 from models.cost.step import StepTable, roofline_table
+from models.experts import Popularity
 from models.features import Feature
+from models.touched import adapter_mix
 from sim.devices.kv_cache import Contents, check_kv_cache, new_holdings
 from sim.engine.clock import Clock
 from sim.serving.engine import PAUSED, advance
@@ -86,7 +89,7 @@ def contents_of(engine) -> list[tuple[int, ...]]:
 
 def run_compiled(engine, cuts=(), table=None):
     """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
-    requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"])
+    requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"], engine.get("adapter"))
     token_time_s = new_token_times(requests)
     given = contents_of(engine)
     start = np.cumsum([0, *(len(numbers) for numbers in given)])
@@ -120,14 +123,18 @@ def run_compiled(engine, cuts=(), table=None):
     return state, requests, token_time_s, fits
 
 
-def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
+def plain_requests(engine, fits) -> list[PlainRequest]:
     given = contents_of(engine)
-    requests = [
+    return [
         PlainRequest(
             int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]), given[i]
         )
         for i in np.flatnonzero(fits)
     ]
+
+
+def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
+    requests = plain_requests(engine, fits)
     plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in KEYS})
     plain.run()
     return plain, requests
@@ -137,12 +144,12 @@ def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
 @given(small_engines())
 def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine):
     state, requests, token_time_s, fits = run_compiled(engine, engine["cuts"])
-    plain, plain_requests = run_plain(engine, fits)
+    plain, everybody = run_plain(engine, fits)
 
     rows = state.steps[: state.counts["num_recorded"][0]]
     fields = ["started_s", "finished_s", "num_prefill_tokens", "num_decodes", "num_kv_blocks"]
     assert [tuple(row[f].item() for f in fields) for row in rows] == plain.steps
-    for request in plain_requests:
+    for request in everybody:
         row = requests[request.number]
         first = row["first_token"]
         assert token_time_s[first : first + request.output].tolist() == request.token_times_s
@@ -151,6 +158,56 @@ def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine
         assert row["scheduled_s"] == request.scheduled_s
         assert row["first_token_s"] == request.token_times_s[0]
         assert row["finished_s"] == request.token_times_s[-1]
+
+
+LAYERS = [[0.5, 0.25, 1.0, 0.25], [0.9, 0.1, 0.3, 0.7]]
+"""Chances of four experts in two layers, of which a token takes two."""
+ADAPTERS = [Adapter("first", ((1, 2), (0,))), Adapter("second", ((), (0, 3)))]
+
+
+def experts_table() -> StepTable:
+    """A millisecond for each expert of a layer that a step touches."""
+    work = np.zeros((1, 2, len(Feature)))
+    work[0, 0, Feature.DISTINCT_EXPERTS] = 1e-3
+    tags = np.array([[Feature.EXPERT_ROWS, 0, 0]])
+    table = roofline_table(work, np.ones((1, 2)), np.zeros(1), np.ones(1), tags, np.full(100, np.nan), 2.0)
+    return table._replace(mix=adapter_mix(Popularity(np.array(LAYERS), 2), ADAPTERS, 100))
+
+
+class PlainAdapters(PlainEngine):
+    """Counts slots one by one: an expert has one for the base and one for each adapter that has tuned it."""
+
+    adapter: dict[int, int]
+
+    def sums(self, batch):
+        tokens = [0] * 3
+        for part in batch:
+            tokens[self.adapter[part.request.number]] += part.num
+        tokens[0] += self.padded(sum(tokens)) - sum(tokens)
+        touched = 0.0
+        for layer, chances in enumerate(LAYERS):
+            for expert, chance in enumerate(chances):
+                slot = {0: 0, **{i + 1: i + 1 if expert in a.tuned[layer] else 0 for i, a in enumerate(ADAPTERS)}}
+                for s in range(3):
+                    touched += 1 - (1 - chance) ** sum(n for i, n in enumerate(tokens) if slot[i] == s)
+        _, prompt, decodes = super().sums(batch)
+        return 1e-3 * touched / len(LAYERS), prompt, decodes
+
+    def price(self, contexts, chunks):
+        return 0.0, 0.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(small_engines(), st.lists(st.integers(0, 2), min_size=14, max_size=14))
+def test_a_step_touches_the_experts_of_its_own_requests_adapters(engine, adapters):
+    engine = {**engine, "adapter": np.array(adapters[: len(engine["prompt"])])}
+    _, _, token_time_s, fits = run_compiled(engine, engine["cuts"], experts_table())
+    plain = PlainAdapters(plain_requests(engine, fits), cost_table(), **{key: engine[key] for key in KEYS})
+    plain.adapter = dict(enumerate(adapters))
+    everybody = list(plain.to_come)
+    plain.run()
+    times = [time_s for request in everybody for time_s in request.token_times_s]
+    assert token_time_s[~np.isnan(token_time_s)] == pytest.approx(times, rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=150, deadline=None)

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from models.adapters import Adapter, adapted, adapter_bytes, most_tuned, read_esft, spread
+from models.adapters import Adapter, adapter_bytes, most_tuned, read_esft, spread
 from models.architecture import ARCHITECTURES
 from models.experts import Popularity, expected_distinct
 from models.hardware import ACCELERATORS
 from models.memory import plan_memory
+from models.touched import adapter_mix, expected_touched, most_touched
 
 LITE = ARCHITECTURES["deepseek-v2-lite"]
 MIB = 2**20
@@ -66,18 +67,17 @@ def test_bytes_by_hand():
 
 
 def test_what_tokens_touch_after_rerouting():
-    """Half the tokens are the base's; the adapter's have experts 3 and 14 of their own. With every expert equally
-    popular (6 of 64), expert 3 keeps half of its chance and slot 64 has the other half."""
-    adapter = Adapter("two", ((14, 3),) * 26)
-    popularity = adapted(Popularity.uniform(64, 6), [adapter], [0.5, 0.5], room=3)
-    assert popularity.inclusion.shape == (26, 67)
-    assert popularity.inclusion.sum(axis=1) == pytest.approx(6)
-    chance = 6 / 64
-    assert popularity.inclusion[5, [3, 14, 64, 65, 66]].tolist() == [chance / 2] * 4 + [0]
-    assert popularity.inclusion[5, 0] == chance
-    base, touched = (expected_distinct(p, np.array([1, 10_000])) for p in (Popularity.uniform(64, 6), popularity))
-    assert touched[0] == pytest.approx([6, 66])
-    assert base[0] == pytest.approx([6, 64])
+    """The adapter has experts 3 and 14 of its own. With every expert equally popular (6 of 64), its tokens touch what
+    the base's would; those of both, many enough, all 64 and the two; and 8 tokens of the base and 8 of the adapter the
+    62 in common as 16 do, and 3 and 14 and their twins as 8 do."""
+    mix = adapter_mix(Popularity.uniform(64, 6), [Adapter("two", ((14, 3),) * 26)], max_tokens=10_000)
+    assert most_touched(mix) == 66
+    miss = 1 - 6 / 64
+    for tokens, expected in [
+        ((1, 0), 6), ((0, 1), 6), ((9, 0), 64 * (1 - miss**9)), ((0, 9), 64 * (1 - miss**9)),
+        ((5_000, 5_000), 66), ((8, 8), 62 * (1 - miss**16) + 4 * (1 - miss**8)), ((0, 0), 0),
+    ]:  # fmt: skip
+        assert expected_touched(mix, np.array(tokens)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ TASKS = ("intent", "law", "summary", "translation")
 
 
 def test_a_mixed_batch_touches_more_experts_once_rerouted(shared_data):
-    """ESFT's four tasks, a quarter of the tokens each: distinct experts per layer of a batch, before and after, and the
+    """ESFT's four tasks, each token of one at random: distinct experts per layer of a batch, before and after, and the
     share of pairs that are rerouted. Of three tasks router decisions were recorded, of all four the scores; both say
     the same. Published: 32.7 and 36.1 at a batch of 8, 57.8 and 71.6 at 32, 64 and 82.7 at 256, 22 %."""
     esft, experts = shared_data / "esft", LITE.experts
@@ -131,17 +131,24 @@ def test_a_mixed_batch_touches_more_experts_once_rerouted(shared_data):
             recorded = Popularity.read(esft / f"routing_{task}.npz", experts)
             assert of_scores.inclusion == pytest.approx(recorded.inclusion, abs=6e-4)
     mean = Popularity(np.mean([each.inclusion for each in scores], axis=0), 6)
-    room = most_tuned(adapters)
-    after = adapted(mean, adapters, [0.0, *[0.25] * 4], room, scores)
     sizes = np.array([8, 32, 256])
     assert expected_distinct(mean, sizes).mean(axis=0) == pytest.approx([32.7, 57.8, 64.0], rel=0.01)
-    assert expected_distinct(after, sizes).mean(axis=0) == pytest.approx([36.1, 71.6, 82.7], rel=0.01)
-    assert after.inclusion[:, 64:].sum() / after.inclusion.sum() == pytest.approx(0.22, abs=0.005)
+    mix = adapter_mix(mean, adapters, 256, scores)
+    rng = np.random.default_rng(1)
+    drawn = [rng.multinomial(size, [0, *[0.25] * 4], 500) for size in sizes]
+    found = [np.mean([expected_touched(mix, tokens) for tokens in batches]) for batches in drawn]
+    assert found == pytest.approx([36.1, 71.6, 82.7], rel=0.01)
+    of_own = [
+        each.inclusion[layer, list(ids)].sum() / 6
+        for adapter, each in zip(adapters, scores, strict=True) for layer, ids in enumerate(adapter.tuned)
+    ]  # fmt: skip
+    assert np.mean(of_own) == pytest.approx(0.22, abs=0.005)
 
 
 def test_an_adapter_s_tokens_choose_in_their_own_way():
     """Of two experts, one each: the base's tokens take the first, the adapter's the second, which it has tuned."""
     base, own = (Popularity(np.array([row]), 1) for row in ([1.0, 0.0], [0.0, 1.0]))
     adapter = Adapter("a", ((1,),))
-    assert adapted(base, [adapter], [0.5, 0.5], 1, [own]).inclusion.tolist() == [[0.5, 0.0, 0.5]]
-    assert adapted(base, [adapter], [0.5, 0.5], 1).inclusion.tolist() == [[1.0, 0.0, 0.0]]
+    both = np.array([3, 3])
+    assert expected_touched(adapter_mix(base, [adapter], 8, [own]), both) == pytest.approx(2)
+    assert expected_touched(adapter_mix(base, [adapter], 8), both) == pytest.approx(1)

@@ -28,11 +28,11 @@ class Stand:
 
 
 def test_round_robin_takes_turns():
-    assert [round_robin([Stand(9), Stand(0), Stand(0)], Routed(n)) for n in range(5)] == [0, 1, 2, 0, 1]
+    assert [round_robin([Stand(9), Stand(0), Stand(0)], Routed(7, n)) for n in range(5)] == [0, 1, 2, 0, 1]
 
 
 def test_least_outstanding_takes_the_shortest_and_of_equals_the_first():
-    assert least_outstanding([Stand(2), Stand(1), Stand(1)], Routed(7)) == 1
+    assert least_outstanding([Stand(2), Stand(1), Stand(1)], Routed(7, 0)) == 1
 
 
 def test_least_outstanding_counts_running_requests_too():
@@ -58,11 +58,11 @@ def test_every_router_is_complete():
 
 def test_power_of_two_takes_the_shorter_of_two_that_differ():
     stands = [Stand(3), Stand(1), Stand(2)]
-    drawn = {(first, second): power_of_two(stands, Routed(0, (first, second)))
+    drawn = {(first, second): power_of_two(stands, Routed(0, 0, (first, second)))
              for first in (0.0, 0.4, 0.9) for second in (0.0, 0.9)}  # fmt: skip
     # First 0, then 1 or 2; first 1, then 2 or 0; first 2, then 0 or 1.
     assert list(drawn.values()) == [1, 2, 1, 1, 2, 1]
-    assert power_of_two([Stand(4)], Routed(0, (0.9, 0.9))) == 0
+    assert power_of_two([Stand(4)], Routed(0, 0, (0.9, 0.9))) == 0
 
 
 def test_power_of_two_balances_better_than_turns_do():
@@ -74,11 +74,11 @@ def test_power_of_two_balances_better_than_turns_do():
 
 
 def test_least_kv_goes_by_blocks_held():
-    assert least_kv([Stand(1, 9), Stand(5, 2), Stand(4, 2)], Routed(0)) == 2
+    assert least_kv([Stand(1, 9), Stand(5, 2), Stand(4, 2)], Routed(0, 0)) == 2
 
 
 def test_prefix_affinity_goes_where_the_prompt_is_known():
-    assert prefix_affinity([Stand(0), Stand(9, cached=32), Stand(8, cached=32)], Routed(0)) == 2
+    assert prefix_affinity([Stand(0), Stand(9, cached=32), Stand(8, cached=32)], Routed(0, 0)) == 2
     # Two families of prompts in two caches: each request of a family finds what the first of it has computed.
     families = [0, 1, 1, 0, 1, 0]
     contents = Contents(np.arange(7) * 2, np.array([n for f in families for n in (2 * f, 2 * f + 1)]))

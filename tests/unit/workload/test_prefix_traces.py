@@ -34,7 +34,7 @@ def test_an_engine_s_blocks_are_parts_of_the_trace_s():
     assert (len(first), len(second)) == (5, 3)
     assert first[:2] == second[:2] and not set(first[2:]) & set(second[2:])
     assert sorted(set(first + second)) == list(range(6))  # numbers without gaps
-    apart = blocks.contents(np.array([40, 24]), 8, num_copies=2)  # on a copy of the attention each
+    apart = blocks.contents(np.array([40, 24]), 8, np.array([0, 1]))  # on a copy of the attention each
     assert len(set(apart.number.tolist())) == 8
     with pytest.raises(ValueError, match="of 16 tokens prompts share"):
         blocks.contents(np.array([40, 24]), 12)

@@ -152,7 +152,8 @@ def _expert_table(
     steps = np.geomspace(32, largest, int(np.log(largest / 32) / np.log(ROW_STEP)) + 2)
     rows = np.unique(np.concatenate([np.arange(1, 32), np.round(steps), experts.fit.points[:, 0]]))
     touched = np.arange(1, num_experts + 1, max(num_experts // 64, 1))
-    touched = np.unique(np.append(touched, num_experts))
+    measured = experts.fit.points[:, 1]
+    touched = np.unique([*touched, *measured[measured <= num_experts], num_experts])
     at = np.array([(r, min(e, r)) for r in rows for e in touched])
     times = experts.at(at, roof)
     shape = (len(rows), len(touched))

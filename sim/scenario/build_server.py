@@ -176,6 +176,8 @@ class Server:
     def check_adapters(self) -> None:
         """Raises ValueError for adapters that are not of this model, or that have no room."""
         if self.w.adapters is not None:
+            for one in self.adapters:
+                one.check(self.architecture)
             self._adapter_bytes(self.parallelism, self.weights)
             for adapter in self.w.adapters.fine_tuned:
                 if adapter.routing is not None and self.architecture.experts is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scenario_texts import CLUSTER, SERVING, changed, loaded
 
+from sim.engine.random import RandomStreams
 from sim.scenario import build
 from sim.scenario.errors import ScenarioError
 
@@ -230,3 +231,34 @@ def test_recorded_decisions_as_numpy_saves_them(tmp_path):
     found = refusal(tmp_path, CLUSTER + SERVING, lite,
                     f"workloads.chat.experts={{popularity: recorded, file: {tmp_path / 'text.npz'}}}")  # fmt: skip
     assert "text.npz: is no .npz file" in found
+
+
+def adapters_of(folder, adapters, *more):
+    lite = "workloads.chat.model=deepseek-v2-lite"
+    found = loaded(folder, CLUSTER + SERVING, lite, f"workloads.chat.adapters={adapters}", *more)
+    build.check(found)
+    scenario = found.variants[0][1]
+    return build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+
+
+def test_adapters_have_their_share_of_the_requests(tmp_path):
+    """Of 4 adapters at alpha 0.5: sqrt(i / 4) - sqrt((i - 1) / 4); a base share of 1 is as much as all together."""
+    four = ", ".join(f"{{name: a{i}, max: 1, mean: 1}}" for i in range(4))
+    server = adapters_of(tmp_path, f"{{alpha: 0.5, base_share: 1, fine_tuned: [{four}]}}")
+    expected = np.array([1, *np.diff(np.sqrt(np.arange(5) / 4))]) / 2
+    assert server.w.adapters.shares == pytest.approx(expected)
+    adapter = server.adapter_of(20_000, RandomStreams(1))
+    assert np.bincount(adapter) / 20_000 == pytest.approx(expected, abs=0.01)
+    with pytest.raises(ScenarioError, match="alpha says each adapter's share"):
+        adapters_of(tmp_path, "{alpha: 0.5, fine_tuned: [{name: a, max: 1, mean: 1, share: 2}]}")
+
+
+def test_merged_models_have_replicas_and_no_pool(tmp_path):
+    two = "fine_tuned: [{name: a, max: 1, mean: 1}, {name: b, max: 1, mean: 1}]"
+    merged = adapters_of(tmp_path, f"{{deployment: merged, {two}}}", "workloads.chat.replicas=2")
+    pool = adapters_of(tmp_path, f"{{{two}}}", "workloads.chat.replicas=2")
+    assert merged.memory_plan().adapter_bytes == 0 < pool.memory_plan().adapter_bytes
+    assert (merged.mix(8), merged.rerouting) == (None, None) != (pool.mix(8), pool.rerouting)
+    assert merged.model_of(np.array([1, 2])).tolist() == [0, 1]
+    with pytest.raises(ScenarioError, match="2 replicas for 3 merged models"):
+        adapters_of(tmp_path, f"{{deployment: merged, base_share: 1, {two}}}", "workloads.chat.replicas=2")

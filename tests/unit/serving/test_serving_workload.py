@@ -154,3 +154,11 @@ def test_same_input_same_bytes():
 def test_a_workload_has_one_way_to_price_its_steps():
     with pytest.raises(ValueError, match="one table, or an iteration each"):
         workload([0.0], [1], [1], iterations=[])
+
+
+def test_merged_models_take_their_own_requests():
+    """Two models with two replicas each, in turn among the model's own; the third model gets none and is idle."""
+    model = np.array([0, 1, 1, 0, 0, 1])
+    made = served(np.arange(6.0), [4] * 6, [2] * 6, num_replicas=6, model=model, adapter=model + 1, num_models=3)
+    assert made.requests["replica"].tolist() == [0, 2, 3, 1, 0, 2]
+    assert tables(made)["requests"]["adapter"].tolist() == [1, 2, 2, 1, 1, 2]

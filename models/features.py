@@ -19,6 +19,7 @@ __all__ = [
     "affine",
     "all_reduce",
     "elementwise",
+    "gather_and_scatter",
     "linear",
 ]
 
@@ -54,10 +55,11 @@ class Feature(IntEnum):
 
 Medium = Literal["hbm", "nvlink"]
 
-STAGES = ("embed", "attention", "dense_ffn", "moe_local", "experts", "head")
+STAGES = ("embed", "attention", "dense_ffn", "moe_local", "exchange", "experts", "head")
 """embed: once · attention: once a layer, with its two norms · dense_ffn: once a dense layer · moe_local: once
-a layer with experts, its router and shared experts, on the rank's own tokens · experts: once a layer with
-experts, on the rows a rank received · head: once."""
+a layer with experts, its router and shared experts, on the rank's own tokens · exchange: once a layer with experts,
+all-gather and reduce-scatter between the ranks of one host · experts: once a layer with experts, on the rows a rank
+received · head: once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Operator:
     memory or its link to the other devices of the host; each of `num_messages` messages on that link pays its
     latency. `kind` and `shape` are what measured tables know it by (`models.cost.measured`): linear (inputs, outputs) ·
     elementwise (numbers a row) · feed_forward (hidden, inner, matrices) · attention (heads, kv_heads, head_dim) ·
-    experts (hidden, inner, top_k, experts on the rank) · all_reduce and all_gather (ranks, bytes a row of the result) ·
+    experts (hidden, inner, top_k, experts on the rank) · all_reduce, all_gather and reduce_scatter
+    (ranks, bytes a row of all ranks together) ·
     reroute_eager, reroute_fused, reroute_aligned (top_k, num_experts, adapters).
     """
 
@@ -144,3 +147,20 @@ def all_reduce(stage: str, hidden_size: int, tensor: int) -> list[Operator]:
             shape=(tensor, size_bytes),
         )
     ]
+
+
+def gather_and_scatter(hidden_size: int, ranks: int) -> list[Operator]:
+    """Every rank's tokens to all, and the sums of what all have computed for them back: each a direct exchange.
+
+    2 (latency + (n - 1) · size / rate), size being the activations of one rank's tokens.
+    """
+    if ranks == 1:
+        return []
+    size_bytes = hidden_size * ACTIVATION_BYTES
+    return [
+        Operator(
+            f"expert_{kind}", "exchange", affine(), affine(tokens=(ranks - 1) * size_bytes), medium="nvlink",
+            num_messages=1, kind=kind, shape=(ranks, ranks * size_bytes),
+        )
+        for kind in ("all_gather", "reduce_scatter")
+    ]  # fmt: skip

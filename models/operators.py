@@ -12,6 +12,7 @@ from models.features import (
     affine,
     all_reduce,
     elementwise,
+    gather_and_scatter,
     linear,
 )
 from models.hardware import PRECISIONS, Precision
@@ -28,6 +29,7 @@ def stage_repeats(architecture: Architecture) -> dict[str, int]:
         "attention": architecture.num_layers,
         "dense_ffn": architecture.num_dense_layers,
         "moe_local": architecture.num_moe_layers,
+        "exchange": architecture.num_moe_layers,
         "experts": architecture.num_moe_layers,
         "head": 1,
     }
@@ -111,6 +113,8 @@ def _experts(
         inner = experts.shared_ffn_size // tensor
         built.append(_feed_forward("shared_experts", h, inner, matrices, weights))
     built += all_reduce("moe_local", h, tensor)
+    if parallelism.expert > 1 and parallelism.exchange == "all_gather":
+        built += gather_and_scatter(h, parallelism.data)
     inner = experts.ffn_size // (tensor if parallelism.expert == 1 else 1)
     num_local = experts.num_routed // parallelism.expert
     built.append(routed_experts(h, inner, experts.top_k, num_local, matrices, weights))

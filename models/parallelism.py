@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from models.architecture import Architecture, GroupedQueryAttention
 
-__all__ = ["Parallelism", "ParallelismError"]
+__all__ = ["Exchange", "Parallelism", "ParallelismError"]
+
+Exchange = Literal["dispatch", "all_gather"]
+"""How tokens come to experts on other ranks. dispatch: each goes to the ranks that hold its experts, and back from
+them · all_gather: those of every copy of the attention to all others, and a reduce-scatter of what comes out (vLLM's
+allgather_reducescatter)."""
 
 
 class ParallelismError(ValueError):
@@ -22,11 +28,15 @@ class Parallelism:
     own requests; with `expert` = 1 every expert is cut over the `tensor` accelerators, as the dense
     feed-forward is.
 
+    exchange: between ranks of experts; all_gather of one host's devices is part of a step's operators, anything else
+    goes through the fabric
+
     Leaves out: pipeline stages.
     """
 
     tensor: int = 1
     expert: int = 1
+    exchange: Exchange = "dispatch"
 
     def __post_init__(self) -> None:
         if self.tensor < 1 or self.expert < 1:

@@ -70,7 +70,7 @@ class Measured:
             return self._feed_forward(operator, counts, roof)
         if operator.kind == "elementwise" and operator.shape:
             return self._elementwise(operator.name, operator.shape[0], counts, roof)
-        if operator.kind in ("all_reduce", "all_gather"):
+        if operator.kind in ("all_reduce", "all_gather", "reduce_scatter"):
             ranks, row_bytes = operator.shape
             return self._collective(operator.kind, ranks, row_bytes, counts, roof)
         if operator.kind.startswith("reroute_"):

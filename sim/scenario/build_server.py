@@ -87,7 +87,16 @@ class Server:
 
     @property
     def parallelism(self) -> Parallelism:
-        return Parallelism(self.w.parallelism.tensor, self.w.parallelism.expert)
+        degrees = self.w.parallelism
+        return Parallelism(degrees.tensor, degrees.expert, degrees.exchange if self._is_in_hosts else "dispatch")
+
+    @property
+    def _is_in_hosts(self) -> bool:
+        """Whether no replica spans several hosts: then what its ranks gather passes no fabric."""
+        hosts = self.topology.host_of_accelerator
+        n = self.w.parallelism.num_accelerators
+        ranks = list(self.scenario.ranks_of(self.w))
+        return all(len({int(hosts[r]) for r in ranks[i : i + n]}) == 1 for i in range(0, len(ranks), n))
 
     @property
     def accelerator(self) -> Accelerator:
@@ -240,10 +249,7 @@ class Server:
         if trace is None or trace.blocks is None or self.w.lengths is not None or not self.w.kv.prefix_caching:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
-        # A request's copy of the attention is its number's, and finds only what its own requests have computed.
-        data = self.parallelism.data
-        group = np.arange(len(prompt)) % data + data * adapter
-        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, group)
+        return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, adapter)
 
     def check_contents(self) -> None:
         """Raises ValueError as `contents` does."""
@@ -333,13 +339,11 @@ class Server:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
         adapter = self.adapter_of(len(prompt), streams)
-        # An attention copy keeps its own cache; the engine schedules over all copies together.
         plan = self.memory_plan()
-        num_blocks = plan.num_kv_blocks * parallelism.data
         popularity = self.popularity()
         costs = self.costs(prompt, output)
         limits = EngineLimits(
-            w.batching.policy, num_blocks, w.kv.block_size, w.batching.max_num_seqs,
+            w.batching.policy, plan.num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
         )  # fmt: skip
@@ -368,11 +372,12 @@ class Server:
         iterations = [
             ExpertParallelIteration(
                 architecture, parallelism, tables, ranks, popularity,
-                streams.stream(f"workload.{w.name}.experts"), owner=w.name,
+                streams.stream(f"workload.{w.name}.experts"), owner=w.name, exchange=w.parallelism.exchange,
             )
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
-        return ServingWorkload(w.name, clock, iterations=iterations, fabric=fabric, **common)
+        is_local = parallelism.exchange == "all_gather"
+        return ServingWorkload(w.name, clock, iterations=iterations, fabric=None if is_local else fabric, **common)
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))

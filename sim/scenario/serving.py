@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
+from models.parallelism import Exchange
 from sim.scenario.adapters import Adapters
 from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
@@ -68,10 +69,15 @@ class Precision(Part):
 
 
 class Degrees(Part):
-    """How one replica is cut. With expert > 1 it must be a multiple of tensor."""
+    """How one replica is cut. With expert > 1 it must be a multiple of tensor; expert / tensor copies of the attention
+    then step together, each an engine with the limits of `batching` and a cache of its own."""
 
     tensor: Count = Field(default=1, description="accelerators of one host that share each layer")
     expert: Count = Field(default=1, description="accelerators over which the routed experts lie")
+    exchange: Exchange = Field(
+        default="dispatch", description="of tokens between ranks of experts. dispatch: to those that hold a token's "
+        "experts; all_gather: of every copy to all others, and a reduce-scatter back, as vLLM by default",
+    )  # fmt: skip
 
     @property
     def num_accelerators(self) -> int:

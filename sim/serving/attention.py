@@ -1,4 +1,4 @@
-"""Measured attention of a batch, each sequence at its own length, for copies of the attention that share it."""
+"""Measured attention of a batch, each sequence at its own length."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sim.serving.state import EngineState
 
 @inner(inline="always")
 def attention_of(
-    state: EngineState, attention: AttentionTable, copy: int, num_copies: int, decodes: int, decode_context: float
+    state: EngineState, attention: AttentionTable, decodes: int, decode_context: float
 ) -> tuple[float, float, bool]:
-    """One layer's (prefill, decode) seconds of a copy's part of the batch, and whether any lies beyond the table.
+    """One layer's (prefill, decode) seconds of the batch, and whether any lies beyond the table.
 
-    decodes, decode_context    how many of them the copy has, and the sum of their contexts
+    decodes, decode_context    how many decodes it has, and the sum of their contexts
     The chunks and the decodes each as if alone; once, what the longest decode takes beyond the others, and what the
     chunk that takes longest and the decodes take more in one call than each alone.
     """
@@ -28,8 +28,6 @@ def attention_of(
     batch = state.batch
     for i in range(state.counts[0].batch_size):
         entry = batch[i]
-        if num_copies > 1 and entry.request % num_copies != copy:
-            continue
         num_tokens, prefix = entry.num_tokens, entry.prefix
         if num_tokens == 1:
             decode_s += decode_seconds(attention, decodes, prefix + 1)
@@ -56,7 +54,7 @@ def attention_of(
 def tally(
     state: EngineState, tokens: int, sequences: int, prefill_s: float, decode_s: float, is_outside: bool
 ) -> None:
-    """Count what a step, or a copy's part of it, computes, where steps are counted."""
+    """Count what a step computes, where steps are counted."""
     if state.steps_with_tokens.size > 0:
         counts = state.counts[0]
         state.steps_with_tokens[tokens] += 1

@@ -66,9 +66,7 @@ def price_batch(state: EngineState, table: StepTable) -> None:
     decode_s = 0.0
     is_outside = False
     if table.attention.chunk.size > 0:
-        prefill_s, decode_s, is_outside = attention_of(
-            state, table.attention, 0, 1, counts.decodes, counts.decode_context
-        )
+        prefill_s, decode_s, is_outside = attention_of(state, table.attention, counts.decodes, counts.decode_context)
     tokens = graph_tokens(counts.tokens, counts.max_graph_tokens)
     touched = 0.0
     if table.mix.log_miss.size > 0:  # asked here, because a call hands over all arrays

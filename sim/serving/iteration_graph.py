@@ -13,8 +13,8 @@ and one end[r] for what follows the last such layer.
 
 The all-to-alls are collective: a rank goes on only when it has heard from every other one. Who has nothing for
 another sends nothing, so that it is heard at once: `attended` and `computed` stand for all those empty messages,
-which would be R^2 of them. For the same reason a rank without tokens has no attend and no end, one without rows
-no expert, and a join of one node is that node. None of it moves a time; `tests/unit/serving/plain_iteration.py`
+which would be R^2 of them. For the same reason a rank without rows has no expert, and a join of one node is that
+node. None of it moves a time; `tests/unit/serving/plain_iteration.py`
 is the same iteration without a graph.
 
 Leaves out: the latency of hearing from a rank that has nothing to send.
@@ -98,17 +98,14 @@ def _join(nodes: Nodes, tails: Int64, accelerator: int) -> int:
 
 
 @inner
-def _add_own(
-    nodes: Nodes, accelerators: Int64, takes_part: NDArray[np.bool_], own_s: Float64, computed: int, combine: Int64
-) -> Int64:
-    """What each rank that takes part computes by itself, after all that came back to it: [ranks]."""
+def _add_own(nodes: Nodes, accelerators: Int64, own_s: Float64, computed: int, combine: Int64) -> Int64:
+    """What each rank computes by itself, after all that came back to it: [ranks]."""
     own = np.full(len(accelerators), NONE)
     for r in range(len(accelerators)):
-        if takes_part[r]:
-            own[r] = _add(nodes, accelerators[r], accelerators[r], 0, own_s[r])
-            _connect(nodes, computed, own[r])
-            for d in range(len(accelerators)):
-                _connect(nodes, combine[d, r], own[r])
+        own[r] = _add(nodes, accelerators[r], accelerators[r], 0, own_s[r])
+        _connect(nodes, computed, own[r])
+        for d in range(len(accelerators)):
+            _connect(nodes, combine[d, r], own[r])
     return own
 
 
@@ -154,7 +151,6 @@ def _add_layer(
 @njit(cache=True)
 def iteration_nodes(
     accelerators: Int64,
-    takes_part: NDArray[np.bool_],
     own_s: Float64,
     sent: Int64,
     expert_s: Float64,
@@ -165,7 +161,6 @@ def iteration_nodes(
     """The nodes of an iteration that starts at started_s, and its edges, inputs of a node together.
 
     accelerators   [ranks] their ids
-    takes_part     [ranks] whose copy of the attention has tokens
     own_s          [layers + 1, ranks] what each computes by itself before each dispatch, and at the end
     sent           [layers, ranks, ranks] tokens of a rank with an expert on another, itself included
     expert_s       [layers, ranks]
@@ -184,12 +179,12 @@ def iteration_nodes(
     computed = NONE
     combine = np.full((num_ranks, num_ranks), NONE)
     for layer in range(num_layers):
-        attend = _add_own(nodes, accelerators, takes_part, own_s[layer], computed, combine)
+        attend = _add_own(nodes, accelerators, own_s[layer], computed, combine)
         computed = _add_layer(
             nodes, accelerators, attend, sent[layer], expert_s[layer], dispatch_row_bytes, combine_row_bytes, combine
         )
-    _add_own(nodes, accelerators, takes_part, own_s[num_layers], computed, combine)
-    for i in range(np.count_nonzero(takes_part)):  # the first attends wait for nothing but the start
+    _add_own(nodes, accelerators, own_s[num_layers], computed, combine)
+    for i in range(len(accelerators)):  # the first attends wait for nothing but the start
         nodes.seconds[EARLIEST, i] = started_s + nodes.seconds[DELAY, i]
         nodes.seconds[DELAY, i] = 0.0
     num, num_edges = nodes.num_added

@@ -7,7 +7,7 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +83,15 @@ def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
 
 
 class Engine:
-    """The Python side of an engine: its arrays, its policy, and what it refuses."""
+    """The Python side of an engine: its arrays, its policy, and what it refuses.
+
+    index, copy    of the replica, and of the engine in it
+    """
 
     def __init__(
         self,
         index: int,
+        copy: int,
         requests: NDArray[Any],
         token_time_s: NDArray[np.float64],
         holdings: NDArray[Any],
@@ -95,9 +99,9 @@ class Engine:
         refusals: list[str | None],
         contents: Contents | None = None,
     ) -> None:
-        self.index = index
+        self.index, self.copy = index, copy
         self.refusals = refusals
-        self._replica, self._outcome = requests["replica"], requests["outcome"]
+        self._replica, self._copy, self._outcome = requests["replica"], requests["copy"], requests["outcome"]
         self.limits = limits
         self.policy = compiled_policy(limits.policy)
         self.num_failed = 0
@@ -121,7 +125,7 @@ class Engine:
     def submit(self, request: int) -> str | None:
         """Take a request at its arrival time; returns why, where it is refused."""
         reason = self.refusals[request]
-        self._replica[request] = self.index
+        self._replica[request], self._copy[request] = self.index, self.copy
         if reason is not None:
             self._outcome[request] = FAILED
             self.num_failed += 1
@@ -173,7 +177,7 @@ class Engine:
 
     def check(self) -> None:
         """Raises ReplicaError or KVCacheError unless the cache's books are right, and empty when idle."""
-        check_kv_cache(self.state.kv, self._replica == self.index)
+        check_kv_cache(self.state.kv, (self._replica == self.index) & (self._copy == self.copy))
         kv = self.state.kv.counts[0]
         if self.num_outstanding == 0 and kv["num_free"] != kv["num_blocks"]:
             raise ReplicaError(
@@ -191,6 +195,10 @@ class LocalReplica:
         self.clock = clock
         self.engine = engine
         self.table = table
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return (self.engine,)
 
     @property
     def num_outstanding(self) -> int:
@@ -244,14 +252,20 @@ class LocalReplica:
 class FabricReplica:
     """A replica whose experts lie on several accelerators: each step is one message graph on the fabric.
 
-    Without a fabric (None) transfers take no time.
+    Each copy of the attention is an engine with its own requests, cache and limits. All step together, for the experts
+    are everybody's: a copy without work computes a dummy batch. A request goes to the copy with the smallest
+    4 waiting + running, as vLLM's does (vllm/v1/engine/core_client.py), ties to the first.
+    Without a fabric (None) transfers between hosts take no time.
+
+    Leaves out: what the balancer learns late (vLLM publishes its counts every 100 ms); dummy batches that go on until
+    all have noticed that all are done.
     """
 
     def __init__(
-        self, clock: Clock, engine: Engine, iteration: ExpertParallelIteration, fabric: Fabric | None
+        self, clock: Clock, engines: Sequence[Engine], iteration: ExpertParallelIteration, fabric: Fabric | None
     ) -> None:
         self.clock = clock
-        self.engine = engine
+        self.engines = tuple(engines)
         self.iteration = iteration
         self.fabric = fabric
         self._idle: Event | None = None
@@ -260,70 +274,84 @@ class FabricReplica:
 
     @property
     def num_outstanding(self) -> int:
-        return self.engine.num_outstanding
+        return sum(engine.num_outstanding for engine in self.engines)
 
     @property
     def num_held_blocks(self) -> int:
-        return self.engine.num_held_blocks
+        return sum(engine.num_held_blocks for engine in self.engines)
 
     def cached_tokens(self, request: int) -> int:
-        return self.engine.cached_tokens(request)
+        return self._copy_for_next().cached_tokens(request)
 
     def submit(self, request: int) -> str | None:
-        reason = self.engine.submit(request)
+        reason = self._copy_for_next().submit(request)
         if reason is None and self._idle is not None:
             idle, self._idle = self._idle, None
             idle.succeed()
         return reason
 
+    def _copy_for_next(self) -> Engine:
+        return min(self.engines, key=lambda engine: 4 * engine.num_outstanding - 3 * engine.count("num_running"))
+
     def catch_up(self) -> None:
-        """Nothing to do: this engine lives at the clock's time."""
+        """Nothing to do: these engines live at the clock's time."""
 
     def drain(self) -> Generator[Event, None, None]:
         """Wait until everything submitted has ended; a process."""
-        if self.engine.num_outstanding > 0:
+        if self.num_outstanding > 0:
             self._drained = self.clock.event()
             yield self._drained
 
     def _serve(self) -> Generator[Event, None, None]:
-        """The serving loop: form a batch, run its operators and its messages, finish it."""
-        engine, clock = self.engine, self.clock
-        counts, flight = engine.state.counts[0], engine.state.flight[0]
+        """The serving loop: form the batches, run their operators and their messages, finish them."""
+        clock, limits = self.clock, self.engines[0].limits
         step = None
         while True:
             step = step or self._form()
             if step is None:
                 yield self._next_arrival()
                 continue
-            launch_batch(engine.state)
+            for engine in self.engines:
+                launch_batch(engine.state)
             started_s, running = clock.now, step
             if self.fabric is None:
-                done: Event = clock.timeout(step.compute_s)
+                done: Event = clock.timeout(step.compute_s + step.exchange_s)
             else:
                 done = self.fabric.start(self.iteration.graph(step, started_s)).done
-            step = self._form() if engine.limits.is_async else None
+            step = self._form() if limits.is_async else None
             yield done
             accelerator_s = clock.now - started_s
-            if accelerator_s < engine.limits.host_s:
-                yield clock.timeout(engine.limits.host_s - accelerator_s)
-            flight["finish_s"] = clock.now
-            flight["compute_s"] = running.compute_s
-            flight["communication_s"] = max(accelerator_s - running.compute_s, 0.0)
-            if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
-                engine.grow_steps()
-            complete_step(engine.state)
-            counts["now_s"] = clock.now
+            if accelerator_s < limits.host_s:
+                yield clock.timeout(limits.host_s - accelerator_s)
+            for engine in self.engines:
+                self._finish(engine, running, accelerator_s)
 
     def _form(self) -> IterationStep | None:
-        """The next batch as of now, None where there is nothing to do."""
-        state = self.engine.state
-        state.counts["now_s"] = self.clock.now
-        form_batch(state, self.engine.policy)
-        return self.iteration.draw(state) if state.counts["batch_size"][0] else None
+        """The next batches as of now, None where there is nothing to do."""
+        for engine in self.engines:
+            engine.state.counts["now_s"] = self.clock.now
+            form_batch(engine.state, engine.policy)
+        if not any(engine.count("batch_size") for engine in self.engines):
+            return None
+        return self.iteration.draw([engine.state for engine in self.engines])
+
+    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float) -> None:
+        """End the engine's part of a step, now; a dummy batch leaves nothing behind."""
+        flight = engine.state.flight[0]
+        engine.state.counts["now_s"] = self.clock.now
+        if flight["batch_size"] == 0:
+            return
+        flight["finish_s"] = self.clock.now
+        flight["compute_s"] = step.compute_s
+        flight["communication_s"] = max(accelerator_s - step.compute_s, 0.0)
+        if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
+            engine.grow_steps()
+        complete_step(engine.state)
 
     def _next_arrival(self) -> Event:
-        if self.engine.num_outstanding > 0:
-            raise self.engine.stalled()
+        for engine in self.engines:
+            if engine.num_outstanding > 0:
+                raise engine.stalled()
         if self._drained is not None:
             self._drained.succeed()
             self._drained = None

@@ -26,6 +26,7 @@ REQUEST = np.dtype(
         ("num_preemptions", "i4"),
         ("adapter", "i2"),
         ("replica", "i2"),
+        ("copy", "i2"),
         ("outcome", "i1"),
     ],
     align=True,
@@ -42,7 +43,7 @@ num_in_flight        output tokens of steps scheduled and not finished; prompt +
                      tokens are still to be scheduled
 num_cached           prompt tokens that the cache had when it was first scheduled
 adapter              0: the base model; i: the i-th adapter
-replica              -1 until routed
+replica, copy        -1 until routed; of a replica with several copies of the attention, the one that serves it
 """
 
 
@@ -73,7 +74,7 @@ def new_requests(
     requests["num_output_tokens"] = num_output_tokens
     requests["first_token"] = np.cumsum(num_output_tokens) - num_output_tokens
     requests["adapter"] = 0 if adapter is None else adapter
-    requests["replica"] = -1
+    requests["replica"] = requests["copy"] = -1
     for field in ("scheduled_s", "first_token_s", "finished_s"):
         requests[field] = np.nan
     return requests

@@ -102,16 +102,17 @@ class ServingWorkload:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
         holdings = new_holdings(len(self.requests))
         refused = refusals(self.requests, limits)
-        engines = [
-            Engine(i, self.requests, self.token_time_s, holdings, limits, refused, contents)
-            for i in range(num_replicas)
-        ]
+
+        def engine(replica: int, copy: int = 0) -> Engine:
+            return Engine(replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents)
+
         self.replicas: list[Replica] = []
-        for engine in engines:
+        for i in range(num_replicas):
             if table is not None:
-                self.replicas.append(LocalReplica(clock, engine, table))
+                self.replicas.append(LocalReplica(clock, engine(i), table))
             else:
-                self.replicas.append(FabricReplica(clock, engine, iterations[engine.index], fabric))
+                copies = [engine(i, copy) for copy in range(iterations[i].num_copies)]
+                self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric))
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
@@ -144,20 +145,25 @@ class ServingWorkload:
         return replicas[self.router.choose(replicas, routed)]
 
     @property
+    def engines(self) -> list[Engine]:
+        """Of all replicas, one for each copy of the attention."""
+        return [engine for replica in self.replicas for engine in replica.engines]
+
+    @property
     def progress(self) -> tuple[int, int]:
         """(requests that have ended, all requests)."""
-        ended = self.failures.total() + sum(r.engine.count("num_completed") for r in self.replicas)
+        ended = self.failures.total() + sum(engine.count("num_completed") for engine in self.engines)
         return ended, len(self.requests)
 
     @property
     def num_steps(self) -> int:
-        """Engine steps simulated so far."""
-        return sum(r.engine.count("num_steps") for r in self.replicas)
+        """Engine steps simulated so far, of each copy of the attention."""
+        return sum(engine.count("num_steps") for engine in self.engines)
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know: refused requests, and steps that were not recorded."""
         notes = [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
-        missing = self.num_steps - sum(len(r.engine.steps) for r in self.replicas)
+        missing = self.num_steps - sum(len(engine.steps) for engine in self.engines)
         if self.record_batches and missing:
             notes.append(f"{missing} of {self.num_steps} steps are not in the batches table, which is full")
         return notes
@@ -174,11 +180,11 @@ class ServingWorkload:
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
         found: dict[tuple[str, Source], float] = defaultdict(float)
-        for replica in self.replicas:
+        for engine in self.engines:
+            state, counts = engine.state, engine.state.counts[0]
             if self.priced is None:
-                found[ROOFLINE, Source.ROOFLINE] += float(replica.engine.state.counts["total_s"][0])
+                found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])
                 continue
-            state, counts = replica.engine.state, replica.engine.state.counts[0]
             tally = StepTally(
                 state.steps_with_tokens, state.steps_with_sequences, float(counts["total_s"]),
                 float(counts["total_prefill_s"]), float(counts["total_decode_s"]), float(counts["outside_s"]),
@@ -200,6 +206,7 @@ class ServingWorkload:
             workload=self.name,
             request=ids,
             replica=rows["replica"],
+            copy=rows["copy"],
             adapter=rows["adapter"],
             arrival_s=rows["arrival_s"],
             scheduled_s=rows["scheduled_s"],
@@ -212,8 +219,8 @@ class ServingWorkload:
             outcome=np.array(OUTCOMES)[rows["outcome"]],
         )
         if self.record_batches:
-            for replica in self.replicas:
-                self._record_batches(recorder, replica, now_s)
+            for engine in self.engines:
+                self._record_batches(recorder, engine, now_s)
         for (operator, source), seconds in self.time_by_source().items():
             recorder.append(
                 "cost_sources", workload=self.name, operator=operator, source=source.label, seconds=seconds
@@ -225,13 +232,14 @@ class ServingWorkload:
                 "token_times", workload=self.name, request=owner[known], time_s=token_time_s[known]
             )
 
-    def _record_batches(self, recorder: Recorder, replica: Replica, now_s: float) -> None:
-        steps = replica.engine.steps
+    def _record_batches(self, recorder: Recorder, engine: Engine, now_s: float) -> None:
+        steps = engine.steps
         steps = steps[: np.searchsorted(steps["finished_s"], now_s, side="right")]
         recorder.append(
             "batches",
             workload=self.name,
-            replica=replica.engine.index,
+            replica=engine.index,
+            copy=engine.copy,
             step=np.arange(len(steps)),
             **{field: steps[field] for field in ("started_s", "finished_s")},
             **{f: steps[f] for f in ("num_prefill_tokens", "num_decodes", "num_kv_blocks")},
@@ -259,5 +267,5 @@ class ServingWorkload:
         timed = int((~np.isnan(self.token_time_s)).sum())
         if timed != expected:
             raise ConservationError(f"{self.name}: {expected} tokens generated, {timed} have a time")
-        for replica in self.replicas:
-            replica.engine.check()
+        for engine in self.engines:
+            engine.check()

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from models.architecture import ARCHITECTURES
 from models.cost.measured import Measured
 from models.cost.priced import PricedStep, measured_step
+from models.cost.step import AttentionTable
 from models.cost.table import CostTable
+from models.experts import Popularity
 from models.hardware import ACCELERATORS
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism
 from sim.engine.clock import Clock
 from sim.scenario.cost_table import is_of
+from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.graphs import largest_graph
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
@@ -102,7 +105,8 @@ class Replay:
         if not is_of(accelerator, table.gpu):
             raise RunError(f"{table.origin} has times of {table.gpu}, not of {accelerator}, which ran it")
         self.run = run
-        architecture, device, parallelism = ARCHITECTURES[model], ACCELERATORS[accelerator], Parallelism(run.tensor)
+        architecture, device, parallelism = ARCHITECTURES[model], ACCELERATORS[accelerator], parallelism_of(run, model)
+        self.architecture, self.parallelism = architecture, parallelism
         longest = int((run.num_prompt_tokens + run.num_output_tokens).max())
         self.priced: PricedStep = measured_step(
             Measured(table), architecture, device, parallelism,
@@ -133,10 +137,12 @@ class Replay:
         )  # fmt: skip
         clock = Clock()
         contents = None if run.blocks is None else run.blocks.contents(run.num_prompt_tokens, run.block_size)
+        is_spread = self.parallelism.expert > 1
         workload = ServingWorkload(
             "recorded", clock, arrival_s=run.arrival_s, num_prompt_tokens=run.num_prompt_tokens,
-            num_output_tokens=run.num_output_tokens, limits=limits, table=priced.table, priced=priced,
-            contents=contents,
+            num_output_tokens=run.num_output_tokens, limits=limits, priced=priced, contents=contents,
+            num_replicas=1 if is_spread else run.data, router="least_outstanding",
+            table=None if is_spread else priced.table, iterations=[self._iteration(attention)] if is_spread else [],
         )  # fmt: skip
         clock.run(until=workload.start())
         if workload.failures:
@@ -144,6 +150,16 @@ class Replay:
         rows = workload.requests
         return Served(rows["arrival_s"], rows["scheduled_s"], rows["first_token_s"], rows["finished_s"],
                       run.num_output_tokens)  # fmt: skip
+
+    def _iteration(self, attention: AttentionTable) -> ExpertParallelIteration:
+        """Of engines that step together; nobody recorded which experts were popular: all alike."""
+        experts = self.architecture.experts
+        assert experts is not None, "checked"
+        stages = {name: table._replace(attention=attention) for name, table in self.priced.stages.items()}
+        return ExpertParallelIteration(
+            self.architecture, self.parallelism, stages, range(self.parallelism.num_accelerators),
+            Popularity.uniform(experts.num_routed, experts.top_k), np.random.default_rng(0), exchange="all_gather",
+        )  # fmt: skip
 
     @property
     def recorded(self) -> Served:
@@ -163,6 +179,22 @@ class Replay:
             way: {e.name: e.error for e in errors(self.recorded, self.serve(num_blocks, switches)) if e.is_mean}
             for way, switches in ways.items()
         }
+
+
+def parallelism_of(run: RecordedRun, model: str) -> Parallelism:
+    """How the run's model was cut: experts over all devices where they were, else over the tensor-parallel ones.
+
+    Raises RunError for data-parallel engines of a mixture of experts that cut each expert over all devices.
+    """
+    if ARCHITECTURES[model].experts is None:
+        return Parallelism(run.tensor)
+    if run.data > 1 and not run.is_expert_parallel:
+        raise RunError(
+            f"{run.name}: data_parallel_size {run.data} of a mixture of experts without enable_expert_parallel: only "
+            "runs whose experts lie whole on devices are replayed so far"
+        )
+    num_devices = run.tensor * run.data
+    return Parallelism(run.tensor, num_devices if run.is_expert_parallel else 1, "all_gather")
 
 
 def errors(recorded: Served, simulated: Served) -> list[Error]:

@@ -27,8 +27,9 @@ class RunError(ValueError):
 class RecordedRun:
     """One engine, its settings and its requests in order of arrival; times from the first arrival, in seconds.
 
+    tensor, data, is_expert_parallel    how the model was cut; of several data-parallel engines each has the limits
     scheduled_s   None where only a client measured
-    num_blocks    of its KV cache, None where that was not recorded
+    num_blocks    of its KV cache, of each engine, None where that was not recorded
     blocks        what prompts have in common, None where that is not known
     is_async, is_caching, has_graphs    whether the engine scheduled while it ran, cached prefixes, recorded graphs
     timeline      columns t, running, waiting, None where there is none
@@ -38,6 +39,8 @@ class RecordedRun:
     model: str
     device: str
     tensor: int
+    data: int
+    is_expert_parallel: bool
     max_num_seqs: int
     max_num_batched_tokens: int
     memory_fraction: float
@@ -118,6 +121,8 @@ def _read_engine_run(folder: Path, workload: str | Path | None) -> RecordedRun:
         model=str(meta.get("model", "")),
         device=str(device.get("device_name", "")),
         tensor=_whole(folder, engine, "tensor_parallel_size", 1),
+        data=_whole(folder, engine, "data_parallel_size", 1),
+        is_expert_parallel=bool(engine.get("enable_expert_parallel", False)),
         max_num_seqs=_whole(folder, engine, "max_num_seqs", 256),
         max_num_batched_tokens=_whole(folder, engine, "max_num_batched_tokens", 2048),
         memory_fraction=float(cache.get("gpu_memory_utilization") or 0.9),
@@ -153,11 +158,11 @@ def _whole(folder: Path, settings: dict[str, Any], name: str, usual: int) -> int
 
 def _refuse_others(path: Path, engine: dict[str, Any]) -> None:
     """What the replay does not do."""
-    others = {"data_parallel_size": (None, 1), "enable_expert_parallel": (None, False), "quantization": (None,),
+    others = {"pipeline_parallel_size": (None, 1), "quantization": (None,),
               "kv_cache_dtype": (None, "auto", "bfloat16"), "dtype": (None, "auto", "bfloat16")}  # fmt: skip
     for name, known in others.items():
         if engine.get(name) not in known:
-            raise RunError(f"{path}: {name} {engine[name]!r}: only runs of one bf16 engine are replayed so far")
+            raise RunError(f"{path}: {name} {engine[name]!r}: only bf16 and no pipeline stages are replayed so far")
 
 
 def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | None) -> RecordedRun:
@@ -174,7 +179,8 @@ def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | 
     order = np.flatnonzero(done)[np.argsort(start[done], kind="stable")]
     start_s = start[order].min()
     return RecordedRun(
-        name=path.stem, model=str(result.get("model_id", "")), device="", tensor=1, max_num_seqs=256,
+        name=path.stem, model=str(result.get("model_id", "")), device="", tensor=1, data=1,
+        is_expert_parallel=False, max_num_seqs=256,
         max_num_batched_tokens=2048, memory_fraction=0.9, num_blocks=None, arrival_s=start[order] - start_s,
         scheduled_s=None, first_token_s=(start + ttft)[order] - start_s, last_token_s=last[order] - start_s,
         num_prompt_tokens=prompt[order], num_output_tokens=output[order], blocks=_shared(workload, prompt, order),

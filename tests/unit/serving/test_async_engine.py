@@ -14,7 +14,7 @@ def both(*arguments, **options):
 
 
 def batches(made):
-    steps = made.replicas[0].engine.steps
+    steps = made.replicas[0].engines[0].steps
     return list(zip(steps["num_prefill_tokens"].tolist(), steps["num_decodes"].tolist(), strict=True))
 
 

@@ -16,7 +16,12 @@ from models.parallelism import Parallelism
 from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.topology import HostKind, Link, leaf_spine
-from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep, tokens_of_batch
+from sim.serving.expert_parallel import (
+    ExpertParallelIteration,
+    IterationStep,
+    copy_features,
+    tokens_of_batch,
+)
 
 LITE = ARCHITECTURES["deepseek-v2-lite"]
 
@@ -59,11 +64,9 @@ def finish_times(graph, transfer_s):
     return finish
 
 
-def step_of(sent, own_s, expert_s, takes_part=None):
-    """An iteration by hand; a rank takes part if it sends, unless told."""
-    sent = np.asarray(sent)
-    takes_part = sent[0].any(axis=1) if takes_part is None else np.asarray(takes_part)
-    return IterationStep(takes_part, np.asarray(own_s), sent, np.asarray(expert_s), np.nan)
+def step_of(sent, own_s, expert_s):
+    """An iteration by hand."""
+    return IterationStep(np.asarray(own_s), np.asarray(sent), np.asarray(expert_s))
 
 
 def graph_of(step, first=10, **options):
@@ -76,7 +79,7 @@ def graph_of(step, first=10, **options):
 def test_the_graph_of_one_token_by_hand():
     """Rank 1 holds one token with experts on ranks 0, 1 and 3, one layer.
 
-    attend 1, dispatches to 0 and 3, experts 0, 1 and 3, their join, combines from 0 and 3, end 1.
+    attends 0 to 3, their join, dispatches to 0 and 3, experts 0, 1 and 3, their join, combines from 0 and 3, four ends.
     """
     sent = np.zeros((1, 4, 4), np.int64)
     sent[0, 1, [0, 1, 3]] = 1
@@ -84,17 +87,17 @@ def test_the_graph_of_one_token_by_hand():
     own_s[:, 1] = (0.5, 0.25)
     graph = iteration().graph(step_of(sent, own_s, [[1.0, 2.0, 0.0, 3.0]]), 10.0)
 
-    assert graph.source.tolist() == [11, 11, 11, 10, 11, 13, 10, 10, 13, 11]
-    assert graph.destination.tolist() == [11, 10, 13, 10, 11, 13, 10, 11, 11, 11]
-    assert graph.size_bytes.tolist() == [0, 4096, 4096, 0, 0, 0, 0, 4096, 4096, 0]
-    assert graph.earliest_s.tolist() == [10.5] + [0.0] * 9
-    assert graph.delay_s.tolist() == [0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.25]
-    tails = np.repeat(np.arange(10), np.diff(graph.successor_start))
+    assert graph.source.tolist() == [10, 11, 12, 13, 10, 11, 11, 10, 11, 13, 10, 10, 13, 10, 11, 12, 13]
+    assert graph.destination.tolist() == [10, 11, 12, 13, 10, 10, 13, 10, 11, 13, 10, 11, 11, 10, 11, 12, 13]
+    assert graph.size_bytes.tolist() == [0] * 5 + [4096] * 2 + [0] * 4 + [4096] * 2 + [0] * 4
+    assert graph.earliest_s.tolist() == [10.0, 10.5, 10.0, 10.0] + [0.0] * 13
+    assert graph.delay_s.tolist() == [0.0] * 7 + [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0, 0.0]
+    tails = np.repeat(np.arange(17), np.diff(graph.successor_start))
     assert set(zip(tails.tolist(), graph.successors.tolist(), strict=True)) == {
-        (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 3), (2, 5), (3, 6), (4, 6), (5, 6), (3, 7), (5, 8), (6, 9), (7, 9),
-        (8, 9),
+        (0, 4), (1, 4), (2, 4), (3, 4), (1, 5), (1, 6), (4, 7), (5, 7), (4, 8), (4, 9), (6, 9), (7, 10), (8, 10),
+        (9, 10), (7, 11), (9, 12), (10, 13), (10, 14), (10, 15), (10, 16), (11, 14), (12, 14),
     }  # fmt: skip
-    assert graph.num_inputs.tolist() == np.bincount(graph.successors, minlength=10).tolist()
+    assert graph.num_inputs.tolist() == np.bincount(graph.successors, minlength=17).tolist()
 
 
 def test_a_late_rank_holds_up_every_rank():
@@ -124,15 +127,16 @@ def iterations_by_hand(draw):
     holds = draw(st.lists(st.booleans(), min_size=num_ranks, max_size=num_ranks).filter(any))
     sent = np.zeros((num_layers, num_ranks, num_ranks), np.int64)
     own_s, expert_s = np.zeros((num_layers + 1, num_ranks)), np.zeros((num_layers, num_ranks))
-    for r in np.flatnonzero(holds):
+    for r in range(num_ranks):
         own_s[:, r] = draw(st.lists(seconds, min_size=num_layers + 1, max_size=num_layers + 1))
+    for r in np.flatnonzero(holds):
         for layer in range(num_layers):
             tokens = draw(st.lists(st.sampled_from([0, 0, 1, 2, 30]), min_size=num_ranks, max_size=num_ranks))
             tokens[draw(st.integers(0, num_ranks - 1))] += 1  # a token has at least one expert
             sent[layer, r] = tokens
     for layer, d in np.argwhere(sent.any(axis=1)):
         expert_s[layer, d] = draw(seconds)
-    return step_of(sent, own_s, expert_s, holds)
+    return step_of(sent, own_s, expert_s)
 
 
 @settings(max_examples=200, deadline=None)
@@ -160,13 +164,14 @@ def test_an_iteration_on_the_fabric_takes_as_long_as_one_without_a_graph(step, d
     assert clock.now == pytest.approx(plain.end_s(), rel=1e-9, abs=1e-15)
 
 
-def state_with_batch(prompts, **options):
+def state_with_batch(prompts, max_graph_tokens=0, **options):
     made = workload(
         [0.0] * len(prompts),
         prompts,
         [5] * len(prompts),
         block_size=16,
         num_blocks=1000,
+        max_graph_tokens=max_graph_tokens,
         iterations=[iteration(**options)],
     )
     graphs = InstantFabric(made.clock)
@@ -204,26 +209,28 @@ def test_tensor_parallel_ranks_share_their_copy_s_tokens():
     """301 tokens of request 0 over ranks 0 and 1, from position 0 on: 151 and 150; one of request 1 on rank 2."""
     made, _ = state_with_batch([301, 1], num_ranks=4, tensor=2)
     replica = made.replicas[0]
-    key, rank = tokens_of_batch(replica.engine.state, np.uint64(5), 2, 2)
-    step = replica.iteration.draw(replica.engine.state)
+    states = [engine.state for engine in replica.engines]
+    parts = [tokens_of_batch(state, np.uint64(5), 2 * copy, 2, 0) for copy, state in enumerate(states)]
+    key, rank = (np.concatenate(each) for each in zip(*parts, strict=True))
+    step = replica.iteration.draw(states)
 
     assert np.bincount(rank, minlength=4).tolist() == [151, 150, 1, 0]
     assert len(set(key.tolist())) == 302
     assert (step.sent.max(axis=2) <= [151, 150, 1, 0]).all()
     assert (step.sent[:, 0].sum(), step.sent[:, 3].sum()) > (100 * step.sent[:, 2].sum(), 0)
-    assert step.takes_part.all()
 
 
 def sent_in_all(made):
-    """[layers, ranks, ranks] tokens from rank to rank over the whole run, and the key of each."""
+    """[layers, ranks] tokens to each rank over the whole run, and the key of each."""
     replica = made.replicas[0]
     sent, keys, draw = 0, [], replica.iteration.draw
 
-    def draw_and_keep(state):
+    def draw_and_keep(states):
         nonlocal sent
-        step = draw(state)
-        sent = sent + step.sent
-        keys.extend(tokens_of_batch(state, np.uint64(5), 4, 1)[0].tolist())
+        step = draw(states)
+        sent = sent + step.sent.sum(axis=1)
+        for state in states:
+            keys.extend(tokens_of_batch(state, np.uint64(5), 0, 1, 0)[0].tolist())
         return step
 
     replica.iteration.draw = draw_and_keep
@@ -232,7 +239,7 @@ def sent_in_all(made):
 
 
 def test_every_variant_sees_the_same_tokens_choose_the_same_experts():
-    """Whatever the batching, the budget and the time of a step: over a run the same rows go from rank to rank.
+    """Whatever the batching, the budget and the time of a step: over a run the same rows go to each rank.
 
     Without preemption each token is computed once; with it some again, which choose again as before.
     """
@@ -279,7 +286,7 @@ def test_without_a_fabric_a_step_takes_what_instant_transfers_give():
         runs.append(made)
 
     assert runs[0].token_time_s == pytest.approx(runs[1].token_time_s, rel=1e-12)
-    steps = runs[1].replicas[0].engine.steps
+    steps = runs[1].replicas[0].engines[0].steps
     assert steps["communication_s"] == pytest.approx(0.0, abs=1e-12)
     assert runs[0].metrics()["completed"] == 40
 
@@ -292,7 +299,7 @@ def test_one_copy_and_one_token_cost_what_the_whole_table_says_but_for_the_exper
     """
     made = workload([0.0], [10], [2], block_size=16, num_blocks=100, iterations=[iteration()], clock=Clock())
     made.clock.run(until=made.start())
-    decode_s = made.replicas[0].engine.steps["compute_s"][1]
+    decode_s = made.replicas[0].engines[0].steps["compute_s"][1]
 
     whole_s = step_seconds(step_table(LITE, ACCELERATORS["h100"]), 1, 1, 1, 0, 0, 11)
     experts = stage_tables(LITE, ACCELERATORS["h100"])["experts"]
@@ -303,7 +310,7 @@ def test_one_copy_and_one_token_cost_what_the_whole_table_says_but_for_the_exper
 def test_skew_makes_the_slowest_rank_slower():
     def mean_step_s(popularity):
         made, _ = state_with_batch([500] * 4, popularity=popularity)
-        return made.replicas[0].iteration.draw(made.replicas[0].engine.state).compute_s
+        return made.replicas[0].iteration.draw([engine.state for engine in made.engines]).compute_s
 
     assert mean_step_s(Popularity.zipf(64, 6, 1.2)) > mean_step_s(Popularity.uniform(64, 6))
 
@@ -315,6 +322,79 @@ def test_host_time_bounds_an_iteration_from_below():
     made.clock.run(until=made.start())
 
     assert np.diff(made.token_time_s) == pytest.approx(0.5)
+
+
+def test_copies_step_together_each_within_its_own_limits():
+    """Six requests on two copies of two slots each: four run, two wait, and every step ends for both at once."""
+    made = workload([0.0] * 6, [8] * 6, [4] * 6, block_size=16, num_blocks=100, max_num_seqs=2,
+                    iterations=[iteration(num_ranks=2)])  # fmt: skip
+    made.clock.run(until=made.start())
+    first, second = (engine.steps for engine in made.engines)
+    assert made.requests["copy"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert first["finished_s"].tolist() == second["finished_s"].tolist()
+    assert max(first["num_decodes"].max(), second["num_decodes"].max()) == 2
+    assert np.argsort(made.requests["first_token_s"], kind="stable").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_copy_with_least_to_do_takes_a_request():
+    """Four times those who wait and those who run, as vLLM counts: a long prompt on copy 0 sends the rest elsewhere."""
+    made = workload([0.0, 0.001, 0.002, 0.003], [4000, 8, 8, 8], [50, 1, 1, 1], block_size=16, num_blocks=500,
+                    max_num_batched_tokens=8192, iterations=[iteration(num_ranks=2)])  # fmt: skip
+    made.clock.run(until=made.start())
+    assert made.requests["copy"][:2].tolist() == [0, 1]
+
+
+def features_of(tokens, graph):
+    made = workload([0.0] * len(tokens), tokens, [2] * len(tokens), block_size=16, num_blocks=500,
+                    max_graph_tokens=graph, max_num_batched_tokens=8192, iterations=[iteration()])  # fmt: skip
+    states = []
+    made.replicas[0].iteration.draw = lambda given: states.extend(given) or step_of(
+        np.zeros((26, 4, 4), int), np.ones((27, 4)), np.zeros((26, 4))
+    )
+    made.start()
+    made.clock.run(until=1e-9)
+    attention = made.replicas[0].iteration.tables.attention.attention
+    most = max(int(state.counts["tokens"][0]) for state in states)
+    return [copy_features(state, attention, most, 1)[0].tolist() for state in states]
+
+
+def test_copies_are_padded_to_the_largest_and_who_is_idle_computes_a_dummy_batch():
+    """Batches of 3 and 9 tokens as recorded graphs of 16 on all four copies; without one each as it is, the idle one
+    token. A dummy batch attends to nothing and samples nothing."""
+    padded, plain = features_of([3, 9], 64), features_of([3, 9], 0)
+    assert [f[0] for f in padded] == [16, 16, 16, 16]
+    assert [f[0] for f in plain] == [3, 9, 1, 1]
+    assert padded[1][1:] == plain[1][1:] == [0, 1, 45, 9, 0]
+    assert padded[2][1:] == plain[3][1:] == [0] * 5
+
+
+def test_gathering_inside_a_host_by_hand():
+    """Two copies of one decode each, 26 layers with experts of width 2048: each layer takes 2 (latency + 1 · 4096 B /
+    rate) more than with transfers that take no time."""
+    h100 = ACCELERATORS["h100"]
+    times = []
+    for exchange in ("dispatch", "all_gather"):
+        parallelism = Parallelism(expert=2, exchange=exchange)
+        made = ExpertParallelIteration(
+            LITE, parallelism, stage_tables(LITE, h100, parallelism), range(2), Popularity.uniform(64, 6),
+            np.random.default_rng(0), exchange=exchange,
+        )  # fmt: skip
+        served = workload([0.0, 0.0], [1, 1], [2, 2], block_size=16, num_blocks=9, iterations=[made])
+        served.clock.run(until=served.start())
+        times.append(np.diff(served.token_time_s)[[0, 2]])
+    exchange_s = 26 * 2 * (h100.nvlink_latency_s + 4096 / h100.nvlink_bytes_per_s)
+    assert times[1] - times[0] == pytest.approx(exchange_s, rel=1e-6)
+
+
+@pytest.mark.parametrize(("tensor", "pairs"), [(1, 12), (2, 4)])
+def test_gathering_across_hosts_sends_all_to_all(tensor, pairs):
+    """Every copy's tokens to all others, padding included, twin to twin, and as many back: 5 tokens padded to 8."""
+    _, graph = state_with_batch([5, 3], num_ranks=4, tensor=tensor, exchange="all_gather", max_graph_tokens=8)
+    crossing = graph.size_bytes[graph.source != graph.destination]
+    assert len(crossing) == 26 * 2 * pairs
+    assert set(crossing.tolist()) == {8 * 2048 * 2}
+    twins = (graph.source - graph.destination) % tensor == 0
+    assert twins.all()
 
 
 @pytest.mark.parametrize(

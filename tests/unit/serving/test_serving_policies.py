@@ -9,7 +9,7 @@ from sim.serving.policies import BATCHING_POLICIES, compiled_policy
 
 
 def batches(made):
-    steps = made.replicas[0].engine.steps
+    steps = made.replicas[0].engines[0].steps
     return list(zip(steps["num_prefill_tokens"].tolist(), steps["num_decodes"].tolist(), strict=True))
 
 

@@ -41,7 +41,7 @@ def test_an_engine_nobody_looks_at_takes_the_same_steps_as_one_watched_at_every_
     watched = served(*load, table=table, num_blocks=60, router="least_outstanding")
 
     assert (lazy.token_time_s == watched.token_time_s).all()
-    assert (lazy.replicas[0].engine.steps == watched.replicas[0].engine.steps).all()
+    assert (lazy.replicas[0].engines[0].steps == watched.replicas[0].engines[0].steps).all()
     assert lazy.requests["num_preemptions"].sum() > 0
 
 

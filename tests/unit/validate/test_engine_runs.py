@@ -14,14 +14,14 @@ from sim.validate.recorded_runs import RunError, preset_of, read_run
 WORKLOAD = "vllm_ground_truth/workload_llama-3.1-8b.jsonl"
 
 
-def small_table():
+def small_table(gpu="RTX4090"):
     """Two sizes of one operator; the roofline prices the others."""
-    row = {"operator": "elementwise", "name": "layernorm", "numbers": 4 * 4096, "unit": "s", "gpu": "RTX4090",
+    row = {"operator": "elementwise", "name": "layernorm", "numbers": 4 * 4096, "unit": "s", "gpu": gpu,
            "source": "made up"}  # fmt: skip
     return table_of([row | {"rows": n, "seconds": 1e-6 * n} for n in (1, 2048)], "made up")
 
 
-def write_run(folder, prompt, output, *times):
+def write_run(folder, prompt, output, *times, **engine):
     names = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
     lines = [
         {"input_toks": int(i), "output_toks": int(o)} | dict(zip(names, map(float, at), strict=True))
@@ -30,7 +30,7 @@ def write_run(folder, prompt, output, *times):
     (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "meta.json").write_text(json.dumps({
         "model": "meta-llama/Llama-3.1-8B", "kv_cache": {"num_gpu_blocks": 2000},
-        "engine_kwargs": {"max_num_seqs": 8, "max_num_batched_tokens": 256, "tensor_parallel_size": 1},
+        "engine_kwargs": {"max_num_seqs": 8, "max_num_batched_tokens": 256, "tensor_parallel_size": 1} | engine,
         "hardware": {"device_name": "NVIDIA GeForce RTX 4090"},
     }))  # fmt: skip
     return read_run(folder)
@@ -84,8 +84,8 @@ def test_recordings_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"data_parallel_size": 2}, "data_parallel_size 2: only runs of one bf16 engine"),
-        ({"quantization": "fp8"}, "quantization 'fp8': only runs of one bf16 engine"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2: only bf16 and no pipeline stages"),
+        ({"quantization": "fp8"}, "quantization 'fp8': only bf16 and no pipeline stages"),
         ({"max_num_seqs": "a"}, "max_num_seqs 'a' is not a whole number"),
     ],
 )
@@ -96,6 +96,28 @@ def test_settings_that_the_replay_does_not_have(tmp_path, engine, message):
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"engine_kwargs": engine}))
     with pytest.raises(RunError, match=message):
         read_run(tmp_path)
+
+
+def test_engines_that_share_their_experts_are_found_again(tmp_path):
+    """Two data-parallel engines of a mixture of experts, on the same requests as one: each has all limits for itself,
+    so that all 16 run at once where one engine runs 8."""
+    prompt, output, zero = np.full(16, 40), np.full(16, 6), np.zeros(16)
+    table = small_table("RTXPRO6000")
+    shared = {"data_parallel_size": 2, "enable_expert_parallel": True}
+    served = {}
+    for name, engine in (("one", {}), ("two", shared)):
+        run = write_run(tmp_path, prompt, output, zero, zero, zero + 1, zero + 2, **engine)
+        replay = Replay(run, table, "qwen3-30b-a3b", "rtx_pro_6000")
+        ours = served[name] = replay.serve(2000)
+        times = (ours.arrival_s, ours.scheduled_s, ours.first_token_s, ours.last_token_s)
+        again = Replay(write_run(tmp_path, prompt, output, *times, **engine), table, "qwen3-30b-a3b", "rtx_pro_6000")
+        assert all(abs(e.error) < 1e-9 for e in errors(again.recorded, again.serve(2000)))
+    assert [len(np.unique(served[name].scheduled_s)) > 2 for name in ("one", "two")] == [True, False]
+    assert (replay.parallelism.tensor, replay.parallelism.expert, replay.parallelism.data) == (1, 2, 2)
+    dense = write_run(tmp_path, prompt, output, zero, zero, zero + 1, zero + 2, data_parallel_size=2)
+    assert Replay(dense, table, "llama-3.1-8b", "rtx_pro_6000").serve(2000).last_token_s.max() > 0
+    with pytest.raises(RunError, match="data_parallel_size 2 of a mixture of experts without enable_expert_parallel"):
+        Replay(dense, table, "qwen3-30b-a3b", "rtx_pro_6000")
 
 
 def test_another_gpu_s_table_or_an_unknown_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import platform
 import time
@@ -117,6 +118,7 @@ def run_scenario(
     if is_part_of_study:
         pass
     elif not interruption.is_requested:
+        gc.collect()  # a run's parts refer to one another; its arrays may be as large as what a report reads
         write_report([folder.path], folder.path / "report.html")
     elif not run.partial:
         raise KeyboardInterrupt

@@ -81,7 +81,7 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         notes["cost_sources"] = {"roofline": 1.0}
     if is_partial:
         notes["partial"] = True
-    return VariantResult(label, seed, metrics, recorder.frames(), notes)
+    return VariantResult(label, seed, metrics, recorder.tables(), notes)
 
 
 def _reporter(sim: build.Simulation, report: Report) -> Callable[[], None]:

@@ -1,7 +1,11 @@
-"""The recorder: where a run's rows go while it runs, in columns, until they are written as tables."""
+"""The recorder: where a run's rows go while it runs, in columns, until they are written as tables.
+
+A table too large to stand in memory twice is streamed: its rows are made when they are written, a chunk at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 ROWS_PER_CHUNK = 1 << 16
+
+
+Chunks = Callable[[], Iterator[dict[str, Any]]]
+"""Makes a table's rows anew at each call: columns as of `Recorder.append`, at least once, with no rows if need be."""
 
 
 class RecorderError(ValueError):
@@ -69,6 +77,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self._tables: dict[str, dict[str, _Column]] = {}
+        self._streams: dict[str, list[Chunks]] = {}
+
+    def stream(self, table: str, chunks: Chunks) -> None:
+        """Add rows that are made when the table is read or written. They follow those of earlier streams; a table is
+        appended to or streamed, not both."""
+        self._streams.setdefault(table, []).append(chunks)
 
     def append(self, table: str, **columns: Any) -> None:
         """Add rows to a table: each column an array (all of one length) or a scalar, repeated.
@@ -107,6 +121,10 @@ class Recorder:
 
         Raises RecorderError when a column mixes, say, text and numbers.
         """
+        return dict(self.tables())
+
+    def tables(self) -> RecordedTables:
+        """As `frames`, but those of streams are made when they are asked for, whole or in chunks."""
         frames = {}
         for table, columns in self._tables.items():
             values = {}
@@ -116,7 +134,43 @@ class Recorder:
                 except RecorderError as error:
                     raise RecorderError(f"{table}.{name} {error}") from error
             frames[table] = pd.DataFrame(values)
-        return frames
+        return RecordedTables(frames, self._streams)
+
+
+class RecordedTables(Mapping[str, pd.DataFrame]):
+    """Tables of a run in memory."""
+
+    def __init__(self, frames: dict[str, pd.DataFrame], streams: dict[str, list[Chunks]]) -> None:
+        self._frames, self._streams = frames, streams
+
+    def __getitem__(self, table: str) -> pd.DataFrame:
+        if table in self._frames:
+            return self._frames[table]
+        recorder = Recorder()
+        for chunks in self._streams[table]:
+            for columns in chunks():
+                recorder.append(table, **columns)
+        return recorder.frames()[table]
+
+    def __contains__(self, table: object) -> bool:
+        return table in self._frames or table in self._streams  # a Mapping's own would make the table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._frames, *self._streams])
+
+    def __len__(self) -> int:
+        return len(self._frames) + len(self._streams)
+
+    def chunks(self, table: str) -> Iterator[pd.DataFrame]:
+        """The table's rows in order, in one or several frames."""
+        if table in self._frames:
+            yield self._frames[table]
+            return
+        for chunks in self._streams[table]:
+            for columns in chunks():
+                recorder = Recorder()
+                recorder.append(table, **columns)
+                yield recorder.frames()[table]
 
 
 def _is_array(value: Any) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.results.run_results import RunResults, VariantResult
-from sim.results.statistics import Estimate, mean_interval, percentile_interval
+from sim.results.statistics import Estimate, mean_interval, percentile_interval, percentiles_of_sorted
 from sim.results.store import StoredTables
 
 Float64 = NDArray[np.float64]
@@ -32,7 +32,7 @@ PERCENTS_OF_CURVE = np.concatenate([np.linspace(0, 98, 197), np.linspace(98.05, 
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """One variant's samples of one quantity, per seed, in seconds. num_total counts those that never came."""
+    """One variant's samples of one quantity, per seed, in seconds, sorted. num_total counts those that never came."""
 
     by_seed: tuple[Float64, ...]
     num_total: int
@@ -59,7 +59,7 @@ class SampleSet:
         Samples that never came (a flow that failed) end it below 1.
         """
         came = [samples for samples in self.by_seed if len(samples)]
-        value = np.mean([np.percentile(samples, PERCENTS_OF_CURVE) for samples in came], axis=0)
+        value = np.mean([percentiles_of_sorted(samples, PERCENTS_OF_CURVE) for samples in came], axis=0)
         return value, PERCENTS_OF_CURVE / 100 * (1 - self.num_missing / self.num_total)
 
 
@@ -104,7 +104,7 @@ def flow_times(run: RunResults, workload: str) -> dict[str, SampleSet]:
             own = frame[(frame["workload"] == workload).to_numpy()]
             times = (own["received_s"] - own["ready_s"]).to_numpy(dtype=np.float64)
             num_total += len(times)
-            by_seed.append(times[np.isfinite(times)])
+            by_seed.append(np.sort(times[np.isfinite(times)]))
         if any(len(samples) for samples in by_seed):
             out[variant] = SampleSet(tuple(by_seed), num_total)
     return out
@@ -131,16 +131,36 @@ def request_latencies(result: VariantResult, workload: str) -> pd.DataFrame | No
 
 
 def times_between_tokens(result: VariantResult, workload: str) -> Float64 | None:
-    """Every gap between two consecutive tokens of the same request, in seconds; None without token times."""
-    frame = table(result, "token_times", ["workload", "request", "time_s"])
-    if frame is None:
+    """Every gap between two consecutive tokens of the same request, in seconds, sorted; None without token times.
+
+    Rows lie request by request, in order of time, as a serving workload records them; there may be so many that they
+    are read a part at a time.
+    """
+    tables: Mapping[str, pd.DataFrame] = result.tables
+    if "token_times" not in tables:
         return None
-    own = frame[(frame["workload"] == workload).to_numpy()]
-    request = own["request"].to_numpy()
-    time_s = own["time_s"].to_numpy(dtype=np.float64)
-    order = np.lexsort((time_s, request))
-    request, time_s = request[order], time_s[order]
-    return np.diff(time_s)[request[1:] == request[:-1]]
+    if isinstance(tables, StoredTables):
+        num_rows = tables.num_rows("token_times")
+        frames = tables.chunks("token_times", ["workload", "request", "time_s"])
+    else:
+        whole = tables["token_times"]
+        num_rows, frames = len(whole), iter([whole])
+    gaps = np.empty(num_rows)
+    num, last_request, last_s = 0, -1, 0.0
+    for frame in frames:
+        own = frame[(frame["workload"] == workload).to_numpy()]
+        if not len(own):
+            continue
+        request = np.append(last_request, own["request"].to_numpy())
+        time_s = np.append(last_s, own["time_s"].to_numpy(dtype=np.float64))
+        found = np.diff(time_s)[request[1:] == request[:-1]]
+        gaps[num : num + len(found)] = found
+        num, last_request, last_s = num + len(found), request[-1], time_s[-1]
+    if last_request < 0:
+        return None
+    gaps = gaps[:num]
+    gaps.sort()
+    return gaps
 
 
 def latencies(run: RunResults, workload: str) -> dict[str, dict[str, SampleSet]]:
@@ -155,7 +175,7 @@ def latencies(run: RunResults, workload: str) -> dict[str, dict[str, SampleSet]]
                 num_requests += len(requests)
                 for quantity in ("ttft", "e2el"):
                     samples = requests[quantity].to_numpy()
-                    collected[quantity].append(samples[np.isfinite(samples)])
+                    collected[quantity].append(np.sort(samples[np.isfinite(samples)]))
             gaps = times_between_tokens(result, workload)
             if gaps is not None:
                 collected["itl"].append(gaps)

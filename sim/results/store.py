@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from sim.engine.recorder import RecordedTables
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
 from sim.results.summary import plain_json, summary_of
 
@@ -32,6 +34,9 @@ __all__ = ["RunFolder", "RunFolderError", "RunResults", "StoredTables", "Variant
 
 SUMMARY, SCENARIO, RESULT, RUN = "summary.json", "scenario.yaml", "result.json", "run.json"
 
+
+ROWS_PER_CHUNK = 1 << 20
+"""Rows of a stored table that are read at once where it is not read whole."""
 
 QUICK_S, SUMMARY_PAUSES = 0.05, 20.0
 """A summary that took longer than this is written again after so many times what was more."""
@@ -56,6 +61,19 @@ class StoredTables(Mapping[str, pd.DataFrame]):
         if not path.is_file():
             raise KeyError(table)
         return pq.read_table(path, columns=list(columns) if columns else None).to_pandas()
+
+    def chunks(self, table: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """Some of a table's columns, a part of the rows at a time. Raises KeyError when there is no such table."""
+        path = self.folder / f"{table}.parquet"
+        if not path.is_file():
+            raise KeyError(table)
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_CHUNK, columns=list(columns)):
+                yield batch.to_pandas()
+
+    def num_rows(self, table: str) -> int:
+        """Of a table that is there."""
+        return int(pq.read_metadata(self.folder / f"{table}.parquet").num_rows)
 
     def __contains__(self, table: object) -> bool:
         return (self.folder / f"{table}.parquet").is_file()  # a Mapping's own would read the table
@@ -172,8 +190,10 @@ def write_result(path: Path, run: RunResults, result: VariantResult) -> VariantR
     for stale in folder.glob("*.parquet"):  # of the fluid run that this one replaces
         if stale.stem not in result.tables:
             stale.unlink()
-    for name, frame in result.tables.items():
-        _write_table(folder / f"{name}.parquet", frame, provenance)
+    tables = result.tables
+    for name in tables:
+        frames = tables.chunks(name) if isinstance(tables, RecordedTables) else iter([tables[name]])
+        _write_table(folder / f"{name}.parquet", frames, provenance)
     _write_result_file(folder, result)
     return VariantResult(
         result.name, result.seed, dict(result.metrics), StoredTables(folder), dict(result.notes)
@@ -185,25 +205,39 @@ def _write_result_file(folder: Path, result: VariantResult) -> None:
     write_atomically(folder / RESULT, _json_bytes(content))
 
 
-def _write_table(path: Path, frame: pd.DataFrame, provenance: Mapping[str, str]) -> None:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **provenance})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, version="2.6")
-    write_atomically(path, sink.getvalue().to_pybytes())
+def _write_table(path: Path, frames: Iterator[pd.DataFrame], provenance: Mapping[str, str]) -> None:
+    """All frames one after the other; their columns and types are those of the first."""
+    with _whole_or_not(path) as temporary:
+        writer = None
+        for frame in frames:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            if writer is None:
+                schema = table.schema.with_metadata({**(table.schema.metadata or {}), **provenance})
+                writer = pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=3, version="2.6")
+            writer.write_table(table.cast(schema))
+        assert writer is not None, "a table has at least one frame"
+        writer.close()
+
+
+@contextmanager
+def _whole_or_not(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to, which is put in its place at the end, or taken away on an error."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _whole_or_not(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _json_bytes(content: Any) -> bytes:

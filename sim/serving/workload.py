@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,11 +228,7 @@ class ServingWorkload:
                 "cost_sources", workload=self.name, operator=operator, source=source.label, seconds=seconds
             )
         if self.record_token_times:
-            known = ~np.isnan(token_time_s)
-            owner = np.repeat(np.arange(len(requests)), requests["num_output_tokens"])
-            recorder.append(
-                "token_times", workload=self.name, request=owner[known], time_s=token_time_s[known]
-            )
+            recorder.stream("token_times", partial(_token_rows, self.name, requests, token_time_s))
 
     def _record_batches(self, recorder: Recorder, engine: Engine, now_s: float) -> None:
         steps = engine.steps
@@ -269,3 +267,18 @@ class ServingWorkload:
             raise ConservationError(f"{self.name}: {expected} tokens generated, {timed} have a time")
         for engine in self.engines:
             engine.check()
+
+
+TOKENS_PER_CHUNK = 1 << 20
+
+
+def _token_rows(
+    workload: str, requests: NDArray[Any], token_time_s: NDArray[np.float64]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `token_times`, some at a time: they may take more memory than all the rest."""
+    for first in range(0, max(len(token_time_s), 1), TOKENS_PER_CHUNK):
+        time_s = token_time_s[first : first + TOKENS_PER_CHUNK]
+        known = ~np.isnan(time_s)
+        # A request has at least one output token, so that no two begin at the same place.
+        owner = np.searchsorted(requests["first_token"], first + np.flatnonzero(known), side="right") - 1
+        yield {"workload": workload, "request": owner, "time_s": time_s[known]}

@@ -73,3 +73,23 @@ def test_unequal_lengths_and_changed_columns_are_refused():
     recorder.append("mixed", value="text")
     with pytest.raises(RecorderError, match=r"mixed\.value mixes integer and text"):
         recorder.frames()
+
+
+def test_streamed_rows_are_made_when_they_are_asked_for():
+    """Two streams of one table, in chunks; whole they are what appending them would have given."""
+    recorder, appended, calls = Recorder(), Recorder(), []
+
+    def rows(workload, chunks):
+        calls.append(workload)
+        for chunk in chunks:
+            yield {"workload": workload, "time_s": np.array(chunk)}
+
+    for workload, chunks in (("a", [[1.0, 2.0], [3.0]]), ("b", [[]])):
+        recorder.stream("token_times", lambda workload=workload, chunks=chunks: rows(workload, chunks))
+        for chunk in chunks:
+            appended.append("token_times", workload=workload, time_s=np.array(chunk))
+    tables = recorder.tables()
+    assert calls == [] and list(tables) == ["token_times"] and "token_times" in tables
+    assert [len(frame) for frame in tables.chunks("token_times")] == [2, 1, 0]
+    pd.testing.assert_frame_equal(tables["token_times"], appended.frames()["token_times"])
+    assert calls == ["a", "b", "a", "b"]

@@ -8,6 +8,7 @@ from sim.results.statistics import (
     mean_interval,
     paired_difference,
     percentile_interval,
+    percentiles_of_sorted,
     ratio_of_means,
 )
 
@@ -102,3 +103,10 @@ def test_a_p99_of_few_samples_has_no_upper_bound():
     assert value == pytest.approx(np.percentile(np.arange(1.0, 51.0), 99))
     assert low is not None and high is None
     assert percentile_interval(np.zeros(0), 50) == (None, None, None)
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 1000])
+def test_percentiles_of_sorted_samples_are_numpy_s(num):
+    samples = np.sort(np.random.default_rng(num).exponential(1.0, num))
+    percents = np.array([0, 1, 37.5, 50, 99, 99.95, 100])
+    assert percentiles_of_sorted(samples, percents) == pytest.approx(np.percentile(samples, percents), rel=1e-14)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,13 +30,15 @@ from sim.scenario.build_cluster import accelerator_of
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
-from sim.scenario.serving import Serving
+from sim.scenario.serving import BurstShape, DiurnalShape, Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
+from sim.workload.burstgpt_trace import read_burstgpt_trace
 from sim.workload.lengths import Fixed, Lognormal, Uniform
 from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
+from sim.workload.rate_shape import Burst, Diurnal, RateShape
 from sim.workload.traces import Trace, read_azure_trace
 
 
@@ -51,6 +53,17 @@ def _length_law(law: Any) -> Any:
     raise TypeError(f"no length law {law.law!r}")
 
 
+def _rate_shape(shape: Any) -> RateShape | None:
+    match shape:
+        case None:
+            return None
+        case DiurnalShape():
+            return Diurnal(shape.period_s, shape.amplitude)
+        case BurstShape():
+            return Burst(shape.period_s, shape.length_s, shape.factor)
+    raise TypeError(f"no shape of a rate {shape!r}")
+
+
 def _fewest_tokens(law: Any) -> tuple[int, str]:
     """The shortest length that a law draws, and the key that says so."""
     match law.law:
@@ -61,7 +74,10 @@ def _fewest_tokens(law: Any) -> tuple[int, str]:
     return 1, "mean"
 
 
-TRACES = {"azure": read_azure_trace, "mooncake": read_mooncake_trace, "vllm": read_vllm_trace}
+TRACES: dict[str, Callable[..., Trace]] = {
+    "azure": read_azure_trace, "burstgpt": read_burstgpt_trace, "mooncake": read_mooncake_trace,
+    "vllm": read_vllm_trace,
+}  # fmt: skip
 
 MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
@@ -236,7 +252,17 @@ class Server:
         if w.trace is None:
             return None
         scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
-        return TRACES[w.trace.format](w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
+        rows = {"model": w.trace.model, "log_type": w.trace.log_type} if w.trace.format == "burstgpt" else {}
+        return TRACES[w.trace.format](
+            w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale, **rows
+        )
+
+    def remarks(self) -> list[str]:
+        """What of its trace is not replayed."""
+        if self.w.trace is None or self.w.trace.format != "burstgpt" or self.trace is None:
+            return []
+        num = self.trace.num_zero_outputs
+        return [f"{num} rows of the trace had no response tokens, failures, and are left out"] if num else []
 
     def contents(self, prompt: np.ndarray, adapter: np.ndarray) -> Contents | None:
         """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
@@ -274,6 +300,7 @@ class Server:
                 num_requests=most,
                 duration_s=w.duration_s,
                 burstiness=getattr(w.arrivals, "burstiness", 1.0),
+                shape=_rate_shape(w.arrivals.shape),
             )
         n = len(arrival_s)
         if w.lengths is None:
@@ -352,7 +379,7 @@ class Server:
             "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
-            "rng": streams.stream(f"workload.{w.name}.router"),
+            "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None

@@ -147,11 +147,41 @@ class Router(Part):
     policy: Literal["round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity"] = "round_robin"
 
 
+class DiurnalShape(Part):
+    """A day's rise and fall: rate · (1 + amplitude · sin(2 π t / period))."""
+
+    kind: Literal["diurnal"]
+    period_s: PositiveSeconds = Field(examples=["24 h"], description="of one rise and fall")
+    amplitude: PositiveShare = Field(examples=[0.6], description="1: the rate goes from none to twice the mean")
+
+
+class BurstShape(Part):
+    """The last `length` of each period at `factor` times the rate of the rest; `rate` is the mean of both."""
+
+    kind: Literal["burst"]
+    period_s: PositiveSeconds = Field(examples=["60 s"], description="from burst to burst")
+    length_s: PositiveSeconds = Field(examples=["10 s"], description="of a burst")
+    factor: PositiveNumber = Field(examples=[4], description="rate within a burst over the rate outside of it")
+
+    @model_validator(mode="after")
+    def _is_within(self) -> BurstShape:
+        if self.length_s >= self.period_s:
+            raise refused("length is not below period, so that nothing lies outside of bursts; shorten it", "length")
+        return self
+
+
+Shape = Annotated[
+    Annotated[DiurnalShape | BurstShape, Field(discriminator="kind")] | None,
+    Field(description="how the rate varies around its mean; by default it does not"),
+]
+
+
 class PoissonArrivals(Part):
     """Independent arrivals at a mean rate."""
 
     kind: Literal["poisson"]
     rate_per_s: PerS = Field(examples=["4 /s"])
+    shape: Shape = None
 
 
 class GammaArrivals(Part):
@@ -162,6 +192,7 @@ class GammaArrivals(Part):
     burstiness: Annotated[PositiveNumber, Field(ge=0.001)] = Field(
         default=1.0, description="shape of the gamma law of the gaps"
     )
+    shape: Shape = None
 
 
 class ConstantArrivals(Part):
@@ -169,6 +200,7 @@ class ConstantArrivals(Part):
 
     kind: Literal["constant"]
     rate_per_s: PerS = Field(examples=["4 /s"])
+    shape: Shape = None
 
 
 class TraceArrivals(Part):
@@ -226,14 +258,26 @@ class Lengths(Part):
 class Trace(Part):
     """Requests from a file: arrival times, and lengths unless `lengths` is given."""
 
-    format: Literal["azure", "mooncake", "vllm"] = Field(
-        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; mooncake: JSON lines "
-        "with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
+    format: Literal["azure", "burstgpt", "mooncake", "vllm"] = Field(
+        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; burstgpt: CSV with "
+        "Timestamp in s, Model, Request tokens, Response tokens (0: a failure, left out), Log Type; mooncake: JSON "
+        "lines with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
         "input_toks, output_toks, hash_ids. Equal hash_ids are equal blocks, of 512 and of 16 tokens",
     )  # fmt: skip
     file: InputFile
     from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
     until_s: PositiveSeconds | None = None
+    model: str | None = Field(default=None, description="burstgpt: only rows of this Model, such as GPT-4")
+    log_type: str | None = Field(
+        default=None, description="burstgpt: only rows of this Log Type, such as Conversation log"
+    )
+
+    @model_validator(mode="after")
+    def _has_such_columns(self) -> Trace:
+        for key in ("model", "log_type"):
+            if getattr(self, key) is not None and self.format != "burstgpt":
+                raise refused(f"a trace of format {self.format} has no column for {key}; leave it out", key)
+        return self
 
     @model_validator(mode="after")
     def _is_a_span(self) -> Trace:

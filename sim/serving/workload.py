@@ -75,6 +75,7 @@ class ServingWorkload:
         adapter: NDArray[np.int64] | None = None,
         model: NDArray[np.int64] | None = None,
         num_models: int = 1,
+        remarks: Sequence[str] = (),
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -87,6 +88,8 @@ class ServingWorkload:
         self.token_time_s = new_token_times(self.requests)
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
+        self.remarks = list(remarks)
+        """What a reader of the results has to know, and is known before anything runs."""
         self.failures: Counter[str] = Counter()
         """Refused requests by reason."""
         self.record_batches = record_batches
@@ -162,7 +165,8 @@ class ServingWorkload:
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know: refused requests, and steps that were not recorded."""
-        notes = [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
+        notes = [*self.remarks]
+        notes += [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
         missing = self.num_steps - sum(len(engine.steps) for engine in self.engines)
         if self.record_batches and missing:
             notes.append(f"{missing} of {self.num_steps} steps are not in the batches table, which is full")

@@ -143,7 +143,8 @@ def _judged(question: Question, label: str, rate_per_s: float, setting: str, run
     """
     scenario = dict(question.loaded.variants)[label]
     runs = sorted(runs, key=lambda run: run.seed)
-    metrics = {name: mean_interval([run.latencies_ms[name] for run in runs]) for name in LATENCIES}
+    names = dict.fromkeys([*LATENCIES, *question.targets, *(name for run in runs for name in run.latencies_ms)])
+    metrics = {name: mean_interval([run.latencies_ms.get(name) for run in runs]) for name in names}
     latency_s = 1e-3 * (metrics["mean_e2el_ms"].mean or 0.0)
     span_s = float(np.mean([run.span_s for run in runs]))
     load = load_of([run.growth for run in runs], [run.num_late for run in runs], span_s, latency_s)

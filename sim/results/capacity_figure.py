@@ -70,12 +70,11 @@ def draw_capacity(
                 if column > 0:
                     axes.sharey(grid[row, 0])
                     axes.tick_params(labelleft=False)
-            meaning = meaning_of(f"serving.{workload}.{name}")
             grid[0, column].annotate(
                 f"target {bound:g} ms", (bound, 1.0), (0, 3), xycoords=grid[0, column].get_xaxis_transform(),
                 textcoords="offset points", ha="center", fontsize=9, color=INK,
             )  # fmt: skip
-            grid[-1, column].set_xlabel(f"{literal(meaning.label)} (ms)")
+            grid[-1, column].set_xlabel(f"{literal(target_label(name))} (ms)")
         grid[0, 0].set_ylabel("output tokens/s per accelerator")
         if has_cost:
             grid[1, 0].set_ylabel(r"\$ per million output tokens")
@@ -83,6 +82,13 @@ def draw_capacity(
         _draw_key(grid[0, -1], curves, styles, has_cost)
         put_title(figure, _title(workload, targets, curves), WIDTH_IN - 0.5)
     return figure
+
+
+def target_label(name: str) -> str:
+    """In words, such as "p99 time to first token", or "people: p99 time to first token" of a tenant."""
+    tenant, _, latency = name.rpartition(".")
+    label = meaning_of(f"serving.{latency}").label
+    return f"{tenant}: {label}" if tenant else label
 
 
 def _draw(
@@ -141,7 +147,7 @@ def _draw_key(
 def _title(workload: str, targets: Mapping[str, float], curves: Sequence[CapacityCurve]) -> str:
     """The point: how much throughput the targets leave, and how far the variants are apart."""
     bounds = " and ".join(
-        f"{meaning_of(f'serving.{workload}.{name}').label} ≤ {bound:g}\u00a0ms" for name, bound in targets.items()
+        f"{target_label(name)} ≤ {bound:g}\u00a0ms" for name, bound in targets.items()
     )
     found = {c.variant: p.tokens_per_s for c in curves for p in c.points if p.is_found and p.tokens_per_s is not None}
     none = [c.variant for c in curves if c.variant not in found]

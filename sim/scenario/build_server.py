@@ -30,9 +30,10 @@ from sim.scenario.build_cluster import accelerator_of
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
-from sim.scenario.serving import BurstShape, DiurnalShape, Serving
+from sim.scenario.serving import BurstShape, DiurnalShape, Lengths, Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.replica import EngineLimits
+from sim.serving.tenants import Tenants
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.burstgpt_trace import read_burstgpt_trace
@@ -51,6 +52,10 @@ def _length_law(law: Any) -> Any:
         case "lognormal":
             return Lognormal(law.mean, law.sigma, law.max)
     raise TypeError(f"no length law {law.law!r}")
+
+
+def _drawn(lengths: Lengths, rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
+    return _length_law(lengths.input).draw(rng, num), _length_law(lengths.output).draw(rng, num)
 
 
 def _rate_shape(shape: Any) -> RateShape | None:
@@ -72,6 +77,12 @@ def _fewest_tokens(law: Any) -> tuple[int, str]:
         case "uniform":
             return law.low, "low"
     return 1, "mean"
+
+
+def longer_length(lengths: Lengths) -> tuple[str, str]:
+    """Where the longer one of the shortest lengths stands, such as ("input", "tokens")."""
+    (prompt, of_prompt), (output, of_output) = map(_fewest_tokens, (lengths.input, lengths.output))
+    return ("input", of_prompt) if prompt >= output else ("output", of_output)
 
 
 TRACES: dict[str, Callable[..., Trace]] = {
@@ -208,10 +219,17 @@ class Server:
                 if adapter.routing is not None and self.architecture.experts is not None:
                     Popularity.read(adapter.routing, self.architecture.experts)
 
-    def check_lengths(self) -> None:
+    def length_laws(self) -> list[tuple[tuple[str | int, ...], Lengths]]:
+        """Those that requests have beside a trace's, with where they stand below the workload."""
+        found = [(("tenants", i, "lengths"), t.lengths) for i, t in enumerate(self.w.tenants) if t.lengths is not None]
+        if self.w.lengths is None or (self.w.tenants and len(found) == len(self.w.tenants)):
+            return list(found)
+        return [(("lengths",), self.w.lengths), *found]
+
+    def check_lengths(self, lengths: Lengths) -> None:
         """Raises ValueError where even the shortest request is longer than the model's context."""
-        most, lengths = self.architecture.max_positions, self.w.lengths
-        if lengths is None or most is None:
+        most = self.architecture.max_positions
+        if most is None:
             return
         (prompt, _), (output, _) = _fewest_tokens(lengths.input), _fewest_tokens(lengths.output)
         if prompt + output > most:
@@ -219,13 +237,6 @@ class Server:
                 f"prompts of {prompt} tokens or more and outputs of {output} or more are longer than the context of "
                 f"{self.architecture.name}, {most} tokens, so that every request would be refused; make them shorter"
             )
-
-    def longer_length(self) -> tuple[str, ...]:
-        """Where the longer one of its shortest lengths stands, such as ("lengths", "input", "tokens")."""
-        if self.w.lengths is None:
-            return ("trace",)
-        (prompt, of_prompt), (output, of_output) = map(_fewest_tokens, (self.w.lengths.input, self.w.lengths.output))
-        return ("lengths", "input", of_prompt) if prompt >= output else ("lengths", "output", of_output)
 
     def requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(arrival times, prompt tokens, output tokens) of all requests.
@@ -272,7 +283,7 @@ class Server:
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
         trace = self.trace
-        if trace is None or trace.blocks is None or self.w.lengths is not None or not self.w.kv.prefix_caching:
+        if trace is None or trace.blocks is None or self.length_laws() or not self.w.kv.prefix_caching:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
         return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, adapter)
@@ -303,11 +314,28 @@ class Server:
                 shape=_rate_shape(w.arrivals.shape),
             )
         n = len(arrival_s)
-        if w.lengths is None:
-            assert trace is not None
-            return arrival_s, trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
-        draw = streams.stream(f"workload.{w.name}.lengths")
-        return arrival_s, _length_law(w.lengths.input).draw(draw, n), _length_law(w.lengths.output).draw(draw, n)
+        if w.lengths is not None:
+            prompt, output = _drawn(w.lengths, streams.stream(f"workload.{w.name}.lengths"), n)
+        elif trace is not None:
+            prompt, output = trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
+        else:
+            prompt, output = np.ones(n, np.int64), np.ones(n, np.int64)  # every tenant has its own
+        tenant = self.tenants(streams, n)
+        for i, each in enumerate(w.tenants):
+            if each.lengths is not None:
+                own = _drawn(each.lengths, streams.stream(f"workload.{w.name}.lengths.{each.name}"), n)
+                prompt, output = (np.where(tenant.of == i, a, b) for a, b in zip(own, (prompt, output), strict=True))
+        return arrival_s, prompt, output
+
+    def tenants(self, streams: RandomStreams, num_requests: int) -> Tenants:
+        """Whose each request is, drawn by the tenants' shares."""
+        w = self.w
+        if not w.tenants:
+            return Tenants((), np.zeros(num_requests, np.int16), (w.targets,))
+        upto = np.cumsum([tenant.share for tenant in w.tenants])
+        drawn = streams.stream(f"workload.{w.name}.tenants").random(num_requests)
+        of = np.searchsorted(upto[:-1] / upto[-1], drawn, side="right").astype(np.int16)
+        return Tenants(tuple(t.name for t in w.tenants), of, tuple(w.targets | t.targets for t in w.tenants))
 
     def popularity(self) -> Popularity | None:
         experts = self.architecture.experts
@@ -380,6 +408,7 @@ class Server:
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
             "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
+            "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None,
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None

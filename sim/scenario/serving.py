@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from models.parallelism import Exchange
 from sim.scenario.adapters import Adapters
@@ -12,6 +12,7 @@ from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
     Count,
     InputFile,
+    Label,
     Part,
     PerS,
     PositiveNumber,
@@ -26,6 +27,7 @@ from sim.scenario.quantities import (
 )
 from sim.scenario.traffic import Workload
 from sim.serving.graphs import largest_graph
+from sim.serving.tenants import TARGETS
 
 
 def _read_model(value: Any, info: ValidationInfo) -> str:
@@ -307,6 +309,36 @@ class Experts(Part):
         return self
 
 
+def _known_targets(targets: dict[str, float]) -> dict[str, float]:
+    for name in targets:
+        if name not in TARGETS:
+            raise refused(f"'{name}' is no latency that can be bounded; {suggestion(name, TARGETS)}", name)
+    return targets
+
+
+Targets = Annotated[
+    dict[str, PositiveNumber],
+    AfterValidator(_known_targets),
+    Field(
+        default_factory=dict, examples=[{"p99_ttft_ms": 2000, "p99_itl_ms": 50}],
+        description="upper bounds of latencies, in ms, by the names of the metrics; a request is within them where its "
+        "own latencies are. Gives slo_attainment and request_goodput, and `spindle size` what to hold",
+    ),
+]  # fmt: skip
+
+
+class Tenant(Part):
+    """One of those who share a workload: a part of its arrivals."""
+
+    name: Label = Field(description="metrics are serving.<workload>.<name>.<metric>")
+    share: PositiveNumber = Field(
+        default=1.0, description="of the arrivals, in proportion to the others': each request is drawn on its own, so "
+        "that of Poisson arrivals every tenant's are Poisson",
+    )  # fmt: skip
+    lengths: Lengths | None = Field(default=None, description="by default as the workload's, or as the trace's")
+    targets: Targets = Field(description="added to the workload's, in place of those of the same name")
+
+
 class Serving(Workload):
     """Replicas of a model that serve requests."""
 
@@ -336,6 +368,8 @@ class Serving(Workload):
     )
     experts: Experts = Experts()
     adapters: Adapters | None = None
+    tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
+    targets: Targets
 
     @property
     def num_accelerators(self) -> int:
@@ -353,13 +387,26 @@ class Serving(Workload):
         return self
 
     @model_validator(mode="after")
+    def _tells_tenants_apart(self) -> Serving:
+        names = [tenant.name for tenant in self.tenants]
+        for i, name in enumerate(names):
+            if "." in name:
+                sentence = f"'{name}' has a dot, which parts the names of metrics; leave it out"
+                raise refused(sentence, "tenants", i, "name")
+            if name in names[:i]:
+                raise refused(f"two tenants are named '{name}'; give each its own name", "tenants", i, "name")
+        return self
+
+    @model_validator(mode="after")
     def _has_requests(self) -> Serving:
         if self.arrivals.kind == "trace" and self.trace is None:
             raise refused(
                 "arrivals: trace needs a trace; write for example trace: {format: azure, file: requests.csv}",
                 "trace",
             )
-        if self.lengths is None and self.trace is None:
+        if self.lengths is None and self.trace is None and not (
+            self.tenants and all(tenant.lengths is not None for tenant in self.tenants)
+        ):
             raise refused(
                 "lengths are missing, and there is no trace to take them from; write for example "
                 "lengths: {input: {law: fixed, tokens: 512}, output: {law: fixed, tokens: 128}}",

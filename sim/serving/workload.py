@@ -23,6 +23,7 @@ from sim.serving.metrics import as_of, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
+from sim.serving.tenants import Tenants
 
 ARRIVALS_PER_CATCH_UP = 1024
 """Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
@@ -76,6 +77,7 @@ class ServingWorkload:
         model: NDArray[np.int64] | None = None,
         num_models: int = 1,
         remarks: Sequence[str] = (),
+        tenants: Tenants | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -88,6 +90,7 @@ class ServingWorkload:
         self.token_time_s = new_token_times(self.requests)
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
+        self.tenants = tenants
         self.remarks = list(remarks)
         """What a reader of the results has to know, and is known before anything runs."""
         self.failures: Counter[str] = Counter()
@@ -174,12 +177,14 @@ class ServingWorkload:
 
     def metrics(self) -> dict[str, float | None]:
         self._catch_up()
-        metrics = serving_metrics(*as_of(self.requests, self.token_time_s, self.clock.now))
+        known = as_of(self.requests, self.token_time_s, self.clock.now)
+        metrics = serving_metrics(*known)
         shares = self.time_by_source()
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
-        return metrics | {"num_steps": self.num_steps} | self.memory
+        of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
+        return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
@@ -199,7 +204,7 @@ class ServingWorkload:
         return dict(found)
 
     def record(self, recorder: Recorder) -> None:
-        """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""
+        """Rows of `requests`, `tenants`, and unless told otherwise of `batches` and `token_times`, up to now."""
         self._catch_up()
         now_s = self.clock.now
         requests, token_time_s = as_of(self.requests, self.token_time_s, now_s)
@@ -222,6 +227,9 @@ class ServingWorkload:
             num_preemptions=rows["num_preemptions"],
             outcome=np.array(OUTCOMES)[rows["outcome"]],
         )
+        if self.tenants is not None and self.tenants.names:
+            names = np.array(self.tenants.names)[self.tenants.of[ids]]
+            recorder.append("tenants", workload=self.name, request=ids, tenant=names)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

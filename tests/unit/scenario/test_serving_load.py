@@ -76,3 +76,59 @@ def test_rates_that_vary_have_the_mean_that_is_written(tmp_path):
 )  # fmt: skip
 def test_shapes_that_make_no_sense(tmp_path, arrivals, words):
     assert words in refusal(tmp_path, with_arrivals(arrivals))
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+TENANTS = SERVING.replace("num_requests: 10", "num_requests: 4000") + """\
+    targets: {p99_itl_ms: 50}
+    tenants:
+      - {name: people, share: 3, targets: {p99_ttft_ms: 500}}
+      - name: batch
+        lengths: {input: {law: fixed, tokens: 2000}, output: {law: uniform, low: 5, high: 9}}
+        targets: {p99_itl_ms: 500}
+"""
+
+
+def test_tenants_share_the_arrivals(tmp_path):
+    server = server_of(loaded(tmp_path, CLUSTER + TENANTS))
+    streams = RandomStreams(3)
+    _, prompt, output = server.requests(streams)
+    tenants = server.tenants(streams, 4000)
+    is_batch = tenants.of == 1
+    assert abs(is_batch.mean() - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    assert set(prompt[is_batch]) == {2000} and set(output[is_batch]) == {5, 6, 7, 8, 9}
+    # the others' lengths are those of the workload, request by request, as if they were alone
+    alone = server_of(loaded(tmp_path, CLUSTER + SERVING.replace("num_requests: 10", "num_requests: 4000")))
+    _, _, output_alone = alone.requests(streams)
+    assert set(prompt[~is_batch]) == {512} and (output[~is_batch] == output_alone[~is_batch]).all()
+    assert tenants.targets == ({"p99_itl_ms": 50, "p99_ttft_ms": 500}, {"p99_itl_ms": 500})
+
+
+def test_lengths_are_not_needed_where_every_tenant_has_its_own(tmp_path):
+    own = "{input: {law: fixed, tokens: 7}, output: {law: fixed, tokens: 3}}"
+    lines = [line for line in SERVING.splitlines() if "lengths" not in line]
+    text = "\n".join([*lines, f"    tenants: [{{name: a, lengths: {own}}}]\n"])
+    _, prompt, output = server_of(loaded(tmp_path, CLUSTER + text)).requests(RandomStreams(1))
+    assert set(prompt) == {7} and set(output) == {3}
+    assert "lengths are missing" in refusal(tmp_path, CLUSTER + text.replace(f", lengths: {own}", ""))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("p99_ttft_ms: 500", "p99_tfft_ms: 500", "did you mean 'p99_ttft_ms'?"),
+        ("p99_ttft_ms: 500", "p99_ttft_ms: 0", "p99_ttft_ms"),
+        ("name: batch", "name: people", "two tenants are named 'people'"),
+        ("name: batch", "name: v1.5", "'v1.5' has a dot"),
+        ("share: 3", "share: 0", "share"),
+    ],
+)
+def test_tenants_that_make_no_sense(tmp_path, old, new, words):
+    assert words in refusal(tmp_path, CLUSTER + TENANTS.replace(old, new))
+
+
+def test_a_tenant_whose_shortest_request_is_too_long_is_refused_where_it_stands(tmp_path):
+    text = CLUSTER + TENANTS.replace("tokens: 2000", "tokens: 200000")
+    with pytest.raises(Exception, match=r"yaml:\d+: workloads.chat.tenants.batch.lengths.input.tokens: prompts"):
+        check(loaded(tmp_path, text))

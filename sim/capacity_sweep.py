@@ -93,7 +93,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
         with (
             Interruption() as interruption,
             Progress(0, quiet) as progress,
-            _simulating(question.workload, workers, progress, interruption) as simulated,
+            simulating(question.workload, workers, progress, interruption) as simulated,
         ):
             while wanted:
                 changed = {
@@ -110,7 +110,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
                 for label, rate in list(wanted.items()):
                     if len(runs[label]) < len(seeds):
                         continue
-                    probe = _judged(question, label, rate, changed[label][1], runs[label])
+                    probe = judged(question, label, rate, changed[label][1], runs[label])
                     outcome.probes[label].append(probe)
                     try:
                         wanted[label] = searches[label].send(probe.verdict)
@@ -125,9 +125,10 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
 
 
 @contextmanager
-def _simulating(
+def simulating(
     workload: str, workers: int, progress: Progress, interruption: Interruption
 ) -> Iterator[Simulate]:
+    """Runs jobs here or in worker processes, and gives what a probe keeps of each."""
     finish = partial(probed, workload)
     if workers == 1:
         yield lambda jobs: map(finish, one_by_one(jobs, progress, interruption))
@@ -136,7 +137,7 @@ def _simulating(
         yield lambda jobs: simulated(jobs, finish)
 
 
-def _judged(question: Question, label: str, rate_per_s: float, setting: str, runs: Sequence[Probed]) -> Probe:
+def judged(question: Question, label: str, rate_per_s: float, setting: str, runs: Sequence[Probed]) -> Probe:
     """All seeds of a rate together: each target by its mean over them.
 
     Missed is the target that is furthest above its bound, or without one what is wrong with the queue.

@@ -26,8 +26,9 @@ from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_faults import build_fault
+from sim.scenario.build_laws import longer_length
 from sim.scenario.build_packets import packet_settings
-from sim.scenario.build_server import Server, longer_length
+from sim.scenario.build_server import Server
 from sim.scenario.errors import ScenarioError, suggestion
 from sim.scenario.explain import problem_at
 from sim.scenario.fabrics import Htsim

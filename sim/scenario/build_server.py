@@ -27,63 +27,19 @@ from sim.engine.random import RandomStreams
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
 from sim.scenario.build_cluster import accelerator_of
+from sim.scenario.build_laws import drawn_lengths, fewest_tokens, rate_shape
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
-from sim.scenario.serving import BurstShape, DiurnalShape, Lengths, Serving
+from sim.scenario.serving import Lengths, Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.replica import EngineLimits
 from sim.serving.tenants import Tenants
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.burstgpt_trace import read_burstgpt_trace
-from sim.workload.lengths import Fixed, Lognormal, Uniform
 from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
-from sim.workload.rate_shape import Burst, Diurnal, RateShape
 from sim.workload.traces import Trace, read_azure_trace
-
-
-def _length_law(law: Any) -> Any:
-    match law.law:
-        case "fixed":
-            return Fixed(law.tokens)
-        case "uniform":
-            return Uniform(law.low, law.high)
-        case "lognormal":
-            return Lognormal(law.mean, law.sigma, law.max)
-    raise TypeError(f"no length law {law.law!r}")
-
-
-def _drawn(lengths: Lengths, rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
-    return _length_law(lengths.input).draw(rng, num), _length_law(lengths.output).draw(rng, num)
-
-
-def _rate_shape(shape: Any) -> RateShape | None:
-    match shape:
-        case None:
-            return None
-        case DiurnalShape():
-            return Diurnal(shape.period_s, shape.amplitude)
-        case BurstShape():
-            return Burst(shape.period_s, shape.length_s, shape.factor)
-    raise TypeError(f"no shape of a rate {shape!r}")
-
-
-def _fewest_tokens(law: Any) -> tuple[int, str]:
-    """The shortest length that a law draws, and the key that says so."""
-    match law.law:
-        case "fixed":
-            return law.tokens, "tokens"
-        case "uniform":
-            return law.low, "low"
-    return 1, "mean"
-
-
-def longer_length(lengths: Lengths) -> tuple[str, str]:
-    """Where the longer one of the shortest lengths stands, such as ("input", "tokens")."""
-    (prompt, of_prompt), (output, of_output) = map(_fewest_tokens, (lengths.input, lengths.output))
-    return ("input", of_prompt) if prompt >= output else ("output", of_output)
-
 
 TRACES: dict[str, Callable[..., Trace]] = {
     "azure": read_azure_trace, "burstgpt": read_burstgpt_trace, "mooncake": read_mooncake_trace,
@@ -231,7 +187,7 @@ class Server:
         most = self.architecture.max_positions
         if most is None:
             return
-        (prompt, _), (output, _) = _fewest_tokens(lengths.input), _fewest_tokens(lengths.output)
+        (prompt, _), (output, _) = fewest_tokens(lengths.input), fewest_tokens(lengths.output)
         if prompt + output > most:
             raise ValueError(
                 f"prompts of {prompt} tokens or more and outputs of {output} or more are longer than the context of "
@@ -311,11 +267,11 @@ class Server:
                 num_requests=most,
                 duration_s=w.duration_s,
                 burstiness=getattr(w.arrivals, "burstiness", 1.0),
-                shape=_rate_shape(w.arrivals.shape),
+                shape=rate_shape(w.arrivals.shape),
             )
         n = len(arrival_s)
         if w.lengths is not None:
-            prompt, output = _drawn(w.lengths, streams.stream(f"workload.{w.name}.lengths"), n)
+            prompt, output = drawn_lengths(w.lengths, streams.stream(f"workload.{w.name}.lengths"), n)
         elif trace is not None:
             prompt, output = trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
         else:
@@ -323,7 +279,7 @@ class Server:
         tenant = self.tenants(streams, n)
         for i, each in enumerate(w.tenants):
             if each.lengths is not None:
-                own = _drawn(each.lengths, streams.stream(f"workload.{w.name}.lengths.{each.name}"), n)
+                own = drawn_lengths(each.lengths, streams.stream(f"workload.{w.name}.lengths.{each.name}"), n)
                 prompt, output = (np.where(tenant.of == i, a, b) for a, b in zip(own, (prompt, output), strict=True))
         return arrival_s, prompt, output
 
@@ -390,6 +346,16 @@ class Server:
         }
         return costs if self.parallelism.expert > 1 else costs | {"mix": self.mix(max_tokens)}
 
+    @cached_property
+    def limits(self) -> EngineLimits:
+        """Of a replica's batches."""
+        w = self.w
+        return EngineLimits(
+            w.batching.policy, self.memory_plan().num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
+            w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
+            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
+        )  # fmt: skip
+
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
@@ -397,13 +363,8 @@ class Server:
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
-        limits = EngineLimits(
-            w.batching.policy, plan.num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
-            w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
-            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
-        )  # fmt: skip
         common: dict[str, Any] = {
-            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": self.limits,
             "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,

@@ -262,7 +262,7 @@ def _curves(outcome: Outcome) -> list[CapacityCurve]:
         points = [
             CurvePoint(
                 {name: p.metrics[name].mean for name in outcome.question.targets}, p.tokens_per_s_per_accelerator,
-                p.cost_per_million_tokens, p.verdict.holds, p is outcome.best(label),
+                p.cost_per_million_tokens, p.verdict.holds, p is outcome.best(label), p.load == "stable",
             )
             for p in sorted(outcome.probes[label], key=lambda p: p.rate_per_s)
         ]  # fmt: skip

@@ -214,8 +214,9 @@ def _shown(outcome: Outcome) -> list[dict[str, Any]]:
         shown["why"] = row["why"] or None
         same = (row["variant"], row["shape"], row["verdict"], row["why"].partition(", and there ")[0])
         if row["verdict"] == "ruled out" and same == last:
-            rows[-1]["replicas"] = f"{rows[-1]['replicas'].partition(' ')[0]} to {row['replicas']}"
-            rows[-1]["accelerators"] = row["accelerators"]
+            for key in ("replicas", "accelerators", "$ per hour"):
+                if key in shown:
+                    rows[-1][key] = f"{str(rows[-1][key]).partition(' ')[0]} to {shown[key]}"
             rows[-1]["why"] = same[-1]
         else:
             rows.append(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -65,36 +66,58 @@ def draw_size(
 def _draw(
     axes: Axes, name: str, bound: float, points: Sequence[SizePoint], styles: Mapping[str, VariantStyle]
 ) -> None:
-    axes.axhline(bound, color=INK, lw=1.0, linestyle=(0, (4, 3)), zorder=1)
-    values = [p.latency_ms[name] or bound for p in points]
+    """What was run, at its latency; what was ruled out by this latency, at what it cannot undercut; other crosses lie
+    in a row of their shape along the upper edge."""
+    last = max(p.num_accelerators for p in points)
+    values = [bound, *(v for p in points if _is_placed(p, name, bound) and (v := p.latency_ms[name]) is not None)]
     top = min(max(1.3 * bound, 1.25 * max(values)), REACH * bound)
-    bottom = max(min([0.75 * bound, *(0.8 * v for v in values)]), bound / 50)
-    for shape in dict.fromkeys(p.shape for p in points):
+    bottom = max(0.75 * min(values), bound / 50)
+    shapes = dict.fromkeys(p.shape for p in points)
+    at_edge = [shape for shape in shapes if any(p.shape == shape and not _is_placed(p, name, bound) for p in points)]
+    row = 0.05 / max(len(at_edge) / 6, 1)
+    for shape in shapes:
         own = [p for p in points if p.shape == shape]
         colour = styles[shape].colour
         ran = [p for p in own if p.ruled_out is None]
         ys = [min(p.latency_ms[name] or top, top) for p in ran]
         axes.plot([p.num_accelerators for p in ran], ys, **styles[shape].line_of(1.4))
+        height = 1.0 - row * (at_edge.index(shape) if shape in at_edge else 0)
+        edge = [p for p in own if p.ruled_out is not None and not _is_placed(p, name, bound)]
+        cross: dict[str, Any] = {"ls": "none", "marker": "x", "ms": 4, "color": colour, "mew": 1.1, "zorder": 3,
+                                 "clip_on": False, "in_layout": False}  # fmt: skip
+        at_height = axes.get_xaxis_transform()
+        axes.plot([p.num_accelerators for p in edge], [height] * len(edge), transform=at_height, **cross)
+        if edge and edge[-1].num_accelerators < 0.75 * last:
+            axes.annotate(edge[-1].ruled_out or "", (edge[-1].num_accelerators, height), (5, 0), fontsize=7.5,
+                          xycoords=at_height, textcoords="offset points", va="center", color=colour,
+                          in_layout=False)  # fmt: skip
         for point in own:
-            y = point.latency_ms[name]
-            y = top if y is None or (point.ruled_out is not None and y <= bound) else min(y, top)
+            if not _is_placed(point, name, bound):
+                continue
+            at = [point.num_accelerators], [min(point.latency_ms[name] or top, top)]
             if point.ruled_out is not None:
-                axes.plot([point.num_accelerators], [y], "x", ms=5, color=colour, mew=1.2, zorder=3, clip_on=False)
+                axes.plot(*at, **cross)
             elif point.is_found:
-                axes.plot([point.num_accelerators], [y], "o", ms=10, color=colour, mec="white", mew=1.2, zorder=5)
+                axes.plot(*at, "o", ms=10, color=colour, mec="white", mew=1.2, zorder=5)
             else:
                 face = colour if point.holds else "white"
-                axes.plot([point.num_accelerators], [y], "o", ms=4.5, color=face, mec=colour, mew=1.0, zorder=4,
-                          clip_on=False)  # fmt: skip
+                axes.plot(*at, "o", ms=4.5, color=face, mec=colour, mew=1.0, zorder=4, clip_on=False)
+    axes.axhline(bound, color=INK, lw=1.0, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yscale("log")
-    axes.set_ylim(bottom, top)
-    plain_log_ticks(axes.yaxis, top / bottom)
+    upper = top * (top / bottom) ** (1.2 * row * len(at_edge))
+    axes.set_ylim(bottom, upper)
+    plain_log_ticks(axes.yaxis, upper / bottom)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(0, 1.08 * max(p.num_accelerators for p in points))
+    axes.set_xlim(0, 1.08 * last)
     axes.set_xlabel("accelerators")
     axes.set_ylabel(f"{literal(target_label(name))} (ms)")
-    axes.annotate(f"target {bound:g} ms", (1.0, bound), (-2, 3), xycoords=axes.get_yaxis_transform(),
-                  textcoords="offset points", ha="right", fontsize=9, color=INK)  # fmt: skip
+    axes.annotate(f"target {bound:g} ms", (0.0, bound), (3, 3), xycoords=axes.get_yaxis_transform(),
+                  textcoords="offset points", fontsize=9, color=INK, in_layout=False)  # fmt: skip
+
+
+def _is_placed(point: SizePoint, name: str, bound: float) -> bool:
+    """Whether it has a place by its latency: it ran, or its least latency alone is above the target."""
+    return point.ruled_out is None or (point.latency_ms[name] or 0.0) > bound
 
 
 def _found_of(shape: str, points: Sequence[SizePoint]) -> list[str]:

@@ -69,7 +69,8 @@ def floors_of(server: Server, seeds: Sequence[int], targets: Mapping[str, float]
         is_admitted = np.array([r is None for r in refusals(new_requests(arrival_s, prompt, output), server.limits)])
         if not is_admitted.any():
             return NOTHING_KNOWN
-        fed = np.ones_like(prompt) if server.contents(prompt) is not None else prompt
+        shares_blocks = server.contents(prompt, np.zeros(len(prompt), np.int64)) is not None
+        fed = np.ones_like(prompt) if shares_blocks else prompt
         busy.append(_busy(server, table, arrival_s[is_admitted], prompt[is_admitted], fed[is_admitted],
                           output[is_admitted]))  # fmt: skip
         is_counted = is_admitted & (np.arange(len(prompt)) >= int(WARM_UP * len(prompt)))
@@ -87,9 +88,9 @@ def floors_of(server: Server, seeds: Sequence[int], targets: Mapping[str, float]
 
 def _holds_for(server: Server) -> bool:
     w = server.w
-    degrees = {name: getattr(w.parallelism, name) for name in type(w.parallelism).model_fields}
     is_known = w.model_fields_set <= KNOWN and w.batching.model_fields_set <= KNOWN_BATCHING
-    return is_known and server.scenario.max_time_s is None and all(d == 1 for n, d in degrees.items() if n != "tensor")
+    other = w.parallelism.model_copy(update={"tensor": 1})  # tensor ranks step as one: all that is allowed
+    return is_known and server.scenario.max_time_s is None and other == type(other)()
 
 
 def _table(server: Server, drawn: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> StepTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,14 +132,17 @@ def size_question(
         chosen = [axis.setting(name, value) for axis, value in zip(shapes, values, strict=True)]
         words = ", ".join(f"{axis.key.rpartition('.')[2]} {value}" for axis, value in zip(shapes, values, strict=True))
         known: dict[str, tuple[Floors, Ruling | None]] = {}
+        most = num_accelerators if replicas is None else math.inf
         for count in sorted(set(counts)):
+            if count > most:
+                break
             try:
                 own = load_scenario(
                     path, [*settings, *chosen, f"workloads.{name}.{REPLICAS}={count}"], small, seed, seeds
                 )
             except ScenarioError as error:
-                if replicas is None and count > 1:
-                    break  # the cluster is full: a count that nobody asked for
+                if replicas is None and known:
+                    continue  # a count that nobody asked for
                 refusals.append(error)
                 for each in candidates.values():
                     candidate = Candidate(shape, count, ())
@@ -147,6 +151,8 @@ def size_question(
                 continue
             if not known:
                 known = _known(own, name, bounds)
+                each_needs = min(serving_workload(s, name).parallelism.num_accelerators for _, s in own.variants)
+                most = min(most, num_accelerators // each_needs) if replicas is None else most
             prices = {} if price is None else prices_of(own, name, price)
             for label, scenario in own.variants:
                 w = serving_workload(scenario, name)
@@ -227,8 +233,8 @@ def _axis(over: str) -> Axis:
             values += [str(v) for v in range(int(span[1]), int(span[2]) + 1)]
         else:
             values.append(part)
-    is_wrong = not all(values) or ("." not in key and not all(re.fullmatch("[1-9][0-9]*", v) for v in values))
-    if is_wrong:
+    is_count = key == REPLICAS or (key in known and isinstance(Degrees.model_fields[key].default, int))
+    if not all(values) or (is_count and not all(re.fullmatch("[1-9][0-9]*", v) for v in values)):
         raise ScenarioError.at(place, "write for example --over tensor=1,2,4, or --over replicas=1..8")
     return Axis(key, tuple(dict.fromkeys(values)))
 

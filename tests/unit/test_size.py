@@ -243,6 +243,7 @@ def test_the_command_prints_a_table_or_json(spindle):
         (["--target", "a.p99_itl_ms=5"], "'chat' has no tenant 'a'"),
         (["--target", "p99_itl_ms=5", "--over", "tnsor=1"], "'tnsor' is none of tensor, expert"),
         (["--target", "p99_itl_ms=5", "--over", "tensor=0"], "write for example --over tensor=1,2,4"),
+        (["--target", "p99_itl_ms=5", "--over", "exchange="], "write for example --over tensor=1,2,4"),
         (["--target", "p99_itl_ms=5", "--over", "replicas=3..1"], "write for example --over tensor=1,2,4"),
         (["--target", "p99_itl_ms=5", "--over", "tensor=1", "--over", "tensor=2"], "is given twice"),
         (["--target", "p99_itl_ms=5", "--over", "replicas=1..1999", "--over", "tensor=1,2"], "names 3998 candidates"),

@@ -189,6 +189,11 @@ def answers(outcome: Outcome) -> list[str]:
                         f"replica{plural}{cost} ({ran})")  # fmt: skip
         if label not in outcome.finished:
             said.append(f"{who}interrupted, so that there may be a better one")
+    missed = {probe.verdict.missed for probes in outcome.probes.values() for probe in probes.values()}
+    if "too short" in missed:
+        said.append("some arrivals are over before a queue could show; raise num_requests, or take a longer trace")
+    if "backlogged" in missed:
+        said.append("some waits grow, or seem to; more requests or seeds would tell")
     if len(outcome.question.loaded.seeds) == 1:
         said.append("one seed, so no intervals; --seeds 5 gives them (a trace is the same with every seed)")
     return said

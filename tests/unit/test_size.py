@@ -149,6 +149,14 @@ def test_targets_of_the_scenario_are_held_by_variant(sized):
     assert {label: outcome.best(label).candidate.replicas for label in ("one", "four")} == {"one": 3, "four": 1}
 
 
+def test_a_run_too_short_says_so(sized):
+    """Four places for four requests: they could all come at once, and nothing would show what the load is."""
+    settings = ["workloads.chat.batching.max_num_seqs=4", "workloads.chat.num_requests=4"]
+    outcome = sized("tensor=1", "replicas=1", settings=settings, targets=("p99_itl_ms=50",))
+    assert verdicts(outcome)["tensor 1", 1] == ("misses", "the arrivals are over too soon to tell")
+    assert "raise num_requests" in answers(outcome)[1]
+
+
 # --- every candidate, as an oracle ------------------------------------------------------------------------------------
 
 ROOFLINE = """

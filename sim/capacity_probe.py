@@ -32,7 +32,7 @@ LATENCIES = tuple(
 class Probed:
     """One seed at one rate, without what arrived during the warm-up.
 
-    latencies_ms     by name, as in LATENCIES; None where nothing completed
+    latencies_ms     by name, as in LATENCIES, and `<tenant>.<name>` of tenants; None where nothing completed
     output_tokens_per_s    generated between the first and the last arrival counted
     span_s           between those arrivals
     growth, num_late as `wait_growth` gives them; a request that was never scheduled waits until the run ends
@@ -69,10 +69,17 @@ def probed(workload: str, result: VariantResult) -> Probed | None:
     end_s = max(last_s, float(time_s.max(initial=0.0)))
     wait_s = np.where(np.isnan(scheduled_s), end_s, scheduled_s) - arrival_s
     growth, num_late = wait_growth(arrival_s, wait_s)
+    latencies_ms = _latencies(admitted, tokens)
+    if "tenants" in result.tables:
+        of = result.tables["tenants"]
+        of = of[(of["workload"] == workload).to_numpy()]
+        for tenant in dict.fromkeys(of["tenant"].tolist()):
+            own = np.isin(admitted["request"].to_numpy(), of["request"].to_numpy()[(of["tenant"] == tenant).to_numpy()])
+            latencies_ms |= {f"{tenant}.{name}": value for name, value in _latencies(admitted[own], tokens).items()}
     outcomes = requests["outcome"].value_counts()
     completed, failed, unfinished = (int(outcomes.get(o, 0)) for o in ("completed", "failed", "unfinished"))
     return Probed(
-        result.name, result.seed, _latencies(admitted, tokens), in_window / (last_s - first_s) if last_s > first_s
+        result.name, result.seed, latencies_ms, in_window / (last_s - first_s) if last_s > first_s
         else None, last_s - first_s, growth, num_late, completed, failed, unfinished,
     )  # fmt: skip
 

@@ -35,23 +35,13 @@ def question_of(
     loaded: LoadedScenario, targets: Sequence[str], workload: str | None, tolerance: str, price: str | None
 ) -> Question:
     """Reads and checks a search. Raises Refused for what cannot be searched, ScenarioError where a run would."""
-    bounds: dict[str, float] = {}
-    for target in targets:
-        name, _, text = target.partition("=")
-        if name not in LATENCIES:
-            raise ScenarioError.at(
-                Place(f"--target {target}"), f"'{name}' is no latency that a serving workload reports; choose one of "
-                f"{', '.join(LATENCIES)}",
-            )  # fmt: skip
-        if name in bounds:
-            raise ScenarioError.at(Place(f"--target {target}"), f"bounds {name} twice; give each once")
-        bounds[name] = _positive(text, f"--target {target}", f"write for example --target {name}=50, in ms")
     percent = tolerance.endswith("%")
     share = _positive(tolerance.removesuffix("%"), f"--tolerance {tolerance}", "write for example --tolerance 2%")
     share = share / 100 if percent else share
     if not 0.001 <= share <= 1:
         raise ScenarioError.at(Place(f"--tolerance {tolerance}"), "is not from 0.1% to 100%; 2% is usual")
-    name = _workload_name(loaded, workload)
+    name = workload_name(loaded, workload)
+    bounds = target_bounds(loaded, name, targets)
     for label, scenario in loaded.variants:
         if scenario.fidelity == "auto":
             sentence = f"variant '{label}' has fidelity: auto, which decides by the tables of its runs"
@@ -73,7 +63,31 @@ def question_of(
                 "it arrivals: {kind: poisson, rate: 1 /s}"
             )
         rates[label] = rate
-    return Question(loaded, name, bounds, share, {} if price is None else _prices(loaded, name, price), rates)
+    return Question(loaded, name, bounds, share, {} if price is None else prices_of(loaded, name, price), rates)
+
+
+def target_bounds(loaded: LoadedScenario, workload: str, targets: Sequence[str]) -> dict[str, float]:
+    """`p99_itl_ms=50`, or of one tenant `<tenant>.p99_itl_ms=50`, as bounds in ms by name."""
+    tenants = [
+        tenant.name for tenant in serving_workload(loaded.variants[0][1], workload).tenants
+        if all(tenant.name in {t.name for t in serving_workload(s, workload).tenants} for _, s in loaded.variants)
+    ]  # fmt: skip
+    bounds: dict[str, float] = {}
+    for target in targets:
+        name, _, text = target.partition("=")
+        tenant, dot, latency = name.rpartition(".")
+        if latency not in LATENCIES:
+            raise ScenarioError.at(
+                Place(f"--target {target}"), f"'{latency}' is no latency that a serving workload reports; choose one "
+                f"of {', '.join(LATENCIES)}",
+            )  # fmt: skip
+        if dot and tenant not in tenants:
+            sentence = f"'{workload}' has no tenant '{tenant}'; {suggestion(tenant, tenants)}"
+            raise ScenarioError.at(Place(f"--target {target}"), sentence)
+        if name in bounds:
+            raise ScenarioError.at(Place(f"--target {target}"), f"bounds {name} twice; give each once")
+        bounds[name] = _positive(text, f"--target {target}", f"write for example --target {name}=50, in ms")
+    return bounds
 
 
 def _positive(text: str, option: str, remedy: str) -> float:
@@ -86,7 +100,7 @@ def _positive(text: str, option: str, remedy: str) -> float:
     return value
 
 
-def _workload_name(loaded: LoadedScenario, asked: str | None) -> str:
+def workload_name(loaded: LoadedScenario, asked: str | None) -> str:
     """The serving workload of that name, or the only one. Raises Refused where a variant has no such one."""
     common = [
         name for name in dict.fromkeys(w.name for w in loaded.variants[0][1].workloads)
@@ -101,7 +115,7 @@ def _workload_name(loaded: LoadedScenario, asked: str | None) -> str:
     return common[0] if asked is None else asked
 
 
-def _prices(loaded: LoadedScenario, workload: str, text: str) -> dict[str, float]:
+def prices_of(loaded: LoadedScenario, workload: str, text: str) -> dict[str, float]:
     """`2.5`, or `h200=2.5,h100=2`: dollars per accelerator-hour of each variant."""
     of = {label: _server(scenario, workload).host.accelerator for label, scenario in loaded.variants}
     remedy = "write for example --price 2.5, or --price h200=2.5,h100=2"

@@ -93,7 +93,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
         with (
             Interruption() as interruption,
             Progress(0, quiet) as progress,
-            _simulating(question.workload, workers, progress, interruption) as simulated,
+            simulating(question.workload, workers, progress, interruption) as simulated,
         ):
             while wanted:
                 changed = {
@@ -110,7 +110,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
                 for label, rate in list(wanted.items()):
                     if len(runs[label]) < len(seeds):
                         continue
-                    probe = _judged(question, label, rate, changed[label][1], runs[label])
+                    probe = judged(question, label, rate, changed[label][1], runs[label])
                     outcome.probes[label].append(probe)
                     try:
                         wanted[label] = searches[label].send(probe.verdict)
@@ -125,9 +125,10 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
 
 
 @contextmanager
-def _simulating(
+def simulating(
     workload: str, workers: int, progress: Progress, interruption: Interruption
 ) -> Iterator[Simulate]:
+    """Runs jobs here or in worker processes, and gives what a probe keeps of each."""
     finish = partial(probed, workload)
     if workers == 1:
         yield lambda jobs: map(finish, one_by_one(jobs, progress, interruption))
@@ -136,14 +137,15 @@ def _simulating(
         yield lambda jobs: simulated(jobs, finish)
 
 
-def _judged(question: Question, label: str, rate_per_s: float, setting: str, runs: Sequence[Probed]) -> Probe:
+def judged(question: Question, label: str, rate_per_s: float, setting: str, runs: Sequence[Probed]) -> Probe:
     """All seeds of a rate together: each target by its mean over them.
 
     Missed is the target that is furthest above its bound, or without one what is wrong with the queue.
     """
     scenario = dict(question.loaded.variants)[label]
     runs = sorted(runs, key=lambda run: run.seed)
-    metrics = {name: mean_interval([run.latencies_ms[name] for run in runs]) for name in LATENCIES}
+    names = dict.fromkeys([*LATENCIES, *question.targets, *(name for run in runs for name in run.latencies_ms)])
+    metrics = {name: mean_interval([run.latencies_ms.get(name) for run in runs]) for name in names}
     latency_s = 1e-3 * (metrics["mean_e2el_ms"].mean or 0.0)
     span_s = float(np.mean([run.span_s for run in runs]))
     load = load_of([run.growth for run in runs], [run.num_late for run in runs], span_s, latency_s)
@@ -260,7 +262,7 @@ def _curves(outcome: Outcome) -> list[CapacityCurve]:
         points = [
             CurvePoint(
                 {name: p.metrics[name].mean for name in outcome.question.targets}, p.tokens_per_s_per_accelerator,
-                p.cost_per_million_tokens, p.verdict.holds, p is outcome.best(label),
+                p.cost_per_million_tokens, p.verdict.holds, p is outcome.best(label), p.load == "stable",
             )
             for p in sorted(outcome.probes[label], key=lambda p: p.rate_per_s)
         ]  # fmt: skip

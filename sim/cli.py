@@ -22,8 +22,10 @@ import typer
 from models import compile_cache
 from sim.console import fail, print_rows, print_text, rows_of, standard_output
 from sim.options import (
+    BoundOption,
     ForceOption,
     OutOption,
+    OverOption,
     PacketHopsOption,
     PriceOption,
     QuietOption,
@@ -168,6 +170,57 @@ def sweep(
         if not quiet:
             typer.echo(f"{outcome.num_finished} of {len(points)} points in {outcome.table}")
         is_partial = outcome.partial
+    if is_partial:
+        typer.echo("interrupted: the results are partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+class Least(StrEnum):
+    """What `size` makes least."""
+
+    accelerators = "accelerators"
+    cost = "cost"
+
+
+@app.command()
+def size(
+    scenario: ScenarioArgument,
+    target: BoundOption = None,
+    over: OverOption = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="which, where several serve a model", show_default=False)
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option("--price", metavar="DOLLARS", help="per accelerator-hour, 2.5 or h200=2.5,h100=2",
+                     show_default=False),
+    ] = None,
+    by: Annotated[Least, typer.Option("--by", help="what is to be least; the other decides ties")] = Least.accelerators,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    seeds: SeedsOption = None,
+    small: SmallOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the fewest accelerators that hold a scenario's load within latency targets."""
+    ask = _imported("sim.size_question").size_question
+    question = ask(
+        scenario, over or [], target or [], workload, price, by is Least.cost, settings or [], small, seed, seeds
+    )
+    folder = output_folder(f"{question.loaded.name} size", out, force)
+    num_runs = len(question.loaded.variants) * len(question.loaded.seeds)
+    _say_if_compiling(quiet)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        is_partial = _imported("sim.size_run").command(
+            question, folder, workers or _usual_workers(num_runs), quiet, as_json
+        )
+    except Exception as error:
+        fail(error, folder)
     if is_partial:
         typer.echo("interrupted: the results are partial", err=True)
         raise typer.Exit(INTERRUPTED)

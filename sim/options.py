@@ -45,6 +45,20 @@ TargetOption = Annotated[
         "--target", metavar="METRIC=MS", help="search the highest rate that holds it, such as p99_itl_ms=50; repeatable"
     ),
 ]
+OverOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over", metavar="KEY=A,B,C", help="what may be changed: tensor=1,2,4, expert=…, replicas=1..8, or a dotted "
+        "key such as cluster.host.accelerator; repeatable [default: tensor degrees of a host, replicas that fit]",
+    ),
+]  # fmt: skip
+BoundOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", metavar="METRIC=MS", help="to hold, such as p99_itl_ms=50 or people.p99_ttft_ms=500; repeatable "
+        "[default: the workload's targets]",
+    ),
+]  # fmt: skip
 RatedWorkloadOption = Annotated[
     str | None,
     typer.Option("--workload", help="of --target: whose rate, where several serve a model", show_default=False),

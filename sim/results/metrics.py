@@ -75,6 +75,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "total_output_tokens": ("output tokens", "count", None, ""),
     "request_throughput": ("request throughput", "per_second", "higher", "requests"),
     "request_goodput": ("request goodput", "per_second", "higher", "requests"),
+    "slo_attainment": ("requests within their targets", "share", "higher", ""),
     "output_throughput": ("output throughput", "per_second", "higher", "tokens"),
     "total_token_throughput": ("token throughput", "per_second", "higher", "tokens"),
     "num_preemptions": ("preemptions", "count", "lower", ""),

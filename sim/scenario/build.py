@@ -26,6 +26,7 @@ from sim.results.links import link_metrics
 from sim.scenario import traffic as schema
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_faults import build_fault
+from sim.scenario.build_laws import longer_length
 from sim.scenario.build_packets import packet_settings
 from sim.scenario.build_server import Server
 from sim.scenario.errors import ScenarioError, suggestion
@@ -88,7 +89,8 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             yield (*at, "model"), server.memory_plan
             yield (*at, "experts"), server.check_experts
             yield ("cost", "table"), server.measured
-            yield (*at, *server.longer_length()), server.check_lengths
+            for where, lengths in server.length_laws():
+                yield (*at, *where, *longer_length(lengths)), partial(server.check_lengths, lengths)
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
             yield (*at, "kv", "block_size"), server.check_contents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,41 +27,24 @@ from sim.engine.random import RandomStreams
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
 from sim.scenario.build_cluster import accelerator_of
+from sim.scenario.build_laws import drawn_lengths, fewest_tokens, rate_shape
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
-from sim.scenario.serving import Serving
+from sim.scenario.serving import Lengths, Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.replica import EngineLimits
+from sim.serving.tenants import Tenants
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
-from sim.workload.lengths import Fixed, Lognormal, Uniform
+from sim.workload.burstgpt_trace import read_burstgpt_trace
 from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
 from sim.workload.traces import Trace, read_azure_trace
 
-
-def _length_law(law: Any) -> Any:
-    match law.law:
-        case "fixed":
-            return Fixed(law.tokens)
-        case "uniform":
-            return Uniform(law.low, law.high)
-        case "lognormal":
-            return Lognormal(law.mean, law.sigma, law.max)
-    raise TypeError(f"no length law {law.law!r}")
-
-
-def _fewest_tokens(law: Any) -> tuple[int, str]:
-    """The shortest length that a law draws, and the key that says so."""
-    match law.law:
-        case "fixed":
-            return law.tokens, "tokens"
-        case "uniform":
-            return law.low, "low"
-    return 1, "mean"
-
-
-TRACES = {"azure": read_azure_trace, "mooncake": read_mooncake_trace, "vllm": read_vllm_trace}
+TRACES: dict[str, Callable[..., Trace]] = {
+    "azure": read_azure_trace, "burstgpt": read_burstgpt_trace, "mooncake": read_mooncake_trace,
+    "vllm": read_vllm_trace,
+}  # fmt: skip
 
 MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
@@ -192,24 +175,24 @@ class Server:
                 if adapter.routing is not None and self.architecture.experts is not None:
                     Popularity.read(adapter.routing, self.architecture.experts)
 
-    def check_lengths(self) -> None:
+    def length_laws(self) -> list[tuple[tuple[str | int, ...], Lengths]]:
+        """Those that requests have beside a trace's, with where they stand below the workload."""
+        found = [(("tenants", i, "lengths"), t.lengths) for i, t in enumerate(self.w.tenants) if t.lengths is not None]
+        if self.w.lengths is None or (self.w.tenants and len(found) == len(self.w.tenants)):
+            return list(found)
+        return [(("lengths",), self.w.lengths), *found]
+
+    def check_lengths(self, lengths: Lengths) -> None:
         """Raises ValueError where even the shortest request is longer than the model's context."""
-        most, lengths = self.architecture.max_positions, self.w.lengths
-        if lengths is None or most is None:
+        most = self.architecture.max_positions
+        if most is None:
             return
-        (prompt, _), (output, _) = _fewest_tokens(lengths.input), _fewest_tokens(lengths.output)
+        (prompt, _), (output, _) = fewest_tokens(lengths.input), fewest_tokens(lengths.output)
         if prompt + output > most:
             raise ValueError(
                 f"prompts of {prompt} tokens or more and outputs of {output} or more are longer than the context of "
                 f"{self.architecture.name}, {most} tokens, so that every request would be refused; make them shorter"
             )
-
-    def longer_length(self) -> tuple[str, ...]:
-        """Where the longer one of its shortest lengths stands, such as ("lengths", "input", "tokens")."""
-        if self.w.lengths is None:
-            return ("trace",)
-        (prompt, of_prompt), (output, of_output) = map(_fewest_tokens, (self.w.lengths.input, self.w.lengths.output))
-        return ("lengths", "input", of_prompt) if prompt >= output else ("lengths", "output", of_output)
 
     def requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(arrival times, prompt tokens, output tokens) of all requests.
@@ -236,7 +219,17 @@ class Server:
         if w.trace is None:
             return None
         scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
-        return TRACES[w.trace.format](w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
+        rows = {"model": w.trace.model, "log_type": w.trace.log_type} if w.trace.format == "burstgpt" else {}
+        return TRACES[w.trace.format](
+            w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale, **rows
+        )
+
+    def remarks(self) -> list[str]:
+        """What of its trace is not replayed."""
+        if self.w.trace is None or self.w.trace.format != "burstgpt" or self.trace is None:
+            return []
+        num = self.trace.num_zero_outputs
+        return [f"{num} rows of the trace had no response tokens, failures, and are left out"] if num else []
 
     def contents(self, prompt: np.ndarray, adapter: np.ndarray) -> Contents | None:
         """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
@@ -246,7 +239,7 @@ class Server:
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
         trace = self.trace
-        if trace is None or trace.blocks is None or self.w.lengths is not None or not self.w.kv.prefix_caching:
+        if trace is None or trace.blocks is None or self.length_laws() or not self.w.kv.prefix_caching:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
         return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, adapter)
@@ -274,13 +267,31 @@ class Server:
                 num_requests=most,
                 duration_s=w.duration_s,
                 burstiness=getattr(w.arrivals, "burstiness", 1.0),
+                shape=rate_shape(w.arrivals.shape),
             )
         n = len(arrival_s)
-        if w.lengths is None:
-            assert trace is not None
-            return arrival_s, trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
-        draw = streams.stream(f"workload.{w.name}.lengths")
-        return arrival_s, _length_law(w.lengths.input).draw(draw, n), _length_law(w.lengths.output).draw(draw, n)
+        if w.lengths is not None:
+            prompt, output = drawn_lengths(w.lengths, streams.stream(f"workload.{w.name}.lengths"), n)
+        elif trace is not None:
+            prompt, output = trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
+        else:
+            prompt, output = np.ones(n, np.int64), np.ones(n, np.int64)  # every tenant has its own
+        tenant = self.tenants(streams, n)
+        for i, each in enumerate(w.tenants):
+            if each.lengths is not None:
+                own = drawn_lengths(each.lengths, streams.stream(f"workload.{w.name}.lengths.{each.name}"), n)
+                prompt, output = (np.where(tenant.of == i, a, b) for a, b in zip(own, (prompt, output), strict=True))
+        return arrival_s, prompt, output
+
+    def tenants(self, streams: RandomStreams, num_requests: int) -> Tenants:
+        """Whose each request is, drawn by the tenants' shares."""
+        w = self.w
+        if not w.tenants:
+            return Tenants((), np.zeros(num_requests, np.int16), (w.targets,))
+        upto = np.cumsum([tenant.share for tenant in w.tenants])
+        drawn = streams.stream(f"workload.{w.name}.tenants").random(num_requests)
+        of = np.searchsorted(upto[:-1] / upto[-1], drawn, side="right").astype(np.int16)
+        return Tenants(tuple(t.name for t in w.tenants), of, tuple(w.targets | t.targets for t in w.tenants))
 
     def popularity(self) -> Popularity | None:
         experts = self.architecture.experts
@@ -335,6 +346,16 @@ class Server:
         }
         return costs if self.parallelism.expert > 1 else costs | {"mix": self.mix(max_tokens)}
 
+    @cached_property
+    def limits(self) -> EngineLimits:
+        """Of a replica's batches."""
+        w = self.w
+        return EngineLimits(
+            w.batching.policy, self.memory_plan().num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
+            w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
+            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
+        )  # fmt: skip
+
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
@@ -342,17 +363,13 @@ class Server:
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
-        limits = EngineLimits(
-            w.batching.policy, plan.num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
-            w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
-            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
-        )  # fmt: skip
         common: dict[str, Any] = {
-            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": self.limits,
             "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
-            "rng": streams.stream(f"workload.{w.name}.router"),
+            "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
+            "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None,
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None

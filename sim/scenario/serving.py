@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from models.parallelism import Exchange
 from sim.scenario.adapters import Adapters
@@ -12,6 +12,7 @@ from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
     Count,
     InputFile,
+    Label,
     Part,
     PerS,
     PositiveNumber,
@@ -26,6 +27,7 @@ from sim.scenario.quantities import (
 )
 from sim.scenario.traffic import Workload
 from sim.serving.graphs import largest_graph
+from sim.serving.tenants import TARGETS
 
 
 def _read_model(value: Any, info: ValidationInfo) -> str:
@@ -147,11 +149,41 @@ class Router(Part):
     policy: Literal["round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity"] = "round_robin"
 
 
+class DiurnalShape(Part):
+    """A day's rise and fall: rate · (1 + amplitude · sin(2 π t / period))."""
+
+    kind: Literal["diurnal"]
+    period_s: PositiveSeconds = Field(examples=["24 h"], description="of one rise and fall")
+    amplitude: PositiveShare = Field(examples=[0.6], description="1: the rate goes from none to twice the mean")
+
+
+class BurstShape(Part):
+    """The last `length` of each period at `factor` times the rate of the rest; `rate` is the mean of both."""
+
+    kind: Literal["burst"]
+    period_s: PositiveSeconds = Field(examples=["60 s"], description="from burst to burst")
+    length_s: PositiveSeconds = Field(examples=["10 s"], description="of a burst")
+    factor: PositiveNumber = Field(examples=[4], description="rate within a burst over the rate outside of it")
+
+    @model_validator(mode="after")
+    def _is_within(self) -> BurstShape:
+        if self.length_s >= self.period_s:
+            raise refused("length is not below period, so that nothing lies outside of bursts; shorten it", "length")
+        return self
+
+
+Shape = Annotated[
+    Annotated[DiurnalShape | BurstShape, Field(discriminator="kind")] | None,
+    Field(description="how the rate varies around its mean; by default it does not"),
+]
+
+
 class PoissonArrivals(Part):
     """Independent arrivals at a mean rate."""
 
     kind: Literal["poisson"]
     rate_per_s: PerS = Field(examples=["4 /s"])
+    shape: Shape = None
 
 
 class GammaArrivals(Part):
@@ -162,6 +194,7 @@ class GammaArrivals(Part):
     burstiness: Annotated[PositiveNumber, Field(ge=0.001)] = Field(
         default=1.0, description="shape of the gamma law of the gaps"
     )
+    shape: Shape = None
 
 
 class ConstantArrivals(Part):
@@ -169,6 +202,7 @@ class ConstantArrivals(Part):
 
     kind: Literal["constant"]
     rate_per_s: PerS = Field(examples=["4 /s"])
+    shape: Shape = None
 
 
 class TraceArrivals(Part):
@@ -226,14 +260,26 @@ class Lengths(Part):
 class Trace(Part):
     """Requests from a file: arrival times, and lengths unless `lengths` is given."""
 
-    format: Literal["azure", "mooncake", "vllm"] = Field(
-        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; mooncake: JSON lines "
-        "with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
+    format: Literal["azure", "burstgpt", "mooncake", "vllm"] = Field(
+        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; burstgpt: CSV with "
+        "Timestamp in s, Model, Request tokens, Response tokens (0: a failure, left out), Log Type; mooncake: JSON "
+        "lines with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
         "input_toks, output_toks, hash_ids. Equal hash_ids are equal blocks, of 512 and of 16 tokens",
     )  # fmt: skip
     file: InputFile
     from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
     until_s: PositiveSeconds | None = None
+    model: str | None = Field(default=None, description="burstgpt: only rows of this Model, such as GPT-4")
+    log_type: str | None = Field(
+        default=None, description="burstgpt: only rows of this Log Type, such as Conversation log"
+    )
+
+    @model_validator(mode="after")
+    def _has_such_columns(self) -> Trace:
+        for key in ("model", "log_type"):
+            if getattr(self, key) is not None and self.format != "burstgpt":
+                raise refused(f"a trace of format {self.format} has no column for {key}; leave it out", key)
+        return self
 
     @model_validator(mode="after")
     def _is_a_span(self) -> Trace:
@@ -261,6 +307,36 @@ class Experts(Part):
             if (self.popularity == law) != (getattr(self, key) is not None):
                 raise refused(f"{key} goes with popularity: {law}, and only with it", key)
         return self
+
+
+def _known_targets(targets: dict[str, float]) -> dict[str, float]:
+    for name in targets:
+        if name not in TARGETS:
+            raise refused(f"'{name}' is no latency that can be bounded; {suggestion(name, TARGETS)}", name)
+    return targets
+
+
+Targets = Annotated[
+    dict[str, PositiveNumber],
+    AfterValidator(_known_targets),
+    Field(
+        default_factory=dict, examples=[{"p99_ttft_ms": 2000, "p99_itl_ms": 50}],
+        description="upper bounds of latencies, in ms, by the names of the metrics; a request is within them where its "
+        "own latencies are. Gives slo_attainment and request_goodput, and `spindle size` what to hold",
+    ),
+]  # fmt: skip
+
+
+class Tenant(Part):
+    """One of those who share a workload: a part of its arrivals."""
+
+    name: Label = Field(description="metrics are serving.<workload>.<name>.<metric>")
+    share: PositiveNumber = Field(
+        default=1.0, description="of the arrivals, in proportion to the others': each request is drawn on its own, so "
+        "that of Poisson arrivals every tenant's are Poisson",
+    )  # fmt: skip
+    lengths: Lengths | None = Field(default=None, description="by default as the workload's, or as the trace's")
+    targets: Targets = Field(description="added to the workload's, in place of those of the same name")
 
 
 class Serving(Workload):
@@ -292,6 +368,8 @@ class Serving(Workload):
     )
     experts: Experts = Experts()
     adapters: Adapters | None = None
+    tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
+    targets: Targets
 
     @property
     def num_accelerators(self) -> int:
@@ -309,13 +387,26 @@ class Serving(Workload):
         return self
 
     @model_validator(mode="after")
+    def _tells_tenants_apart(self) -> Serving:
+        names = [tenant.name for tenant in self.tenants]
+        for i, name in enumerate(names):
+            if "." in name:
+                sentence = f"'{name}' has a dot, which parts the names of metrics; leave it out"
+                raise refused(sentence, "tenants", i, "name")
+            if name in names[:i]:
+                raise refused(f"two tenants are named '{name}'; give each its own name", "tenants", i, "name")
+        return self
+
+    @model_validator(mode="after")
     def _has_requests(self) -> Serving:
         if self.arrivals.kind == "trace" and self.trace is None:
             raise refused(
                 "arrivals: trace needs a trace; write for example trace: {format: azure, file: requests.csv}",
                 "trace",
             )
-        if self.lengths is None and self.trace is None:
+        if self.lengths is None and self.trace is None and not (
+            self.tenants and all(tenant.lengths is not None for tenant in self.tenants)
+        ):
             raise refused(
                 "lengths are missing, and there is no trace to take them from; write for example "
                 "lengths: {input: {law: fixed, tokens: 512}, output: {law: fixed, tokens: 128}}",

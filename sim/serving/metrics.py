@@ -50,7 +50,9 @@ def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64
     return gaps_s
 
 
-def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:
+def serving_metrics(
+    requests: NDArray[Any], token_time_s: Float64, over_s: float | None = None
+) -> dict[str, float | None]:
     """The metrics of a serving workload; None where nothing is there to measure.
 
     Over completed requests:
@@ -59,11 +61,12 @@ def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, 
     with mean, median, standard deviation (of the population) and percentiles (linear between ranks), in ms.
     prefix_cache_hit_rate: share of the prompt tokens of all requests scheduled so far that the cache had then.
     Throughputs are per second of `duration_s`, from the first arrival to the last token of a completed
-    request.
+    request, or of over_s where it is given.
     """
     arrived = requests[requests["outcome"] != NOT_ARRIVED]
     done = arrived[arrived["outcome"] == COMPLETED]
     duration_s = float(done["finished_s"].max() - arrived["arrival_s"].min()) if len(done) else None
+    span_s = duration_s if over_s is None else over_s
     num_input = int(done["num_prompt_tokens"].sum())
     num_output = int(done["num_output_tokens"].sum())
     metrics: dict[str, float | None] = {
@@ -74,9 +77,9 @@ def serving_metrics(requests: NDArray[Any], token_time_s: Float64) -> dict[str, 
         "duration_s": duration_s,
         "total_input_tokens": num_input,
         "total_output_tokens": num_output,
-        "request_throughput": len(done) / duration_s if duration_s else None,
-        "output_throughput": num_output / duration_s if duration_s else None,
-        "total_token_throughput": (num_input + num_output) / duration_s if duration_s else None,
+        "request_throughput": len(done) / span_s if span_s else None,
+        "output_throughput": num_output / span_s if span_s else None,
+        "total_token_throughput": (num_input + num_output) / span_s if span_s else None,
         "num_preemptions": int(arrived["num_preemptions"].sum()),
     }
     scheduled = arrived[~np.isnan(arrived["scheduled_s"])]

@@ -25,6 +25,7 @@ from sim.serving.metrics import as_of, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
+from sim.serving.tenants import Tenants
 
 ARRIVALS_PER_CATCH_UP = 1024
 """Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
@@ -77,6 +78,8 @@ class ServingWorkload:
         adapter: NDArray[np.int64] | None = None,
         model: NDArray[np.int64] | None = None,
         num_models: int = 1,
+        remarks: Sequence[str] = (),
+        tenants: Tenants | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -89,6 +92,9 @@ class ServingWorkload:
         self.token_time_s = new_token_times(self.requests)
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
+        self.tenants = tenants
+        self.remarks = list(remarks)
+        """What a reader of the results has to know, and is known before anything runs."""
         self.failures: Counter[str] = Counter()
         """Refused requests by reason."""
         self.record_batches = record_batches
@@ -164,7 +170,8 @@ class ServingWorkload:
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know: refused requests, and steps that were not recorded."""
-        notes = [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
+        notes = [*self.remarks]
+        notes += [f"{count} requests refused: {reason}" for reason, count in sorted(self.failures.items())]
         missing = self.num_steps - sum(len(engine.steps) for engine in self.engines)
         if self.record_batches and missing:
             notes.append(f"{missing} of {self.num_steps} steps are not in the batches table, which is full")
@@ -172,12 +179,14 @@ class ServingWorkload:
 
     def metrics(self) -> dict[str, float | None]:
         self._catch_up()
-        metrics = serving_metrics(*as_of(self.requests, self.token_time_s, self.clock.now))
+        known = as_of(self.requests, self.token_time_s, self.clock.now)
+        metrics = serving_metrics(*known)
         shares = self.time_by_source()
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
-        return metrics | {"num_steps": self.num_steps} | self.memory
+        of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
+        return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
@@ -197,7 +206,7 @@ class ServingWorkload:
         return dict(found)
 
     def record(self, recorder: Recorder) -> None:
-        """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""
+        """Rows of `requests`, `tenants`, and unless told otherwise of `batches` and `token_times`, up to now."""
         self._catch_up()
         now_s = self.clock.now
         requests, token_time_s = as_of(self.requests, self.token_time_s, now_s)
@@ -220,6 +229,9 @@ class ServingWorkload:
             num_preemptions=rows["num_preemptions"],
             outcome=np.array(OUTCOMES)[rows["outcome"]],
         )
+        if self.tenants is not None and self.tenants.names:
+            names = np.array(self.tenants.names)[self.tenants.of[ids]]
+            recorder.append("tenants", workload=self.name, request=ids, tenant=names)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.workload.rate_shape import RateShape
+
 Float64 = NDArray[np.float64]
 
 
@@ -48,10 +50,12 @@ def arrival_times_s(
     num_requests: int | None = None,
     duration_s: float | None = None,
     burstiness: float = 1.0,
+    shape: RateShape | None = None,
 ) -> Float64:
     """Arrival times from 0 on; request i comes after i + 1 gaps.
 
     As many as num_requests, or all before duration_s, or, with both, whichever ends first.
+    shape: how the rate varies around its mean (None: it does not); gaps are those of its clock.
 
     Raises ValueError for an unknown kind, a rate or burstiness that is not positive and finite, or no end.
     """
@@ -60,6 +64,13 @@ def arrival_times_s(
     for what, value in (("rate", rate_per_s), ("burstiness", burstiness), ("duration", duration_s)):
         if value is not None and not 0 < value < np.inf:
             raise ValueError(f"{what} of arrivals must be positive and finite, got {value}")
+    if shape is not None:
+        if duration_s is not None:
+            duration_s = float(shape.integral(np.array([duration_s]))[0])
+        even_s = arrival_times_s(
+            kind, rate_per_s, rng, num_requests=num_requests, duration_s=duration_s, burstiness=burstiness
+        )
+        return shape.time_at(even_s)
     if num_requests is None and duration_s is None:
         raise ValueError("arrivals need an end: a number of requests or a duration")
     if num_requests is not None and num_requests < 1:

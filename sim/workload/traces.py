@@ -108,7 +108,7 @@ def _azure_rows(
     path: Path, refuse_zero_output: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Absolute times in ns, prompt and output tokens of every row."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    reader = csv.reader(io.StringIO(trace_text(path), newline=""))
     times: list[int] = []
     prompts: list[int] = []
     outputs: list[int] = []
@@ -133,8 +133,8 @@ def _azure_rows(
                     f"{where}: TIMESTAMP {row[columns[0]]} is before that of the row above; sort by time"
                 )
             times.append(time_ns)
-            prompts.append(_tokens(row[columns[1]], "ContextTokens", 1, where))
-            outputs.append(_tokens(row[columns[2]], "GeneratedTokens", int(refuse_zero_output), where))
+            prompts.append(tokens_of(row[columns[1]], "ContextTokens", 1, where))
+            outputs.append(tokens_of(row[columns[2]], "GeneratedTokens", int(refuse_zero_output), where))
     except csv.Error as error:
         raise TraceError(f"{path}, line {reader.line_num}: {error}") from error
     if not times:
@@ -142,7 +142,7 @@ def _azure_rows(
     return np.array(times), np.array(prompts), np.array(outputs)
 
 
-def _text(path: Path) -> str:
+def trace_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -173,7 +173,7 @@ def _nanoseconds(text: str, where: str) -> int:
     return int(moment.timestamp()) * 10**9 + int((fraction or "0").ljust(9, "0"))
 
 
-def _tokens(text: str, column: str, least: int, where: str) -> int:
+def tokens_of(text: str, column: str, least: int, where: str) -> int:
     stripped = text.strip()
     # Not int(): it would take "1_000" and digits of other scripts.
     if not re.fullmatch(r"[0-9]+", stripped) or not least <= int(stripped) < MOST_TOKENS:

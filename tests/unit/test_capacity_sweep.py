@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim import capacity_probe, capacity_sweep, cli
 from sim.capacity_probe import LATENCIES, probed
 from sim.capacity_question import question_of
 from sim.capacity_sweep import Outcome, rows_of, run_capacity
-from sim.results.capacity_figure import CapacityCurve, CurvePoint, draw_capacity
+from sim.results.capacity_figure import CapacityCurve, CurvePoint, draw_capacity, pareto_front
 from sim.results.run_results import RunResults
 from sim.scenario.errors import Refused
 from sim.scenario.load import load_scenario
@@ -275,6 +277,18 @@ def test_the_title_says_the_point(curves, words):
     title = figure.get_suptitle().replace("\n", " ").replace("\u00a0", " ")
     assert words in title
     assert figure.axes[0].get_xlabel() == "p99 time between tokens (ms)"
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12), st.booleans())
+def test_nothing_beats_the_pareto_front_and_it_leaves_nothing_out(points, is_cost):
+    """A point is beaten by one that is no worse in both and better in one."""
+    sign = 1 if is_cost else -1
+
+    def is_beaten(p):
+        return any(q != p and q[0] <= p[0] and sign * q[1] <= sign * p[1] for q in points)
+
+    front = pareto_front(points, is_cost)
+    assert front == sorted({p for p in points if not is_beaten(p)})
 
 
 def test_no_points_no_figure():

@@ -190,14 +190,14 @@ def complete_step(state: EngineState) -> None:
         if in_flight[i].samples == 0:
             continue
         row = requests[in_flight[i].request]
-        num_new = 1
         if in_flight[i].samples > 1:
-            num_new = verify(counts, row, in_flight[i].request, in_flight[i].samples - 1)
-        first = row.first_token + row.num_generated
-        for j in range(num_new):
-            token_time_s[first + j] = finish_s
+            num_more = verify(counts, row, in_flight[i].request, in_flight[i].samples - 1) - 1
+            for _ in range(num_more):
+                token_time_s[row.first_token + row.num_generated] = finish_s
+                row.num_generated += 1
+        token_time_s[row.first_token + row.num_generated] = finish_s
         row.num_in_flight -= 1
-        row.num_generated += num_new
+        row.num_generated += 1
         row.num_drafts = counts.num_spec_tokens
         if row.num_generated == 1:
             row.first_token_s = finish_s
@@ -247,7 +247,8 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
     row.outcome = COMPLETED
     state.counts[0].num_completed += 1
     release(state.kv, request)
-    leave_host(state.kv, request)
+    if state.counts[0].num_swaps > 0:
+        leave_host(state.kv, request)
 
 
 @inner

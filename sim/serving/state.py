@@ -270,7 +270,8 @@ def waiting_head(state: EngineState) -> int:
 def is_on_host(state: EngineState) -> bool:
     """Whether the first in the waiting line, if there is one, has its blocks in host memory."""
     counts = state.counts[0]
-    return counts.arrived > counts.head and state.kv.holdings[waiting_head(state)].num_host > 0
+    # Asked in this order, because each array taken out of the state costs two atomic counts.
+    return counts.num_swaps > 0 and counts.arrived > counts.head and state.kv.holdings[waiting_head(state)].num_host > 0
 
 
 @inner(forceinline=True)
@@ -417,7 +418,7 @@ def can_admit(state: EngineState) -> bool:
     num_free = state.kv.counts[0].num_free
     if num_blocks <= num_free:
         return True
-    if state.kv.holdings[request].num_host > 0:
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
         return False
     shared, num_idle = num_shared(state.kv, request, num_tokens)
     return num_blocks - shared + num_idle <= num_free
@@ -472,7 +473,7 @@ def admit(state: EngineState) -> int:
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
-    if state.kv.holdings[request].num_host > 0:
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
         row = state.requests[request]
         counts.blocks_to_copy += leave_host(state.kv, request)
         hold(state.kv, request, row.num_computed)

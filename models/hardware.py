@@ -24,7 +24,9 @@ class Accelerator:
     `hbm_bytes` is what CUDA reports as the device's total, which is what engines take their fraction of; data
     sheets round it. The arithmetic rates are dense tensor-core peaks with float32 accumulation.
     `nvlink_bytes_per_s` is one direction of one device; `nvlink_latency_s` is what one message costs before
-    its first byte. Devices without NVLink carry the figures of their PCIe path there.
+    its first byte. Devices without NVLink carry the figures of their PCIe path there. `pcie_bytes_per_s` is a copy
+    between the device and pinned host memory, taken as the same in both directions; `pcie_copy_s` is what one copy
+    costs beside its bytes.
 
     Leaves out: clocks that fall under load (an efficiency in the cost model stands for that), sparsity, FP4.
     """
@@ -36,6 +38,8 @@ class Accelerator:
     fp8_flops_per_s: float | None
     nvlink_bytes_per_s: float
     nvlink_latency_s: float
+    pcie_bytes_per_s: float
+    pcie_copy_s: float
     sources: Mapping[str, str] = field(hash=False)
     """Source of each number, by field name."""
 
@@ -67,6 +71,14 @@ _PCIE = (
     "assumption, unmeasured: 16 GB/s and 20 us between devices over PCIe, as LLMServingSim 2.0 configures "
     "RTX PRO 6000 hosts (configs/cluster/single_node_tp_pp_instance.json)"
 )
+_COPY = (
+    "measured on an H200 (calibration/data/h200.parquet, host_copy): 256 MiB from pinned memory in 4.854 ms, 64 KiB in "
+    "4.04 us, of which 1.19 are its bytes"
+)
+_COPY_AS = f"assumption, unmeasured on this device: as on an H200 (PCIe 5.0 x16); {_COPY}"
+_COPY_4 = (
+    "derived, unmeasured: the 31.5 GB/s of PCIe 4.0 x16 times the share that an H200's copies reach of 5.0's 63.0"
+)
 
 ACCELERATORS: dict[str, Accelerator] = {
     accelerator.name: accelerator
@@ -79,6 +91,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=None,
             nvlink_bytes_per_s=300e9,
             nvlink_latency_s=1.9e-6,
+            pcie_bytes_per_s=27.65e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "CUDA total, 79.25 GiB in a PyTorch message (levihsu/OOTDiffusion issue 235); 79.32 is seen too",
                 "hbm_bytes_per_s": "NVIDIA A100 80GB SXM data sheet, 2,039 GB/s",
@@ -86,6 +100,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "none on this architecture: FP8 weights are computed at the bf16 rate",
                 "nvlink_bytes_per_s": "NVIDIA A100 data sheet, NVLink 600 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
+                "pcie_bytes_per_s": _COPY_4,
+                "pcie_copy_s": _COPY_AS,
             },
         ),
         Accelerator(
@@ -96,6 +112,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=1978.9e12,
             nvlink_bytes_per_s=450e9,
             nvlink_latency_s=1.9e-6,
+            pcie_bytes_per_s=55.3e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "CUDA total, 79.18 GiB in PyTorch messages; 79.11 (vllm issue 27508), 79.22 (vllm PR 12126) are seen too",
                 "hbm_bytes_per_s": "NVIDIA H100 SXM data sheet, 3.35 TB/s",
@@ -103,6 +121,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "NVIDIA H100 architecture white paper, 1,978.9 TFLOPS dense",
                 "nvlink_bytes_per_s": "NVIDIA H100 SXM data sheet, NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
+                "pcie_bytes_per_s": _COPY_AS,
+                "pcie_copy_s": _COPY_AS,
             },
         ),
         Accelerator(
@@ -113,6 +133,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=1978.9e12,
             nvlink_bytes_per_s=450e9,
             nvlink_latency_s=1.9e-6,
+            pcie_bytes_per_s=55.3e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "CUDA total, 139.80 GiB in PyTorch messages of several public repositories; sold as 141 GB",
                 "hbm_bytes_per_s": "NVIDIA H200 SXM data sheet, 4.8 TB/s",
@@ -120,6 +142,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "as H100, the same compute; aiconfigurator-core 0.12.0, systems/h200_sxm.yaml: 1,978 TFLOPS",
                 "nvlink_bytes_per_s": "NVIDIA H200 SXM data sheet, NVLink 900 GB/s both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
+                "pcie_bytes_per_s": _COPY,
+                "pcie_copy_s": _COPY,
             },
         ),
         Accelerator(
@@ -130,6 +154,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=4.5e15,
             nvlink_bytes_per_s=900e9,
             nvlink_latency_s=1.9e-6,
+            pcie_bytes_per_s=55.3e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "CUDA total, 178.35 GiB in PyTorch messages of several public repositories; sold as 180 GB",
                 "hbm_bytes_per_s": "NVIDIA/exemplar-performance README: 7.7 TB/s for the 180 GB B200; a DGX is quoted at 64 TB/s for 8",
@@ -137,6 +163,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "NVIDIA/exemplar-performance README, peak non-sparse FP8: 4,500 TFLOPS",
                 "nvlink_bytes_per_s": "NVIDIA/exemplar-performance README, NVLink 5: 1.8 TB/s per GPU, both directions",
                 "nvlink_latency_s": _NVLINK_LATENCY,
+                "pcie_bytes_per_s": _COPY_AS,
+                "pcie_copy_s": _COPY_AS,
             },
         ),
         Accelerator(
@@ -147,6 +175,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=330.3e12,
             nvlink_bytes_per_s=16e9,
             nvlink_latency_s=20e-6,
+            pcie_bytes_per_s=27.65e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "recorded with a vLLM 0.19.0 run: LLMServingSim, bench/results/llama-3.1-8b-rtx4090/meta.json",
                 "hbm_bytes_per_s": "NVIDIA Ada architecture white paper, 1,008 GB/s",
@@ -154,6 +184,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "NVIDIA Ada white paper, 330.3 TFLOPS dense, float32 accumulation",
                 "nvlink_bytes_per_s": "assumption, unmeasured: LLMServingSim 2.0, configs/cluster/rtx4090_tp2_instance.json",
                 "nvlink_latency_s": "assumption, unmeasured: as RTX PRO 6000 hosts; LLMServingSim's RTX 4090 ones have 1 us",
+                "pcie_bytes_per_s": _COPY_4,
+                "pcie_copy_s": _COPY_AS,
             },
         ),
         Accelerator(
@@ -164,6 +196,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             fp8_flops_per_s=960e12,
             nvlink_bytes_per_s=16e9,
             nvlink_latency_s=20e-6,
+            pcie_bytes_per_s=55.3e9,
+            pcie_copy_s=2.85e-6,
             sources={
                 "hbm_bytes": "recorded with a vLLM run: LLMServingSim, bench/examples/RTXPRO6000/Llama-3.1-8B/vllm/meta.json",
                 "hbm_bytes_per_s": "RTX PRO 6000 Blackwell Server Edition, 1,597 GB/s (the Workstation Edition has 1,792)",
@@ -171,6 +205,8 @@ ACCELERATORS: dict[str, Accelerator] = {
                 "fp8_flops_per_s": "derived, not published: twice the bf16 rate",
                 "nvlink_bytes_per_s": _PCIE,
                 "nvlink_latency_s": _PCIE,
+                "pcie_bytes_per_s": _COPY_AS,
+                "pcie_copy_s": _COPY_AS,
             },
         ),
     )

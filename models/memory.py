@@ -13,6 +13,7 @@ __all__ = [
     "DoesNotFit",
     "MemoryPlan",
     "activation_bytes",
+    "copies_per_block",
     "kv_bytes_per_token",
     "plan_memory",
     "weight_bytes",
@@ -132,6 +133,14 @@ def kv_bytes_per_token(architecture: Architecture, tensor: int = 1, kv: Precisio
     else:
         numbers = 2 * _kv_heads(attention, tensor) * attention.head_dim
     return architecture.num_layers * numbers * PRECISIONS[kv]
+
+
+def copies_per_block(architecture: Architecture) -> int:
+    """Copies that move one cache block to the host or back: of each layer its keys and its values, or its latents.
+
+    Source: vLLM 0.6, csrc/cache_kernels.cu, swap_blocks: one cudaMemcpyAsync a block, called for each of them.
+    """
+    return architecture.num_layers * (1 if isinstance(architecture.attention, LatentAttention) else 2)
 
 
 def activation_bytes(

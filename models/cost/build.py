@@ -13,6 +13,7 @@ from models.cost.provenance import Source
 from models.cost.roofline import Roofline
 from models.cost.step import StepTable, roofline_table
 from models.experts import Popularity, expected_distinct
+from models.features import Feature
 from models.hardware import Accelerator, Precision
 from models.operators import STAGES, Operator, operators, stage_repeats
 from models.parallelism import Parallelism, ParallelismError
@@ -128,6 +129,25 @@ def operator_scale(scale: Mapping[str, float], names: Sequence[str]) -> dict[str
 
 def _covered(name: str, names: Sequence[str]) -> list[str]:
     return [operator for operator in names if operator == name or operator.startswith(f"{name}_")]
+
+
+def query_shares(
+    architecture: Architecture,
+    accelerator: Accelerator,
+    parallelism: Parallelism = Parallelism(),  # noqa: B008 - frozen
+    kv: Precision = "bf16",
+    compute_efficiency: float = 1.0,
+    memory_efficiency: float = 1.0,
+) -> tuple[float, float]:
+    """(arithmetic, bytes) of one decode's attention over its context, as times, the larger being 1.
+
+    n queries over one context that is read once take max(n · arithmetic, bytes) times what one takes.
+    """
+    roofline = Roofline(accelerator, compute_efficiency, memory_efficiency)
+    decode = next(o for o in operators(architecture, parallelism, kv=kv) if o.name == "attention_decode")
+    flops_s = decode.flops[Feature.DECODE_CONTEXT] / roofline.flops_per_s(decode)
+    bytes_s = decode.bytes[Feature.DECODE_CONTEXT] / roofline.bytes_per_s(decode)
+    return flops_s / max(flops_s, bytes_s), bytes_s / max(flops_s, bytes_s)
 
 
 def check_scale(scale: Mapping[str, float], names: Sequence[str]) -> None:

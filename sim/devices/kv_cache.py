@@ -8,6 +8,8 @@ block pool (v1/core/block_pool.py); its order decides what is evicted.
 Content has a number. Requests that share a prefix are given equal numbers for its blocks; all other blocks are a
 request's own, which it finds again after a preemption if they are still there.
 
+A request may lie in host memory instead: its blocks there are counted, not numbered, since nothing shares them.
+
 Leaves out: of several blocks with one content only the one computed last is found; vLLM remembers all.
 """
 
@@ -25,10 +27,10 @@ NONE = -1
 """No block, no slot, no content."""
 
 BLOCK = np.dtype([("content", "i8"), ("num_users", "i4"), ("before", "i4"), ("after", "i4")], align=True)
-HOLDING = np.dtype([("slot", "i4"), ("num_blocks", "i4"), ("num_known", "i4")], align=True)
+HOLDING = np.dtype([("slot", "i4"), ("num_blocks", "i4"), ("num_known", "i4"), ("num_host", "i4")], align=True)
 KV_COUNTS = np.dtype(
     [("num_free", "i8"), ("num_blocks", "i8"), ("block_size", "i8"), ("first_free", "i8"), ("last_free", "i8"),
-     ("num_free_slots", "i8"), ("is_caching", "i8")],
+     ("num_free_slots", "i8"), ("is_caching", "i8"), ("num_host_blocks", "i8"), ("num_free_host", "i8")],
     align=True,
 )  # fmt: skip
 
@@ -52,8 +54,9 @@ class KVCache(NamedTuple):
     """Blocks of one replica.
 
     blocks    [num_blocks] BLOCK: its content, requests that hold it, and, of a free one, its neighbours in line
-    holdings  [num_requests] HOLDING: row of `tables`, blocks held, and how many of the row's entries had their
-              content noted. Replicas may share this array, because a request is served by one of them.
+    holdings  [num_requests] HOLDING: row of `tables`, blocks held, how many of the row's entries had their
+              content noted, and blocks in host memory. Replicas may share this array, because a request is served by
+              one of them.
     tables    [num_slots, blocks of the longest request] the blocks of a request, in order of its tokens
     slots     [num_slots] a stack of free rows of `tables`; the first num_free_slots entries are valid
     contents  what requests' blocks hold
@@ -72,7 +75,7 @@ class KVCache(NamedTuple):
 
 def new_holdings(num_requests: int) -> NDArray[Any]:
     """Requests that hold nothing yet."""
-    return np.array([(NONE, 0, 0)], dtype=HOLDING).repeat(num_requests)
+    return np.array([(NONE, 0, 0, 0)], dtype=HOLDING).repeat(num_requests)
 
 
 def no_contents(num_requests: int) -> Contents:
@@ -89,12 +92,14 @@ def new_kv_cache(
     max_blocks: int,
     contents: Contents | None = None,
     is_caching: bool = False,
+    num_host_blocks: int = 0,
 ) -> KVCache:
     """An empty cache.
 
     num_slots   requests that may hold blocks, or keep their table, at once
     max_blocks  that a request may hold
     is_caching  whether free blocks are found again by their content
+    num_host_blocks    room in host memory for blocks of requests that are preempted
     Raises ValueError when num_blocks or block_size is below 1.
     """
     if num_blocks < 1 or block_size < 1:
@@ -111,7 +116,11 @@ def new_kv_cache(
         np.arange(num_slots - 1, -1, -1, dtype=np.int32),
         known,
         np.full(int(known.number.max(initial=-1)) + 1, NONE, np.int32),
-        np.array([(num_blocks, num_blocks, block_size, 0, num_blocks - 1, num_slots, is_caching)], dtype=KV_COUNTS),
+        np.array(
+            [(num_blocks, num_blocks, block_size, 0, num_blocks - 1, num_slots, is_caching, num_host_blocks,
+              num_host_blocks)],
+            dtype=KV_COUNTS,
+        ),
     )
 
 
@@ -212,6 +221,33 @@ def release(cache: KVCache, request: int, keeps_table: bool = False) -> None:
         held.num_known = 0
 
 
+# --- host memory ------------------------------------------------------------------------------------------------------
+
+
+@inner
+def swap_out(cache: KVCache, request: int, num_tokens: int) -> int:
+    """Move what the request's blocks hold of num_tokens to the host; returns the blocks copied, 0 where the host has no
+    room and nothing happened."""
+    counts = cache.counts[0]
+    num_blocks = blocks_for(cache, num_tokens)
+    if num_blocks > counts.num_free_host:
+        return 0
+    release(cache, request)
+    counts.num_free_host -= num_blocks
+    cache.holdings[request].num_host = num_blocks
+    return num_blocks
+
+
+@inner
+def leave_host(cache: KVCache, request: int) -> int:
+    """Give back the request's room in host memory; returns the blocks it had there."""
+    held = cache.holdings[request]
+    num_blocks = held.num_host
+    cache.counts[0].num_free_host += num_blocks
+    held.num_host = 0
+    return num_blocks
+
+
 # --- content ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,8 +330,23 @@ def note_contents(cache: KVCache, request: int, num_tokens: int) -> None:
         held.num_known += 1
 
 
+@inner
+def forget_contents(cache: KVCache, request: int, num_tokens: int) -> None:
+    """Take back what was noted of the request's blocks beyond those that num_tokens fill: they are not computed."""
+    held = cache.holdings[request]
+    num_full = num_tokens // cache.counts[0].block_size
+    for i in range(num_full, held.num_known):
+        block = cache.tables[held.slot, i]
+        content = cache.blocks[block].content
+        if content >= 0 and cache.block_of[content] == block:
+            cache.block_of[content] = NONE
+        cache.blocks[block].content = NONE
+    held.num_known = min(held.num_known, num_full)
+
+
 def check_kv_cache(cache: KVCache, is_here: NDArray[np.bool_] | None = None) -> None:
-    """Raise KVCacheError unless every block is in line once, or held by as many requests as it says.
+    """Raise KVCacheError unless every block is in line once, or held by as many requests as it says, and the host's
+    blocks add up.
 
     is_here: [num_requests] those that this replica serves; None: all of them
     """
@@ -325,6 +376,15 @@ def check_kv_cache(cache: KVCache, is_here: NDArray[np.bool_] | None = None) -> 
     if ((uses > 0) == (in_line > 0)).any():
         block = int(np.argmax((uses > 0) == (in_line > 0)))
         raise KVCacheError(f"block {block} is held {uses[block]} times and in line {in_line[block]} times")
+    on_host = cache.holdings["num_host"] if is_here is None else cache.holdings["num_host"][is_here]
+    if (on_host < 0).any() or on_host.sum() + counts["num_free_host"] != counts["num_host_blocks"]:
+        raise KVCacheError(
+            f"{on_host.sum()} blocks in host memory and {counts['num_free_host']} free ones there are not "
+            f"{counts['num_host_blocks']}"
+        )
+    both = is_holding & (cache.holdings["num_host"] > 0)
+    if both.any():
+        raise KVCacheError(f"request {int(np.argmax(both))} holds blocks of the device and of the host")
     known = np.flatnonzero(cache.block_of != NONE)
     if (cache.blocks["content"][cache.block_of[known]] != known).any():
         raise KVCacheError("a content's block holds another content")

@@ -94,6 +94,8 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
             yield (*at, "kv", "block_size"), server.check_contents
+            yield (*at, "kv", "swap_space"), server.swap
+            yield (*at, "batching", "policy"), partial(server.check_batch, RandomStreams(seeds[0]))
         elif isinstance(w, schema.Poisson):
             yield (*at, "sizes", "file" if w.sizes.law == "file" else "law"), partial(_size_law, w.sizes)
             yield (*at, "duration"), partial(_draw_all, partial(_sources, scenario, w, topology), seeds)

@@ -34,13 +34,16 @@ def _link(link: LinkSchema) -> Link:
 
 
 def accelerator_of(host: Host) -> Accelerator:
-    """The preset, with the host's own NVLink figures where the scenario gives them."""
+    """The preset, with the host's own figures of NVLink and PCIe where the scenario gives them."""
     preset = ACCELERATORS[host.accelerator]
     rate, latency = host.nvlink.rate_bytes_per_s, host.nvlink.latency_s
+    pcie = host.pcie
     return replace(
         preset,
         nvlink_bytes_per_s=preset.nvlink_bytes_per_s if rate is None else rate,
         nvlink_latency_s=preset.nvlink_latency_s if latency is None else latency,
+        pcie_bytes_per_s=preset.pcie_bytes_per_s if pcie.rate_bytes_per_s is None else pcie.rate_bytes_per_s,
+        pcie_copy_s=preset.pcie_copy_s if pcie.copy_time_s is None else pcie.copy_time_s,
     )
 
 

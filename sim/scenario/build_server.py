@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from models.adapters import Adapter, adapter_bytes, most_tuned, read_esft, spread
 from models.architecture import ARCHITECTURES, Architecture
-from models.cost.build import operator_names, operator_scale, stage_tables, step_table
+from models.cost.build import operator_names, operator_scale, query_shares, stage_tables, step_table
 from models.cost.measured import Measured
 from models.cost.priced import measured_step
 from models.experts import Popularity
 from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
-from models.memory import MemoryPlan, plan_memory
+from models.memory import MemoryPlan, copies_per_block, plan_memory
 from models.parallelism import Parallelism, ParallelismError
 from models.rerouting import Rerouting
 from models.touched import AdapterMix, adapter_mix
@@ -33,7 +33,9 @@ from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Lengths, Serving
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.prefix_groups import plan_batch
 from sim.serving.replica import EngineLimits
+from sim.serving.speculation import Speculation
 from sim.serving.tenants import Tenants
 from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
@@ -45,6 +47,9 @@ TRACES: dict[str, Callable[..., Trace]] = {
     "azure": read_azure_trace, "burstgpt": read_burstgpt_trace, "mooncake": read_mooncake_trace,
     "vllm": read_vllm_trace,
 }  # fmt: skip
+
+SWAP_SPACE_BYTES = 4 * 2**30
+"""Of each accelerator, unless told otherwise: the default of vLLM 0.6's --swap-space."""
 
 MOST_OUTPUT_TOKENS = 1 << 27
 """Of one serving workload: a run keeps the time of each, 8 bytes."""
@@ -146,6 +151,70 @@ class Server:
     def rerouting(self) -> Rerouting | None:
         adapters = self.w.adapters
         return Rerouting(adapters.rerouting, len(adapters.fine_tuned)) if adapters and self.has_pool else None
+
+    def swap(self) -> tuple[int, float]:
+        """(room in host memory, in blocks of each accelerator, time to copy one), (0, 0) without swapping.
+
+        A copy of each layer's keys and of its values: copies · time of a copy + bytes / rate.
+        Raises ValueError where there is no room for a block.
+        """
+        if self.w.batching.preemption != "swap":
+            return 0, 0.0
+        plan, device = self.memory_plan(), self.accelerator
+        space_bytes = self.w.kv.swap_space_bytes or SWAP_SPACE_BYTES
+        if space_bytes < plan.kv_bytes_per_block:
+            raise ValueError(
+                f"{space_bytes} B of swap space hold no block, which takes {plan.kv_bytes_per_block} B; give it more"
+            )
+        copy_s = copies_per_block(self.architecture) * device.pcie_copy_s
+        return space_bytes // plan.kv_bytes_per_block, copy_s + plan.kv_bytes_per_block / device.pcie_bytes_per_s
+
+    def speculation(self, streams: RandomStreams) -> Speculation | None:
+        """What is drafted; a draft model fills as many slots again, as vLLM holds them for it."""
+        speculative = self.w.batching.speculative
+        if speculative is None:
+            return None
+        draft, cost = speculative.draft, self.scenario.cost
+        flop_share, byte_share = query_shares(
+            self.architecture, self.accelerator, self.parallelism, self.w.precision.kv, cost.efficiency.compute,
+            cost.efficiency.memory,
+        )  # fmt: skip
+        return Speculation(
+            speculative.num_tokens,
+            speculative.acceptance,
+            num_lookahead=speculative.num_tokens if draft.kind == "model" else 0,
+            draft_s=draft.time_s if draft.kind == "ngram" else 0.0,
+            draft_cost=draft.cost if draft.kind == "model" else 0.0,
+            flop_share=flop_share,
+            byte_share=byte_share,
+            seed=streams.integer(f"workload.{self.w.name}.acceptance"),
+        )
+
+    def check_batch(self, streams: RandomStreams) -> None:
+        """Raises ValueError where a policy plans for all requests, and they are not all there."""
+        if self.w.batching.policy == "batchllm" and np.ptp(self.arrivals(streams)) > 0:
+            raise ValueError(
+                "batchllm plans a batch whose requests are all there, but these arrive one after the other; write "
+                "arrivals: {kind: trace}, with a trace in which all have one time, or use chunked_prefill"
+            )
+
+    def precedence(
+        self, prompt: np.ndarray, output: np.ndarray, contents: Contents | None, class_of: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Who goes first: by the plan of the batch, else by the classes' priorities."""
+        if self.w.batching.policy == "batchllm":
+            return plan_batch(prompt, output, contents, self.w.kv.block_size)
+        return None if class_of is None else np.array([each.priority for each in self.w.classes])[class_of]
+
+    def classes(self, streams: RandomStreams, num_requests: int) -> tuple[list[str], np.ndarray] | None:
+        """Names of the service classes, and each request's."""
+        classes = self.w.classes
+        if not classes:
+            return None
+        reach = np.cumsum([each.share for each in classes])
+        draws = streams.stream(f"workload.{self.w.name}.classes").random(num_requests) * reach[-1]
+        chosen = np.minimum(np.searchsorted(reach, draws, side="right"), len(classes) - 1)
+        return [each.name for each in classes], chosen
 
     def operator_names(self) -> tuple[str, ...]:
         return operator_names(self.architecture, self.parallelism, rerouting=self.rerouting)
@@ -349,11 +418,12 @@ class Server:
     @cached_property
     def limits(self) -> EngineLimits:
         """Of a replica's batches."""
-        w = self.w
+        w, (num_host_blocks, block_copy_s) = self.w, self.swap()
         return EngineLimits(
             w.batching.policy, self.memory_plan().num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
+            num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
         )  # fmt: skip
 
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
@@ -363,18 +433,24 @@ class Server:
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
+        speculation = self.speculation(streams)
+        classes, contents = self.classes(streams, len(arrival_s)), self.contents(prompt, adapter)
         common: dict[str, Any] = {
-            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": self.limits,
-            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output,
+            "limits": replace(self.limits, speculation=speculation),
+            "num_replicas": w.replicas, "router": w.router.policy, "contents": contents,
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
             "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
             "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None,
+            "classes": classes,
+            "precedence": self.precedence(prompt, output, contents, None if classes is None else classes[1]),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None
         if known is not None:
             longest, most = int(prompt.max() + output.max()), w.batching.max_num_seqs
+            longest += 0 if speculation is None else speculation.num_tokens
             priced = measured_step(
                 known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest
             )

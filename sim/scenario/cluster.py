@@ -46,6 +46,13 @@ class NvLink(Part):
     latency_s: Seconds | None = None
 
 
+class Pcie(Part):
+    """Copies between an accelerator and host memory; what is absent comes from the accelerator's preset."""
+
+    rate_bytes_per_s: BytesPerS | None = Field(default=None, description="one direction of one accelerator")
+    copy_time_s: Seconds | None = Field(default=None, description="of one copy beside its bytes")
+
+
 class Host(Part):
     """One kind of host."""
 
@@ -56,6 +63,7 @@ class Host(Part):
     nics: Count = Field(default=1, description="network cards; accelerator i uses NIC i·nics/accelerators")
     nic: Nic = Nic()
     nvlink: NvLink = NvLink()
+    pcie: Pcie = Pcie()
 
     @model_validator(mode="after")
     def _accelerator_is_known(self) -> Host:

@@ -15,18 +15,20 @@ from sim.scenario.quantities import (
     Label,
     Part,
     PerS,
+    PositiveBytes,
     PositiveNumber,
     PositiveSeconds,
     PositiveShare,
     Ranks,
     RoutingFile,
     Seconds,
+    all_refused,
     found_file,
     no_file,
     refused,
 )
+from sim.scenario.scheduling import Batching, ServiceClass, scheduling_problems
 from sim.scenario.traffic import Workload
-from sim.serving.graphs import largest_graph
 from sim.serving.tenants import TARGETS
 
 
@@ -97,36 +99,6 @@ class Degrees(Part):
         return self
 
 
-class Batching(Part):
-    """What a step computes, and who joins it when."""
-
-    policy: Literal["chunked_prefill", "prefill_first", "shortest_first", "orca", "static"] = "chunked_prefill"
-    max_num_seqs: Count = Field(default=256, description="running requests at most")
-    max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
-    async_scheduling: bool | None = Field(
-        default=None, description="schedule a step while the one before runs; by default with chunked_prefill "
-        "and shortest_first, as vLLM does since 0.14",
-    )  # fmt: skip
-    cuda_graphs: bool = Field(
-        default=True, description="batches of up to min(2 max_num_seqs, 512, max_num_batched_tokens) tokens run as "
-        "recorded graphs, padded to their sizes",
-    )  # fmt: skip
-
-    @property
-    def is_async(self) -> bool:
-        return self.is_chunked if self.async_scheduling is None else self.async_scheduling
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether decodes and chunks of prompts share one budget."""
-        return self.policy in ("chunked_prefill", "shortest_first")
-
-    @property
-    def max_graph_tokens(self) -> int:
-        """The largest recorded graph; 0: none is."""
-        return largest_graph(self.max_num_seqs, self.max_num_batched_tokens) if self.cuda_graphs else 0
-
-
 class KvCache(Part):
     """Paged keys and values."""
 
@@ -140,6 +112,10 @@ class KvCache(Part):
     num_blocks: Count | None = Field(
         default=None, description="given outright instead of computed from the memory"
     )
+    swap_space_bytes: PositiveBytes | None = Field(
+        default=None, description="host memory of each accelerator for blocks of preempted requests, with "
+        "batching.preemption: swap; by default 4 GiB, as vLLM has it",
+    )  # fmt: skip
 
 
 class Router(Part):
@@ -370,6 +346,10 @@ class Serving(Workload):
     adapters: Adapters | None = None
     tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
     targets: Targets
+    classes: tuple[ServiceClass, ...] = Field(
+        default=(), description="service classes, drawn for each request by their shares; each has its own latencies "
+        "among the metrics, such as serving.chat.interactive.p99_ttft_ms",
+    )  # fmt: skip
 
     @property
     def num_accelerators(self) -> int:
@@ -423,4 +403,9 @@ class Serving(Workload):
                 "batching",
                 "max_num_batched_tokens",
             )
+        problems = list(scheduling_problems(
+            self.batching, self.classes, self.kv.swap_space_bytes, self.kv.prefix_caching, self.parallelism
+        ))  # fmt: skip
+        if problems:
+            raise all_refused(problems)
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.compiled import inner
 from models.cost.step import AttentionTable, chunk_seconds, decode_seconds, extra_seconds, tail_seconds
+from sim.serving.speculation import query_weight
 from sim.serving.state import EngineState
 
 
@@ -14,6 +15,7 @@ def attention_of(
     """One layer's (prefill, decode) seconds of the batch, and whether any lies beyond the table.
 
     decodes, decode_context    how many decodes it has, and the sum of their contexts
+    A token and its drafts are one decode, whose queries share what they read (`query_weight`).
     The chunks and the decodes each as if alone; once, what the longest decode takes beyond the others, and what the
     chunk that takes longest and the decodes take more in one call than each alone.
     """
@@ -29,9 +31,10 @@ def attention_of(
     for i in range(state.counts[0].batch_size):
         entry = batch[i]
         num_tokens, prefix = entry.num_tokens, entry.prefix
-        if num_tokens == 1:
-            decode_s += decode_seconds(attention, decodes, prefix + 1)
-            longest = max(longest, prefix + 1)
+        if num_tokens == 1 or entry.samples > 1:
+            seconds = decode_seconds(attention, decodes, prefix + num_tokens)
+            decode_s += seconds * query_weight(state.counts[0], num_tokens)
+            longest = max(longest, prefix + num_tokens)
             continue
         seconds = chunk_seconds(attention, num_tokens, prefix)
         prefill_s += seconds

@@ -12,10 +12,11 @@ from numba import njit
 
 from models.compiled import inner
 from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts, tail_seconds
-from sim.devices.kv_cache import hold, note_contents, release
+from sim.devices.kv_cache import hold, leave_host, note_contents, release
 from sim.serving.adapter_experts import tally_experts, touched_experts
 from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
+from sim.serving.speculation import verify
 from sim.serving.state import (
     MAX_LEAP,
     EngineState,
@@ -40,8 +41,16 @@ def form_batch(state: EngineState, policy) -> None:
     counts.prefill_pairs = 0
     counts.prefill_context = 0
     counts.decode_context = 0
+    counts.drafts = 0
     take_arrivals(state)
-    counts.is_steady = policy(state)
+    num_preemptions = counts.num_preemptions
+    is_steady = policy(state)
+    # Who is first in a step may have given way to those behind, and nothing runs that would end and ask again.
+    while counts.batch_size == 0 and counts.num_preemptions > num_preemptions and state.flight[0].batch_size == 0:
+        num_preemptions = counts.num_preemptions
+        is_steady = policy(state)
+    # With drafts, steps differ in what they bring.
+    counts.is_steady = is_steady and counts.num_spec_tokens == 0
 
 
 @inner
@@ -76,7 +85,7 @@ def price_batch(state: EngineState, table: StepTable) -> None:
         table,
         tokens,
         counts.decodes,
-        counts.batch_size,
+        counts.batch_size + counts.drafts,
         counts.prefill_pairs,
         counts.prefill_context,
         counts.decode_context,
@@ -84,11 +93,50 @@ def price_batch(state: EngineState, table: StepTable) -> None:
         decode_s,
         touched,
     )
-    tally(state, tokens, counts.batch_size, prefill_s, decode_s, is_outside)
+    tally(state, tokens, counts.batch_size + counts.drafts, prefill_s, decode_s, is_outside)
     counts.total_s += compute_s + communication_s
+    if counts.num_spec_tokens > 0:
+        compute_s += draft_seconds(state, table, compute_s + communication_s, decode_s, touched)
+    if counts.blocks_to_copy > 0:
+        communication_s += copy_seconds(state)
     formed = state.flight[1]
     formed.compute_s = compute_s
     formed.communication_s = communication_s
+
+
+@inner
+def draft_seconds(state: EngineState, table: StepTable, step_s: float, decode_s: float, touched: float) -> float:
+    """Time of drafting after a step of step_s: draft_s where any sequence is to go on, and the passes of a draft model.
+
+    Its first pass takes the step's tokens, as a share draft_cost of the step; each of the k - 1 others one token of
+    each sequence, as the same share of a step of so many decodes: k · draft_cost · step_s where steps are alike.
+    """
+    counts, batch = state.counts[0], state.batch
+    sequences = 0
+    for i in range(counts.batch_size):
+        sequences += batch[i].samples > 0
+    seconds = counts.draft_cost * step_s
+    if sequences > 0:
+        seconds += counts.draft_s
+    if sequences > 0 and counts.draft_cost > 0 and counts.num_spec_tokens > 1:
+        tokens = graph_tokens(sequences, counts.max_graph_tokens)
+        compute_s, communication_s = step_parts(
+            table, tokens, counts.decodes, sequences, 0, 0, counts.decode_context, 0.0, decode_s, touched
+        )
+        seconds += (counts.num_spec_tokens - 1) * counts.draft_cost * (compute_s + communication_s)
+    counts.total_draft_s += seconds
+    return seconds
+
+
+@inner
+def copy_seconds(state: EngineState) -> float:
+    """Time of the copies between device and host that the step in the making waits for, which are then decided no
+    more."""
+    counts = state.counts[0]
+    seconds = counts.blocks_to_copy * counts.block_copy_s
+    counts.total_copy_s += seconds
+    counts.blocks_to_copy = 0
+    return seconds
 
 
 @njit(cache=True)
@@ -130,36 +178,42 @@ def record_step(state: EngineState, num_kv_blocks: int) -> None:
 
 @njit(cache=True)
 def complete_step(state: EngineState) -> None:
-    """Finish the step in flight: each sequence whose known tokens were all in it has one more token."""
+    """Finish the step in flight: each sequence whose known tokens were all in it has one more token, and as many as its
+    drafts hold."""
     counts, flight = state.counts[0], state.flight[0]
     kv = state.kv.counts[0]
     finish_s = flight.finish_s
     record_step(state, kv.num_blocks - kv.num_free)
-    has_finished = False
+    num_finished = 0
     in_flight, requests, token_time_s = state.in_flight, state.requests, state.token_time_s
     for i in range(flight.batch_size):
         if in_flight[i].samples == 0:
             continue
         row = requests[in_flight[i].request]
+        if in_flight[i].samples > 1:
+            num_more = verify(counts, row, in_flight[i].request, in_flight[i].samples - 1) - 1
+            for _ in range(num_more):
+                token_time_s[row.first_token + row.num_generated] = finish_s
+                row.num_generated += 1
         token_time_s[row.first_token + row.num_generated] = finish_s
         row.num_in_flight -= 1
         row.num_generated += 1
+        row.num_drafts = counts.num_spec_tokens
         if row.num_generated == 1:
             row.first_token_s = finish_s
         if row.num_generated == row.num_output_tokens:
-            has_finished = True
-    if has_finished:
-        retire(state, finish_s)
+            num_finished += 1
+    if num_finished > 0:
+        retire(state, finish_s, num_finished)
     flight.batch_size = 0
     counts.now_s = finish_s
 
 
 @inner
-def retire(state: EngineState, finish_s: float) -> None:
-    """Take those who have all their tokens from the running list, which keeps its order.
+def retire(state: EngineState, finish_s: float, num_finished: int) -> None:
+    """Take the num_finished who have all their tokens from the running list, which keeps its order.
 
-    One may have been preempted while its last token was in flight: it waits, at the head of the line, and goes from
-    there.
+    One may have been preempted while its last token was in flight: it waits in the line, and goes from there.
     """
     counts = state.counts[0]
     kept = 0
@@ -171,15 +225,17 @@ def retire(state: EngineState, finish_s: float) -> None:
         else:
             running[kept] = request
             kept += 1
+    num_finished -= counts.num_running - kept
     counts.num_running = kept
     mask = state.waiting.size - 1
     place = counts.head
-    while place < counts.arrived and state.requests[state.waiting[place & mask]].num_preemptions > 0:
+    while num_finished > 0 and place < counts.arrived:
         request = state.waiting[place & mask]
         if state.requests[request].num_generated == state.requests[request].num_output_tokens:
             for i in range(place, counts.head, -1):
                 state.waiting[i & mask] = state.waiting[(i - 1) & mask]
             counts.head += 1
+            num_finished -= 1
             _end(state, request, finish_s)
         place += 1
 
@@ -191,6 +247,8 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
     row.outcome = COMPLETED
     state.counts[0].num_completed += 1
     release(state.kv, request)
+    if state.counts[0].num_swaps > 0:
+        leave_host(state.kv, request)
 
 
 @inner

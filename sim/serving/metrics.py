@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,10 @@ def as_of(requests: NDArray[Any], token_time_s: Float64, now_s: float) -> tuple[
 
 @njit(cache=True)
 def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64:
-    """Every gap between successive output tokens of one request, of the requests given."""
+    """Every gap between output tokens of one request that did not come together, of the requests given.
+
+    Tokens of one step come together, as one chunk of a stream, and `vllm bench serve` times chunks.
+    """
     num = 0
     for i in range(len(requests)):
         num += max(requests[i].num_generated - 1, 0)
@@ -45,9 +49,10 @@ def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64
     for i in range(len(requests)):
         first = requests[i].first_token
         for token in range(first + 1, first + requests[i].num_generated):
-            gaps_s[gap] = token_time_s[token] - token_time_s[token - 1]
-            gap += 1
-    return gaps_s
+            if token_time_s[token] > token_time_s[token - 1]:
+                gaps_s[gap] = token_time_s[token] - token_time_s[token - 1]
+                gap += 1
+    return gaps_s[:gap]
 
 
 def serving_metrics(
@@ -57,7 +62,7 @@ def serving_metrics(
 
     Over completed requests:
         ttft = first token - arrival              tpot = (last token - first token) / (output tokens - 1)
-        itl  = each gap between two tokens        e2el = last token - arrival
+        itl  = each gap between two steps' tokens e2el = last token - arrival
     with mean, median, standard deviation (of the population) and percentiles (linear between ranks), in ms.
     prefix_cache_hit_rate: share of the prompt tokens of all requests scheduled so far that the cache had then.
     Throughputs are per second of `duration_s`, from the first arrival to the last token of a completed
@@ -85,6 +90,24 @@ def serving_metrics(
     scheduled = arrived[~np.isnan(arrived["scheduled_s"])]
     num_asked = int(scheduled["num_prompt_tokens"].sum())
     metrics["prefix_cache_hit_rate"] = float(scheduled["num_cached"].sum() / num_asked) if num_asked else None
+    return metrics | _latencies(done, token_time_s)
+
+
+def class_metrics(
+    requests: NDArray[Any], token_time_s: Float64, names: Sequence[str], class_of: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Of each service class, as `<class>.<metric>`: requests by outcome, and the latencies of `serving_metrics`."""
+    metrics: dict[str, float | None] = {}
+    for i, name in enumerate(names):
+        arrived = requests[(class_of == i) & (requests["outcome"] != NOT_ARRIVED)]
+        done = arrived[arrived["outcome"] == COMPLETED]
+        found = {"arrived": len(arrived), "completed": len(done)} | _latencies(done, token_time_s)
+        metrics |= {f"{name}.{key}": value for key, value in found.items()}
+    return metrics
+
+
+def _latencies(done: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
     several = done[done["num_output_tokens"] > 1]
     decode_s = several["finished_s"] - several["first_token_s"]
     samples_s = {

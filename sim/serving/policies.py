@@ -4,7 +4,7 @@ A policy is a function `(state) -> bool` that Numba can compile. It is called be
 batch, and fills it with the verbs of `sim.serving.state`: `schedule_decodes` for decodes in a row; `schedule` for a
 running request with `num_missing` tokens (0 where its last is in flight), after `make_room`; `admit` and `schedule` for
 a waiting one, if `can_admit`, which may have part of its prompt in the cache. Only
-`can_reserve` reads `num_output_tokens`, as the limit that a request names.
+`can_reserve` and `can_reserve_rest` read `num_output_tokens`, as the limit that a request names.
 
 It returns True where its decision is *steady*: the batch is one decode of each running request, and as long
 as nobody arrives or finishes and blocks are left, it would decide the same again. The engine then leaps over
@@ -22,19 +22,21 @@ from typing import Any
 from numba import cfunc, types
 
 from models.compiled import inner
+from sim.serving.preemption import make_room, make_room_in_order
 from sim.serving.state import (
     STATE_TYPE,
     EngineState,
     admit,
-    bring_shortest,
     can_admit,
     can_reserve,
-    make_room,
+    can_reserve_rest,
+    is_on_host,
     num_missing,
     schedule,
     schedule_decodes,
     waiting_head,
 )
+from sim.serving.waiting_line import bring_shortest, order_line
 
 BatchingPolicy = Callable[[EngineState], bool]
 
@@ -65,13 +67,14 @@ def prefill_first(state: EngineState) -> bool:
     Prompts are taken while they fit into max_num_batched_tokens, a free slot and free blocks. One that is
     longer than max_num_batched_tokens runs alone (vLLM would want that limit to be raised to the model's
     context length). Only when none can be taken do the running requests decode; the last admitted are
-    preempted where blocks run out.
+    preempted where blocks run out. Who lies in host memory goes before any prompt: while somebody does, a step is
+    decodes, his among them once there is room.
 
     Leaves out: vLLM's watermark of 1 % of the blocks at admission.
     """
     counts = state.counts[0]
     budget = counts.max_num_batched_tokens
-    while can_admit(state):
+    while not is_on_host(state) and can_admit(state):
         if num_missing(state, waiting_head(state)) > budget and counts.batch_size > 0:
             break
         request = admit(state)
@@ -82,7 +85,13 @@ def prefill_first(state: EngineState) -> bool:
         return False
     num_preemptions = counts.num_preemptions
     is_steady = _decode_all(state)
-    return is_steady and counts.num_preemptions == num_preemptions
+    if counts.num_preemptions > num_preemptions:
+        return False
+    while is_on_host(state) and can_admit(state):
+        request = admit(state)
+        schedule(state, request, num_missing(state, request))
+        is_steady = False
+    return is_steady
 
 
 @inner
@@ -161,6 +170,78 @@ def shortest_first(state: EngineState) -> bool:
 
 
 @inner
+def _running_in_order(state: EngineState) -> bool:
+    """As `_running_first`, but who comes last by precedence gives way, also who is in the batch already."""
+    counts = state.counts[0]
+    is_steady = True
+    position = 0
+    while True:
+        position = schedule_decodes(state, position, counts.max_num_batched_tokens - counts.tokens)
+        budget = counts.max_num_batched_tokens - counts.tokens
+        if position >= counts.num_running or budget == 0:
+            break
+        request = state.running[position]
+        num_tokens = min(num_missing(state, request), budget)
+        if num_tokens == 0:
+            is_steady = False
+            position += 1
+            continue
+        found = make_room_in_order(state, position, num_tokens)
+        if found < 0:
+            return False
+        is_steady &= schedule(state, request, num_tokens)
+        position = found + 1
+    return is_steady and position == counts.num_running
+
+
+def priority(state: EngineState) -> bool:
+    """As chunked_prefill, by service class: lower `priority` first.
+
+    Who waits is ordered by (priority, arrival); where blocks run out the running request that is last in that order
+    gives way, and its tokens of this step go to others. Nobody gives way to somebody who waits.
+
+    Source: vLLM 0.19's scheduler with `--scheduling-policy priority` (v1/core/sched/scheduler.py, request_queue.py).
+    """
+    counts = state.counts[0]
+    order_line(state)
+    num_preemptions = counts.num_preemptions
+    is_steady = _running_in_order(state)
+    if counts.num_preemptions > num_preemptions:
+        return False
+    while counts.tokens < counts.max_num_batched_tokens and can_admit(state):
+        request = admit(state)
+        schedule(state, request, min(num_missing(state, request), counts.max_num_batched_tokens - counts.tokens))
+        is_steady = False
+    return is_steady
+
+
+def batchllm(state: EngineState) -> bool:
+    """BatchLLM, for a batch whose requests are all there: whoever shares a prefix runs together, groups with the most
+    output to their prompts first.
+
+    The waiting line is in the order of a plan (`sim.serving.prefix_groups`), so that a prefix is computed once, is held
+    while its group runs, and is free to be evicted after. Steps are filled as in chunked_prefill; memory bounds who
+    runs: a request is admitted while blocks are left for the whole output of all who run and itself, shared ones
+    counted once, so that nobody is preempted.
+
+    Leaves out: its attention kernel that reads a shared prefix once for a whole group; joining prefixes of several
+    levels into one, because blocks share at every level.
+
+    Source: Zheng et al., BatchLLM, arXiv 2412.03594.
+    """
+    counts = state.counts[0]
+    order_line(state)
+    budget, is_steady = _running_first(state, counts.max_num_batched_tokens)
+    while budget > 0 and can_reserve_rest(state):
+        request = admit(state)
+        num_tokens = min(num_missing(state, request), budget)
+        schedule(state, request, num_tokens)
+        budget -= num_tokens
+        is_steady = False
+    return is_steady
+
+
+@inner
 def _whole_prompts(state: EngineState) -> None:
     """Admit in order of arrival whoever can run to the end, with the whole prompt, while the step's tokens stay within
     max_num_batched_tokens; one that is longer goes with nobody else's prompt."""
@@ -214,6 +295,8 @@ BATCHING_POLICIES: dict[str, BatchingPolicy] = {
     "prefill_first": prefill_first,
     "chunked_prefill": chunked_prefill,
     "shortest_first": shortest_first,
+    "priority": priority,
+    "batchllm": batchllm,
     "orca": orca,
     "static": static,
 }

@@ -23,6 +23,7 @@ from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_ste
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
 from sim.serving.policies import compiled_policy
 from sim.serving.request import FAILED, UNFINISHED
+from sim.serving.speculation import Speculation
 from sim.serving.state import EngineState, new_engine_state, num_waiting, submit
 
 STEPS_PER_ADVANCE = 1 << 16
@@ -50,6 +51,10 @@ class EngineLimits:
     is_async                 a step is scheduled while the one before runs
     is_caching               full blocks are found again by their content
     max_graph_tokens         batches up to here run as recorded graphs, padded to their sizes
+    num_host_blocks          room in host memory for blocks of preempted requests; 0: they are computed again
+    block_copy_s             time of a block's copy to the host or back
+    speculation              drafts of each sequence's next tokens, under a policy whose steps share one budget; the
+                             engine is then synchronous
     """
 
     policy: str
@@ -64,17 +69,21 @@ class EngineLimits:
     is_async: bool = False
     is_caching: bool = False
     max_graph_tokens: int = 0
+    num_host_blocks: int = 0
+    block_copy_s: float = 0.0
+    speculation: Speculation | None = None
 
 
 def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
     """For each request why an engine with these limits refuses it, or None.
 
-    Refused is what could never finish: keys and values of prompt and output, all but the last token, do not
-    fit into an empty cache, or the context is longer than the model's. A real server that is told no output
+    Refused is what could never finish: keys and values of prompt and output, all but the last token, and of drafts do
+    not fit into an empty cache, or the context is longer than the model's. A real server that is told no output
     limit would notice the former only after having generated most of it.
     """
     context = requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]
-    is_large = context - 1 > limits.num_blocks * limits.block_size
+    more = 0 if limits.speculation is None else limits.speculation.num_slots
+    is_large = context - 1 + more > limits.num_blocks * limits.block_size
     most = np.inf if limits.max_context_tokens is None else limits.max_context_tokens
     reasons = np.full(len(requests), None, dtype=object)
     reasons[is_large] = "larger than the KV cache"
@@ -120,6 +129,9 @@ class Engine:
             contents=contents,
             is_caching=limits.is_caching,
             max_graph_tokens=limits.max_graph_tokens,
+            num_host_blocks=limits.num_host_blocks,
+            block_copy_s=limits.block_copy_s,
+            speculation=limits.speculation,
         )
 
     def submit(self, request: int) -> str | None:
@@ -182,6 +194,11 @@ class Engine:
         if self.num_outstanding == 0 and kv["num_free"] != kv["num_blocks"]:
             raise ReplicaError(
                 f"replica {self.index} is idle with {kv['num_blocks'] - kv['num_free']} KV blocks in use"
+            )
+        if self.num_outstanding == 0 and kv["num_free_host"] != kv["num_host_blocks"]:
+            raise ReplicaError(
+                f"replica {self.index} is idle with {kv['num_host_blocks'] - kv['num_free_host']} KV blocks in host "
+                "memory"
             )
 
 

@@ -22,9 +22,12 @@ REQUEST = np.dtype(
         ("num_computed", "i4"),
         ("num_generated", "i4"),
         ("num_in_flight", "i4"),
+        ("num_drafts", "i4"),
         ("num_cached", "i4"),
         ("num_preemptions", "i4"),
         ("adapter", "i2"),
+        ("num_swaps", "i4"),
+        ("precedence", "i4"),
         ("replica", "i2"),
         ("copy", "i2"),
         ("outcome", "i1"),
@@ -41,7 +44,10 @@ num_computed         tokens whose keys and values are in the cache, or will be w
 num_generated        output tokens so far
 num_in_flight        output tokens of steps scheduled and not finished; prompt + generated + in flight - computed
                      tokens are still to be scheduled
+num_drafts           tokens drafted behind the last one known, for the next step to verify
 num_cached           prompt tokens that the cache had when it was first scheduled
+num_preemptions      of which num_swaps moved its blocks to the host
+precedence           lower goes first, under a policy that orders the line by it
 adapter              0: the base model; i: the i-th adapter
 replica, copy        -1 until routed; of a replica with several copies of the attention, the one that serves it
 """

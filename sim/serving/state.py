@@ -13,16 +13,17 @@ from sim.devices.kv_cache import (
     Contents,
     KVCache,
     blocks_for,
-    can_hold,
+    forget_contents,
     hold,
+    leave_host,
     new_holdings,
     new_kv_cache,
     note_contents,
     num_shared,
-    release,
     share,
 )
 from sim.serving.request import REQUEST
+from sim.serving.speculation import Speculation, query_weight, slots_ahead
 
 COUNTS = np.dtype(
     [
@@ -34,6 +35,20 @@ COUNTS = np.dtype(
         ("outside_s", "f8"),
         ("total_expert_s", "f8"),
         ("outside_expert_s", "f8"),
+        ("block_copy_s", "f8"),
+        ("total_copy_s", "f8"),
+        ("total_draft_s", "f8"),
+        ("acceptance", "f8"),
+        ("draft_s", "f8"),
+        ("draft_cost", "f8"),
+        ("flop_share", "f8"),
+        ("byte_share", "f8"),
+        ("draft_seed", "i8"),
+        ("num_spec_tokens", "i8"),
+        ("num_lookahead", "i8"),
+        ("num_verified", "i8"),
+        ("num_drafted", "i8"),
+        ("num_accepted", "i8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
         ("max_graph_tokens", "i8"),
@@ -48,9 +63,13 @@ COUNTS = np.dtype(
         ("prefill_pairs", "i8"),
         ("prefill_context", "i8"),
         ("decode_context", "i8"),
+        ("drafts", "i8"),
         ("num_steps", "i8"),
         ("num_recorded", "i8"),
         ("num_preemptions", "i8"),
+        ("num_swaps", "i8"),
+        ("blocks_to_copy", "i8"),
+        ("num_ordered", "i8"),
         ("num_completed", "i8"),
         ("is_async", "i8"),
         ("is_formed", "i8"),
@@ -65,18 +84,26 @@ total_s                    accelerator time of all steps, communication inside t
                            several ranks the sum of what ranks compute
 total_prefill_s … outside_expert_s    of all steps, where steps are counted: measured attention of one layer, of which
                            outside_s beyond the table, and a rank's experts, of which outside_expert_s
+block_copy_s, total_copy_s    a KV block to the host or back, and of all steps, which total_s leaves out
+blocks_to_copy             to the host and back, before the batch being formed may run
+acceptance … num_lookahead    as in `sim.serving.speculation.Speculation`, num_tokens as num_spec_tokens, 0: nothing
+                           is drafted; num_verified, num_drafted, num_accepted    sequences' steps with drafts so far,
+                           drafts in them, and those taken; total_draft_s    drafting, which total_s leaves out
+num_ordered                the waiting line is in order of precedence up to this entry, where the policy keeps it so
 max_graph_tokens           batches up to here run as recorded graphs of certain sizes (`graph_tokens`); 0: none do
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
 batch_size … decode_context    the batch being formed: entries, and the sums that its cost follows from
                            (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
-                           the last token of a prompt may be among the decodes, and is among prefill_tokens too
+                           the last token of a prompt may be among the decodes, and is among prefill_tokens too; a
+                           token and its drafts are one decode that reads its context once
 is_async                   a batch is formed when the one before it starts, not when that has finished
 is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
 """
 
 BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"), ("samples", "i4")], align=True)
-"""A request's part of a batch: tokens, how many are in the cache before them, and whether a new one comes of it."""
+"""A request's part of a batch: tokens, how many are in the cache before them, and of how many the next is wanted: 0 of
+a prompt that goes on, 1 of a prompt's end or a decode, of a decode with drafts all."""
 
 FLIGHT = np.dtype(
     [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("batch_size", "i8"),
@@ -154,10 +181,14 @@ def new_engine_state(
     contents: Contents | None = None,
     is_caching: bool = False,
     max_graph_tokens: int = 0,
+    num_host_blocks: int = 0,
+    block_copy_s: float = 0.0,
+    speculation: Speculation | None = None,
 ) -> EngineState:
     """An idle engine at time 0.
 
-    is_async, max_graph_tokens    as in COUNTS; contents, is_caching    as in `new_kv_cache`
+    is_async, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching, num_host_blocks    as in
+    `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
     """
     if max_num_seqs < 1 or max_num_batched_tokens < 1:
@@ -173,9 +204,18 @@ def new_engine_state(
     counts["max_num_batched_tokens"] = max_num_batched_tokens
     counts["max_graph_tokens"] = max_graph_tokens
     counts["is_async"] = is_async
+    counts["block_copy_s"] = block_copy_s
+    counts["byte_share"] = 1.0
+    num_slots = 0
+    if speculation is not None:
+        num_slots = speculation.num_slots
+        counts["num_spec_tokens"] = speculation.num_tokens
+        counts["draft_seed"] = speculation.seed
+        for name in ("acceptance", "num_lookahead", "draft_s", "draft_cost", "flop_share", "byte_share"):
+            counts[name] = getattr(speculation, name)
     longest = int((requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]).max(initial=1))
-    max_blocks = min(-(-longest // max(block_size, 1)) + 1, num_blocks)
-    num_slots = 2 * min(max_num_seqs, max(len(requests), 1))
+    max_blocks = min(-(-(longest + num_slots) // max(block_size, 1)) + 1, num_blocks)
+    num_rows = 2 * min(max_num_seqs, max(len(requests), 1))
     ring = 1 << (2 * max_num_seqs + 16).bit_length()
     return EngineState(
         requests,
@@ -188,8 +228,8 @@ def new_engine_state(
         np.zeros(max_num_seqs, dtype=BATCH_ENTRY),
         np.zeros(num_step_rows, dtype=STEP),
         new_kv_cache(
-            num_blocks, block_size, holdings, num_slots=num_slots, max_blocks=max_blocks, contents=contents,
-            is_caching=is_caching,
+            num_blocks, block_size, holdings, num_slots=num_rows, max_blocks=max_blocks, contents=contents,
+            is_caching=is_caching, num_host_blocks=num_host_blocks,
         ),
         np.zeros(MAX_LEAP),
         np.zeros(block_size, dtype=np.int64),
@@ -226,22 +266,51 @@ def waiting_head(state: EngineState) -> int:
     return state.waiting[state.counts[0].head & (state.waiting.size - 1)]
 
 
+@njit(cache=True)
+def is_on_host(state: EngineState) -> bool:
+    """Whether the first in the waiting line, if there is one, has its blocks in host memory."""
+    counts = state.counts[0]
+    # Asked in this order, because each array taken out of the state costs two atomic counts.
+    return counts.num_swaps > 0 and counts.arrived > counts.head and state.kv.holdings[waiting_head(state)].num_host > 0
+
+
 @inner(forceinline=True)
-def _missing(row) -> int:
+def missing_tokens(row) -> int:
     expected = row.num_generated + row.num_in_flight
     if expected >= row.num_output_tokens:
         return 0
-    return row.num_prompt_tokens + expected - row.num_computed
+    return row.num_prompt_tokens + expected + row.num_drafts - row.num_computed
 
 
 @njit(cache=True)
 def num_missing(state: EngineState, request: int) -> int:
-    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight.
+    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight, and its drafts.
 
     After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
     server that was told how many to generate knows.
     """
-    return _missing(state.requests[request])
+    return missing_tokens(state.requests[request])
+
+
+@inner(forceinline=True)
+def _sum_up(counts, row, entry, sign: int) -> None:
+    """Add a part to the sums of the batch, or take it out (sign -1)."""
+    num_tokens, prefix = sign * entry.num_tokens, entry.prefix
+    context = prefix + entry.num_tokens
+    counts.tokens += num_tokens
+    if entry.samples > 1:
+        counts.decodes += sign
+        counts.decode_context += sign * int(context * query_weight(counts, entry.num_tokens) + 0.5)
+        counts.drafts += sign * (entry.samples - 1)
+        return
+    if entry.num_tokens > 1 or context <= row.num_prompt_tokens:
+        counts.prefill_tokens += num_tokens
+    if entry.num_tokens == 1:
+        counts.decodes += sign
+        counts.decode_context += sign * context
+    else:
+        counts.prefill_pairs += num_tokens * prefix + num_tokens * (entry.num_tokens + 1) // 2
+        counts.prefill_context += sign * context
 
 
 @njit(cache=True, forceinline=True)
@@ -255,11 +324,12 @@ def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     prefix = row.num_computed
     context = prefix + num_tokens
     known = row.num_prompt_tokens + row.num_generated
-    samples = context == known + row.num_in_flight
+    samples = max(context - known - row.num_in_flight + 1, 0)
+    slots = context + slots_ahead(counts, row)
     # Most tokens need no new block and fill none: asked here, because a call hands over all arrays of the cache.
     held, kv = state.kv.holdings[request], state.kv.counts[0]
-    if held.num_blocks * kv.block_size < context:
-        hold(state.kv, request, context)
+    if held.num_blocks * kv.block_size < slots:
+        hold(state.kv, request, slots)
     if kv.is_caching != 0 and (held.num_known + 1) * kv.block_size <= min(context, known):
         note_contents(state.kv, request, min(context, known))
     entry = state.batch[counts.batch_size]
@@ -268,20 +338,31 @@ def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     entry.prefix = prefix
     entry.samples = samples
     row.num_computed = context
-    row.num_in_flight += samples
+    row.num_in_flight += samples > 0
     counts.batch_size += 1
-    counts.tokens += num_tokens
-    if num_tokens > 1 or context <= row.num_prompt_tokens:
-        counts.prefill_tokens += num_tokens
-    if num_tokens == 1:
-        counts.decodes += 1
-        counts.decode_context += context
-    else:
-        counts.prefill_pairs += num_tokens * prefix + num_tokens * (num_tokens + 1) // 2
-        counts.prefill_context += context
+    _sum_up(counts, row, entry, 1)
     if np.isnan(row.scheduled_s):
         row.scheduled_s = counts.now_s
-    return samples and num_tokens == 1
+    return samples == 1 and num_tokens == 1
+
+
+@inner
+def unschedule(state: EngineState, request: int) -> None:
+    """Take the request's part out of the batch, if it has one: as if it had not been scheduled, but for its blocks."""
+    counts, batch = state.counts[0], state.batch
+    row = state.requests[request]
+    for i in range(counts.batch_size):
+        if batch[i].request != request:
+            continue
+        entry = batch[i]
+        _sum_up(counts, row, entry, -1)
+        row.num_computed = entry.prefix
+        row.num_in_flight -= entry.samples > 0
+        forget_contents(state.kv, request, entry.prefix)
+        counts.batch_size -= 1
+        for j in range(i, counts.batch_size):
+            batch[j] = batch[j + 1]
+        return
 
 
 @njit(cache=True)
@@ -301,7 +382,7 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
         row, held = requests[request], holdings[request]
         known = row.num_prompt_tokens + row.num_generated
         context = row.num_computed + 1
-        if _missing(row) != 1 or context <= row.num_prompt_tokens:
+        if missing_tokens(row) != 1 or context <= row.num_prompt_tokens:
             break
         if held.num_blocks * block_size < context:
             if kv.num_free == 0:
@@ -326,16 +407,19 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
 
 @njit(cache=True)
 def can_admit(state: EngineState) -> bool:
-    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached."""
+    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached: of one
+    in host memory all that it had, and what is missing."""
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
     request = waiting_head(state)
     num_tokens = num_missing(state, request)
-    num_blocks = blocks_for(state.kv, num_tokens)
+    num_blocks = blocks_for(state.kv, state.requests[request].num_computed + num_tokens)
     num_free = state.kv.counts[0].num_free
     if num_blocks <= num_free:
         return True
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
+        return False
     shared, num_idle = num_shared(state.kv, request, num_tokens)
     return num_blocks - shared + num_idle <= num_free
 
@@ -350,45 +434,51 @@ def can_reserve(state: EngineState) -> bool:
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
+    return _blocks_to_end(state) <= state.kv.counts[0].num_free
+
+
+@njit(cache=True)
+def can_reserve_rest(state: EngineState) -> bool:
+    """As `can_reserve`, but of the first in line what others hold already counts as there."""
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    needed, num_free = _blocks_to_end(state), state.kv.counts[0].num_free
+    if needed <= num_free:
+        return True
+    request = waiting_head(state)
+    shared, num_idle = num_shared(state.kv, request, num_missing(state, request))
+    return needed - shared + num_idle <= num_free
+
+
+@inner
+def _blocks_to_end(state: EngineState) -> int:
+    """Blocks that all who run, and the first in line, lack to the end of their outputs."""
+    counts = state.counts[0]
     requests, running, holdings = state.requests, state.running, state.kv.holdings
     row = requests[waiting_head(state)]
     needed = blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1)
     for position in range(counts.num_running):
         row, held = requests[running[position]], holdings[running[position]]
         needed += max(blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1) - held.num_blocks, 0)
-    return needed <= state.kv.counts[0].num_free
-
-
-@njit(cache=True)
-def bring_shortest(state: EngineState) -> None:
-    """Move to the head of the line the one with the fewest known tokens, cached ones included, the first of several.
-
-    Who was preempted stays at the head.
-    """
-    counts = state.counts[0]
-    mask = state.waiting.size - 1
-    waiting, requests = state.waiting, state.requests
-    if counts.arrived == counts.head or requests[waiting[counts.head & mask]].num_preemptions > 0:
-        return
-    shortest = counts.head
-    for place in range(counts.head + 1, counts.arrived):
-        if _missing(requests[waiting[place & mask]]) < _missing(requests[waiting[shortest & mask]]):
-            shortest = place
-    request = waiting[shortest & mask]
-    for place in range(shortest, counts.head, -1):
-        waiting[place & mask] = waiting[(place - 1) & mask]
-    waiting[counts.head & mask] = request
+    return needed
 
 
 @njit(cache=True)
 def admit(state: EngineState) -> int:
-    """Move the first in line to the end of the running list, with what the cache has of it; returns it."""
+    """Move the first in line to the end of the running list, with what the cache, or the host, has of it; returns
+    it."""
     counts = state.counts[0]
     request = waiting_head(state)
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
-    if state.kv.counts[0].is_caching != 0:
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
+        row = state.requests[request]
+        counts.blocks_to_copy += leave_host(state.kv, request)
+        hold(state.kv, request, row.num_computed)
+        note_contents(state.kv, request, min(row.num_computed, row.num_prompt_tokens + row.num_generated))
+    elif state.kv.counts[0].is_caching != 0:
         row = state.requests[request]
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)
@@ -397,40 +487,6 @@ def admit(state: EngineState) -> int:
         if np.isnan(row.scheduled_s):
             row.num_cached = row.num_computed
     return request
-
-
-@inner
-def preempt_last(state: EngineState) -> None:
-    """Give up the last of the running list: its blocks are freed, it goes to the head of the waiting line.
-
-    Its tokens, prompt and generated, will be computed again, as far as the cache has lost them.
-    """
-    counts = state.counts[0]
-    counts.num_running -= 1
-    request = state.running[counts.num_running]
-    release(state.kv, request, True)
-    row = state.requests[request]
-    row.num_computed = 0
-    row.num_preemptions += 1
-    counts.num_preemptions += 1
-    counts.head -= 1
-    state.waiting[counts.head & (state.waiting.size - 1)] = request
-
-
-@njit(cache=True)
-def make_room(state: EngineState, position: int, num_tokens: int) -> bool:
-    """Preempt from the tail of the running list until the request at `position` can take num_tokens more.
-
-    False where that request itself had to go.
-    """
-    counts = state.counts[0]
-    request = state.running[position]
-    needed = state.requests[request].num_computed + num_tokens
-    while not can_hold(state.kv, request, needed):
-        preempt_last(state)
-        if counts.num_running == position:
-            return False
-    return True
 
 
 @inner

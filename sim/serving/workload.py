@@ -21,7 +21,7 @@ from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
-from sim.serving.metrics import as_of, serving_metrics
+from sim.serving.metrics import as_of, class_metrics, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
@@ -34,6 +34,9 @@ ARRIVALS_PER_CATCH_UP = 1024
 class ConservationError(RuntimeError):
     """Requests or tokens do not add up; the text gives the law and both sides."""
 
+
+COPIES = "copies of preempted requests' blocks"
+DRAFTS = "drafting"
 
 FROM_TABLES = (Source.MEASURED, Source.IMPORTED, Source.INTERPOLATED)
 """Times that are measured, or lie between measured ones."""
@@ -49,6 +52,8 @@ class ServingWorkload:
     table        the cost of a step that stays inside one host …
     iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
                  take no time)
+    precedence   [requests] lower first, for policies that order the line by it
+    classes      names of service classes, and [requests] each one's
     Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
     """
 
@@ -80,6 +85,8 @@ class ServingWorkload:
         num_models: int = 1,
         remarks: Sequence[str] = (),
         tenants: Tenants | None = None,
+        precedence: NDArray[np.int64] | None = None,
+        classes: tuple[Sequence[str], NDArray[np.int64]] | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -90,6 +97,10 @@ class ServingWorkload:
         self._num_routed = [0] * num_models
         """To each model."""
         self.token_time_s = new_token_times(self.requests)
+        self.requests["precedence"] = 0 if precedence is None else precedence
+        self.classes = classes
+        self._is_drafting = limits.speculation is not None
+        self._is_swapping = limits.num_host_blocks > 0
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
         self.tenants = tenants
@@ -181,6 +192,12 @@ class ServingWorkload:
         self._catch_up()
         known = as_of(self.requests, self.token_time_s, self.clock.now)
         metrics = serving_metrics(*known)
+        if self.classes is not None:
+            metrics |= class_metrics(*known, *self.classes)
+        if self._is_swapping:
+            metrics["num_swapped"] = int(self.requests["num_swaps"].sum())
+        if self._is_drafting:
+            metrics |= self._draft_metrics()
         shares = self.time_by_source()
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
@@ -188,11 +205,28 @@ class ServingWorkload:
         of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
         return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
+    def _draft_metrics(self) -> dict[str, float | None]:
+        """With the names of `vllm bench serve`; the length is 1 + accepted / drafts, where all of a sequence's in one
+        step are one draft."""
+        drafts, tokens, accepted = (
+            sum(engine.count(name) for engine in self.engines)
+            for name in ("num_verified", "num_drafted", "num_accepted")
+        )
+        return {
+            "spec_decode_num_drafts": drafts,
+            "spec_decode_draft_tokens": tokens,
+            "spec_decode_accepted_tokens": accepted,
+            "spec_decode_acceptance_length": 1 + accepted / drafts if drafts else None,
+        }
+
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
         found: dict[tuple[str, Source], float] = defaultdict(float)
         for engine in self.engines:
             state, counts = engine.state, engine.state.counts[0]
+            for what, name in ((COPIES, "total_copy_s"), (DRAFTS, "total_draft_s")):
+                if counts[name] > 0:
+                    found[what, Source.ROOFLINE] += float(counts[name])
             if self.priced is None:
                 found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])
                 continue
@@ -212,6 +246,10 @@ class ServingWorkload:
         requests, token_time_s = as_of(self.requests, self.token_time_s, now_s)
         ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
         rows = requests[ids]
+        more: dict[str, Any] = {"num_swaps": rows["num_swaps"]} if self._is_swapping else {}
+        if self.classes is not None:
+            names, class_of = self.classes
+            more["service_class"] = np.array(names)[class_of[ids]]
         recorder.append(
             "requests",
             workload=self.name,
@@ -228,10 +266,11 @@ class ServingWorkload:
             output_tokens=rows["num_generated"],
             num_preemptions=rows["num_preemptions"],
             outcome=np.array(OUTCOMES)[rows["outcome"]],
+            **more,
         )
         if self.tenants is not None and self.tenants.names:
-            names = np.array(self.tenants.names)[self.tenants.of[ids]]
-            recorder.append("tenants", workload=self.name, request=ids, tenant=names)
+            of_each = np.array(self.tenants.names)[self.tenants.of[ids]]
+            recorder.append("tenants", workload=self.name, request=ids, tenant=of_each)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

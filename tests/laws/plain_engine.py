@@ -20,12 +20,17 @@ class PlainRequest:
     output: int
     contents: tuple[int, ...] = ()
     """Numbers of the leading full blocks that others may share."""
+    precedence: int = 0
     computed: int = 0
     expected: int = 0
     """Output tokens in flight."""
     blocks: list[int] = field(default_factory=list)
     noted: int = 0
     preemptions: int = 0
+    swaps: int = 0
+    drafts: int = 0
+    on_host: int = 0
+    """Blocks in host memory."""
     cached: int | None = None
     scheduled_s: float | None = None
     token_times_s: list[float] = field(default_factory=list)
@@ -38,7 +43,7 @@ class PlainRequest:
     def missing(self) -> int:
         if len(self.token_times_s) + self.expected == self.output:
             return 0
-        return self.known + self.expected - self.computed
+        return self.known + self.expected + self.drafts - self.computed
 
     def content(self, i: int):
         return self.contents[i] if i < len(self.contents) else (self.number, i)
@@ -51,7 +56,12 @@ class Part:
     request: PlainRequest
     num: int
     prefix: int
-    samples: bool
+    samples: int
+    """Tokens of which the next is wanted: of a decode with drafts all."""
+
+    @property
+    def is_decode(self) -> bool:
+        return self.num == 1 or self.samples > 1
 
 
 class Pool:
@@ -85,11 +95,17 @@ class Pool:
         self.content[block] = content
         self.block_of[content] = block
 
+    def forget(self, block: int) -> None:
+        content = self.content.pop(block)
+        if self.block_of.get(content) == block:
+            del self.block_of[content]
+
 
 class PlainEngine:
     def __init__(
         self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
-        is_caching=False, max_graph_tokens=0,
+        is_caching=False, max_graph_tokens=0, host_blocks=0, block_copy_s=0.0,
+        speculation=None, accepts=None,
     ):  # fmt: skip
         self.to_come = deque(requests)
         self.waiting: deque[PlainRequest] = deque()
@@ -99,6 +115,10 @@ class PlainEngine:
         self.pool, self.num_blocks, self.block_size = Pool(num_blocks), num_blocks, block_size
         self.max_num_seqs, self.budget, self.host_s = max_num_seqs, budget, host_s
         self.is_async, self.is_caching, self.max_graph_tokens = is_async, is_caching, max_graph_tokens
+        self.free_on_host, self.block_copy_s, self.to_copy = host_blocks, block_copy_s, 0
+        self.speculation, self.accepts = speculation, accepts
+        self.lookahead = speculation.num_lookahead if speculation else 0
+        self.verified = self.drafted = self.accepted = 0
         self.now_s = 0.0
         self.steps: list[tuple[float, float, int, int, int]] = []
         self.admitted: list[int] = []
@@ -125,11 +145,25 @@ class PlainEngine:
 
     def sums(self, batch: list[Part]) -> tuple[float, int, int]:
         """(seconds, prompt tokens, decodes) of a batch."""
-        contexts = [part.prefix + 1 for part in batch if part.num == 1]
-        chunks = [(part.num, part.prefix) for part in batch if part.num > 1]
-        compute_s, communication_s = self.price(contexts, chunks)
-        prompt = sum(part.num for part in batch if part.num > 1 or part.prefix < part.request.prompt)
+        contexts = [part.prefix + part.num for part in batch if part.is_decode]
+        chunks = [(part.num, part.prefix) for part in batch if not part.is_decode]
+        drafts = sum(part.samples - 1 for part in batch if part.samples > 1)
+        compute_s, communication_s = self.price(contexts, chunks, drafts) if drafts else self.price(contexts, chunks)
+        if self.speculation:
+            compute_s += self.draft_s(compute_s + communication_s, contexts, sum(part.samples > 0 for part in batch))
+        communication_s += self.to_copy * self.block_copy_s
+        self.to_copy = 0
+        prompt = sum(part.num for part in batch if not part.is_decode or part.prefix < part.request.prompt)
         return compute_s + communication_s, prompt, sum(part.num for part in batch) - prompt
+
+    def draft_s(self, step_s: float, contexts: list[int], sequences: int) -> float:
+        """The drafter's first pass over the step's tokens, the others over one token a sequence."""
+        s = self.speculation
+        seconds = s.draft_cost * step_s + (s.draft_s if sequences else 0)
+        if sequences and s.num_tokens > 1:
+            one_s = sum(step_parts(self.table, self.padded(sequences), len(contexts), sequences, 0, 0, sum(contexts)))
+            seconds += (s.num_tokens - 1) * s.draft_cost * one_s
+        return seconds
 
     def finish(self, batch: list[Part], started_s: float, finish_s: float, prefill_tokens: int, decodes: int) -> None:
         held = self.num_blocks - len(self.pool.line)
@@ -140,10 +174,22 @@ class PlainEngine:
             if not part.samples:
                 continue
             request.expected -= 1
-            request.token_times_s.append(finish_s)
+            held = 0
+            while held < part.samples - 1 and self.accepts(request.number, len(request.token_times_s) + held):
+                held += 1
+            if part.samples > 1:
+                self.verified += 1
+                self.drafted += part.samples - 1
+                self.accepted += held
+            request.computed -= part.samples - 1 - held
+            new = min(1 + held, request.output - len(request.token_times_s))
+            request.token_times_s += [finish_s] * new
+            request.drafts = self.speculation.num_tokens if self.speculation else 0
             if len(request.token_times_s) == request.output:
                 (self.running if request in self.running else self.waiting).remove(request)
                 self.give_back(request)
+                self.free_on_host += request.on_host
+                request.on_host = 0
 
     def padded(self, tokens: int) -> int:
         """Up to the next size of a recorded graph."""
@@ -151,20 +197,20 @@ class PlainEngine:
         fitting = [min(size, self.max_graph_tokens) for size in sizes if size >= tokens]
         return fitting[0] if tokens <= self.max_graph_tokens else tokens
 
-    def price(self, contexts: list[int], chunks: list[tuple[int, int]]) -> tuple[float, float]:
-        """(compute, communication) seconds of a step, from the contexts of its decodes and (tokens, prefix) of its
-        chunks."""
+    def price(self, contexts: list[int], chunks: list[tuple[int, int]], drafts: int = 0) -> tuple[float, float]:
+        """(compute, communication) seconds of a step, from the contexts of its decodes, (tokens, prefix) of its
+        chunks, and drafts beside the decodes."""
         pairs = sum(prefix + i for num, prefix in chunks for i in range(1, num + 1))
-        tokens = len(contexts) + sum(num for num, _ in chunks)
+        tokens = len(contexts) + drafts + sum(num for num, _ in chunks)
         prefill_context = sum(num + prefix for num, prefix in chunks)
-        sequences = len(contexts) + len(chunks)
+        sequences = len(contexts) + drafts + len(chunks)
         tokens = self.padded(tokens)
         return step_parts(self.table, tokens, len(contexts), sequences, pairs, prefill_context, sum(contexts))
 
     def prefill_first(self) -> list[Part]:
         batch: list[Part] = []
         left = self.budget
-        while self.waiting and len(self.running) < self.max_num_seqs:
+        while self.waiting and len(self.running) < self.max_num_seqs and not self.waiting[0].on_host:
             request = self.waiting[0]
             if not self.fits_whole(request) or (request.missing > left and batch):
                 break
@@ -173,9 +219,18 @@ class PlainEngine:
             batch.append(self.take(request, request.missing))
         if batch:
             return batch
-        for request in list(self.running):
+        everybody = list(self.running)
+        for request in everybody:
             if request in self.running and request.missing and self.make_room(request, 1):
                 batch.append(self.take(request, 1))
+        if any(request not in self.running for request in everybody):
+            return batch
+        while self.waiting and len(self.running) < self.max_num_seqs and self.waiting[0].on_host:
+            request = self.waiting[0]
+            if not self.fits_whole(request):
+                break
+            self.admit()
+            batch.append(self.take(request, request.missing))
         return batch
 
     def chunked_prefill(self) -> list[Part]:
@@ -208,6 +263,77 @@ class PlainEngine:
 
     shortest_first = chunked_prefill
 
+    def priority(self) -> list[Part]:
+        def place(request: PlainRequest):
+            return request.precedence, request.arrival_s, request.number
+
+        self.waiting = deque(sorted(self.waiting, key=place))
+        batch: list[Part] = []
+        everybody = list(self.running)
+        for request in everybody:
+            left = self.budget - sum(part.num for part in batch)
+            if left == 0:
+                break
+            if request not in self.running:
+                continue
+            num = min(request.missing, left)
+            while num and self.blocks_needed(request, num) > len(self.pool.line):
+                victim = max(self.running, key=place)
+                self.running.remove(victim)
+                for part in [part for part in batch if part.request is victim]:
+                    batch.remove(part)
+                    self.undo(part)
+                self.preempt(victim)
+                if victim is request:
+                    break
+            if request not in self.running:
+                break
+            if num:
+                batch.append(self.take(request, num))
+        self.waiting = deque(sorted(self.waiting, key=place))
+        if any(request not in self.running for request in everybody):
+            return batch
+        return batch + self.admitted_in_line(self.budget - sum(part.num for part in batch))
+
+    def undo(self, part: Part) -> None:
+        """As if it had not been scheduled."""
+        request = part.request
+        request.computed = part.prefix
+        request.expected -= part.samples > 0
+        while request.noted > part.prefix // self.block_size:
+            request.noted -= 1
+            self.pool.forget(request.blocks[request.noted])
+
+    def admitted_in_line(self, left: int) -> list[Part]:
+        """Of the waiting line as it stands, while the first has blocks for all that he lacks."""
+        batch: list[Part] = []
+        while self.waiting and len(self.running) < self.max_num_seqs and left > 0:
+            request = self.waiting[0]
+            if not self.fits_whole(request):
+                break
+            self.admit()
+            batch.append(self.take(request, min(request.missing, left)))
+            left -= batch[-1].num
+        return batch
+
+    def batchllm(self) -> list[Part]:
+        self.waiting = deque(sorted(self.waiting, key=lambda r: (r.precedence, r.arrival_s, r.number)))
+        left, batch = self.budget, []
+        for request in self.running:
+            num = min(request.missing, left)
+            if num:
+                batch.append(self.take(request, num))
+                left -= num
+        while self.waiting and len(self.running) < self.max_num_seqs and left > 0:
+            request = self.waiting[0]
+            in_use = sum(self.pool.users[block] > 0 for block in self.cached(request))
+            if self.blocks_to_end(request) - in_use + self.blocks_to_come() > len(self.pool.line):
+                break
+            self.admit()
+            batch.append(self.take(request, min(request.missing, left)))
+            left -= batch[-1].num
+        return batch
+
     def orca(self) -> list[Part]:
         batch = [self.take(request, 1) for request in self.running if request.missing]
         return batch + self.whole_prompts(self.budget - len(batch))
@@ -222,13 +348,17 @@ class PlainEngine:
         batch: list[Part] = []
         while self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            to_come = sum(max(self.blocks_to_end(r) - len(r.blocks), 0) for r in self.running)
-            if self.blocks_to_end(request) + to_come > len(self.pool.line) or (request.missing > left and batch):
+            too_large = self.blocks_to_end(request) + self.blocks_to_come() > len(self.pool.line)
+            if too_large or (request.missing > left and batch):
                 break
             self.admit()
             left -= request.missing
             batch.append(self.take(request, request.missing))
         return batch
+
+    def blocks_to_come(self) -> int:
+        """Blocks that those who run will take."""
+        return sum(max(self.blocks_to_end(r) - len(r.blocks), 0) for r in self.running)
 
     def blocks_to_end(self, request: PlainRequest) -> int:
         return -(-(request.prompt + request.output - 1) // self.block_size)
@@ -242,6 +372,8 @@ class PlainEngine:
         return found
 
     def fits_whole(self, request: PlainRequest) -> bool:
+        if request.on_host:
+            return self.blocks_needed(request, request.missing) <= len(self.pool.line)
         in_use = sum(self.pool.users[block] > 0 for block in self.cached(request))
         return -(-request.missing // self.block_size) - in_use <= len(self.pool.line)
 
@@ -249,6 +381,13 @@ class PlainEngine:
         request = self.waiting.popleft()
         self.admitted.append(request.number)
         self.running.append(request)
+        if request.on_host:
+            self.free_on_host += request.on_host
+            self.to_copy += request.on_host
+            request.on_host = 0
+            request.blocks = [self.pool.take() for _ in range(self.blocks_needed(request, 0))]
+            self.note_full(request)
+            return
         request.blocks = self.cached(request)
         for block in request.blocks:
             self.pool.share(block)
@@ -258,31 +397,48 @@ class PlainEngine:
             request.cached = request.computed
 
     def blocks_needed(self, request: PlainRequest, num: int) -> int:
-        return -(-(request.computed + num) // self.block_size) - len(request.blocks)
+        slots = request.computed + num + (self.lookahead if request.drafts else 0)
+        return max(-(-slots // self.block_size) - len(request.blocks), 0)
 
     def take(self, request: PlainRequest, num: int) -> Part:
         if request.scheduled_s is None:
             request.scheduled_s = self.now_s
         for _ in range(self.blocks_needed(request, num)):
             request.blocks.append(self.pool.take())
-        part = Part(request, num, request.computed, request.computed + num == request.known + request.expected)
+        samples = max(request.computed + num - request.known - request.expected + 1, 0)
+        part = Part(request, num, request.computed, samples)
         request.computed += num
+        self.note_full(request)
+        request.expected += samples > 0
+        return part
+
+    def note_full(self, request: PlainRequest) -> None:
         while self.is_caching and (request.noted + 1) * self.block_size <= min(request.computed, request.known):
             self.pool.note(request.blocks[request.noted], request.content(request.noted))
             request.noted += 1
-        request.expected += part.samples
-        return part
 
     def make_room(self, request: PlainRequest, num: int) -> bool:
         while self.blocks_needed(request, num) > len(self.pool.line):
             victim = self.running.pop()
-            self.give_back(victim)
-            victim.computed = 0
-            victim.preemptions += 1
-            self.waiting.appendleft(victim)
+            self.preempt(victim)
             if victim is request:
                 return False
         return True
+
+    def preempt(self, victim: PlainRequest) -> None:
+        """To the host where its blocks have room there, else to be computed again."""
+        self.give_back(victim)
+        victim.drafts = 0
+        num_blocks = self.blocks_needed(victim, 0)
+        if num_blocks <= self.free_on_host:
+            self.free_on_host -= num_blocks
+            self.to_copy += num_blocks
+            victim.on_host = num_blocks
+            victim.swaps += 1
+        else:
+            victim.computed = 0
+        victim.preemptions += 1
+        self.waiting.appendleft(victim)
 
     def give_back(self, request: PlainRequest) -> None:
         self.pool.give_back(request.blocks)

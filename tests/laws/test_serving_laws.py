@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sim.serving.engine import PAUSED, advance
 from sim.serving.policies import BATCHING_POLICIES, compiled_policy
 from sim.serving.replica import EngineLimits
 from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
+from sim.serving.speculation import Speculation, is_accepted
 from sim.serving.state import new_engine_state, submit
 from sim.serving.workload import ServingWorkload
 
@@ -45,6 +47,16 @@ def cost_table(fixed_s=1e-3, per_token_s=1e-4, per_pair_s=1e-6, per_context_s=1e
     return roofline_table(work, np.ones((num, 2)), np.zeros(num), np.ones(num), tags, np.zeros(1), 0.0)
 
 
+DRAFTING = ("chunked_prefill", "shortest_first", "priority")
+
+
+def speculations():
+    return st.builds(
+        Speculation, st.integers(1, 5), st.sampled_from([0.0, 0.3, 0.8, 1.0]), num_lookahead=st.sampled_from([0, 3]),
+        draft_s=st.sampled_from([0.0, 1e-3]), draft_cost=st.sampled_from([0.0, 0.1]), seed=st.integers(0, 99),
+    )  # fmt: skip
+
+
 @st.composite
 def small_engines(draw):
     block_size = draw(st.sampled_from([1, 2, 3, 4, 16]))
@@ -53,8 +65,11 @@ def small_engines(draw):
     most = max(num_blocks * block_size * 7 // 10, 1)
     lengths = st.integers(1, min(most, 60))
     gaps = st.sampled_from([0.0, 0.0, 0.0005, 0.01, 0.0731, 1.0])
+    policy = draw(st.sampled_from(sorted(BATCHING_POLICIES)))
+    speculation = draw(st.none() | speculations()) if policy in DRAFTING else None
     return {
-        "policy": draw(st.sampled_from(sorted(BATCHING_POLICIES))),
+        "policy": policy,
+        "speculation": speculation,
         "block_size": block_size,
         "num_blocks": num_blocks,
         "max_num_seqs": draw(st.integers(1, 8)),
@@ -64,16 +79,19 @@ def small_engines(draw):
         "prompt": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
         "output": np.array(draw(st.lists(lengths, min_size=num, max_size=num))),
         "cuts": draw(st.lists(st.floats(0.0, 3.0), max_size=6)),
-        "is_async": draw(st.booleans()),
+        "is_async": draw(st.booleans()) and speculation is None,
         "is_caching": draw(st.booleans()),
         "max_graph_tokens": draw(st.sampled_from([0, 3, 16])),
         "families": draw(st.lists(st.integers(0, 2), min_size=num, max_size=num)),
         "common": draw(st.integers(0, 8)),
+        "precedence": np.array(draw(st.lists(st.integers(0, 2), min_size=num, max_size=num))),
+        "host_blocks": draw(st.sampled_from([0, 0, 3, 8, 40])),
+        "block_copy_s": draw(st.sampled_from([0.0, 3e-4])),
     }
 
 
 KEYS = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s", "is_async", "is_caching",
-        "max_graph_tokens")  # fmt: skip
+        "max_graph_tokens", "host_blocks", "block_copy_s", "speculation")  # fmt: skip
 
 
 def contents_of(engine) -> list[tuple[int, ...]]:
@@ -90,6 +108,7 @@ def contents_of(engine) -> list[tuple[int, ...]]:
 def run_compiled(engine, cuts=(), table=None):
     """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
     requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"], engine.get("adapter"))
+    requests["precedence"] = engine.get("precedence", 0)
     token_time_s = new_token_times(requests)
     given = contents_of(engine)
     start = np.cumsum([0, *(len(numbers) for numbers in given)])
@@ -107,11 +126,15 @@ def run_compiled(engine, cuts=(), table=None):
         is_caching=engine.get("is_caching", False),
         max_graph_tokens=engine.get("max_graph_tokens", 0),
         contents=contents,
+        num_host_blocks=engine.get("host_blocks", 0),
+        block_copy_s=engine.get("block_copy_s", 0.0),
+        speculation=engine.get("speculation"),
         num_step_rows=100_000,
         max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )
     table = cost_table() if table is None else table
-    fits = engine["prompt"] + engine["output"] - 1 <= engine["num_blocks"] * engine["block_size"]
+    more = engine["speculation"].num_slots if engine.get("speculation") else 0
+    fits = engine["prompt"] + engine["output"] - 1 + more <= engine["num_blocks"] * engine["block_size"]
     for request in np.flatnonzero(fits):
         state = submit(state, request)
     policy = compiled_policy(engine["policy"])
@@ -123,11 +146,18 @@ def run_compiled(engine, cuts=(), table=None):
     return state, requests, token_time_s, fits
 
 
+def accepts_of(engine):
+    """(request, position) -> whether the draft is accepted."""
+    drafts = engine["speculation"]
+    return None if drafts is None else partial(is_accepted, drafts.seed, drafts.acceptance)
+
+
 def plain_requests(engine, fits) -> list[PlainRequest]:
     given = contents_of(engine)
     return [
         PlainRequest(
-            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]), given[i]
+            int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]), given[i],
+            int(engine["precedence"][i]),
         )
         for i in np.flatnonzero(fits)
     ]
@@ -135,7 +165,7 @@ def plain_requests(engine, fits) -> list[PlainRequest]:
 
 def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
     requests = plain_requests(engine, fits)
-    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in KEYS})
+    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in KEYS}, accepts=accepts_of(engine))
     plain.run()
     return plain, requests
 
@@ -154,10 +184,13 @@ def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine
         first = row["first_token"]
         assert token_time_s[first : first + request.output].tolist() == request.token_times_s
         assert row["num_preemptions"] == request.preemptions
+        assert row["num_swaps"] == request.swaps
         assert row["num_cached"] == request.cached
         assert row["scheduled_s"] == request.scheduled_s
         assert row["first_token_s"] == request.token_times_s[0]
         assert row["finished_s"] == request.token_times_s[-1]
+    found = tuple(int(state.counts[name][0]) for name in ("num_verified", "num_drafted", "num_accepted"))
+    assert found == (plain.verified, plain.drafted, plain.accepted)
 
 
 LAYERS = [[0.5, 0.25, 1.0, 0.25], [0.9, 0.1, 0.3, 0.7]]
@@ -200,7 +233,7 @@ class PlainAdapters(PlainEngine):
 @settings(max_examples=100, deadline=None)
 @given(small_engines(), st.lists(st.integers(0, 2), min_size=14, max_size=14))
 def test_a_step_touches_the_experts_of_its_own_requests_adapters(engine, adapters):
-    engine = {**engine, "adapter": np.array(adapters[: len(engine["prompt"])])}
+    engine |= {"adapter": np.array(adapters[: len(engine["prompt"])]), "speculation": None, "host_blocks": 0}
     _, _, token_time_s, fits = run_compiled(engine, engine["cuts"], experts_table())
     plain = PlainAdapters(plain_requests(engine, fits), cost_table(), **{key: engine[key] for key in KEYS})
     plain.adapter = dict(enumerate(adapters))
@@ -219,12 +252,23 @@ def test_every_request_ends_once_and_blocks_come_back(engine):
     assert state.counts["num_completed"][0] == fits.sum()
     assert (requests["num_generated"] == np.where(fits, requests["num_output_tokens"], 0)).all()
     assert state.kv.counts["num_free"][0] == engine["num_blocks"]
+    assert state.kv.counts["num_free_host"][0] == engine["host_blocks"]
+    assert state.counts["num_swaps"][0] == requests["num_swaps"].sum() <= requests["num_preemptions"].sum()
     assert state.steps["num_kv_blocks"].max(initial=0) <= engine["num_blocks"]
-    # Tokens computed = tokens needed + tokens computed again after a preemption.
+    # Tokens computed = tokens needed + tokens computed again after a preemption that lost them.
     rows = state.steps[: state.counts["num_recorded"][0]]
     computed = rows["num_prefill_tokens"].sum() + rows["num_decodes"].sum()
     needed = (engine["prompt"] + engine["output"] - 1)[fits].sum() - requests["num_cached"][fits].sum()
-    assert computed == needed if requests["num_preemptions"].sum() == 0 else computed >= needed
+    lost = (requests["num_preemptions"] - requests["num_swaps"]).sum()
+    # Drafts that do not hold are computed in vain, and some that hold lie beyond the last token.
+    drafted, accepted = (int(state.counts[name][0]) for name in ("num_drafted", "num_accepted"))
+    most = engine["speculation"].num_tokens * fits.sum() if engine["speculation"] else 0
+    assert computed >= needed + drafted - accepted
+    assert lost > 0 or computed <= needed + drafted - accepted + most
+    # Whoever goes to the host has a block at least.
+    if engine["block_copy_s"] > 0:
+        copies = np.rint(state.counts["total_copy_s"][0] / engine["block_copy_s"]) + state.counts["blocks_to_copy"][0]
+        assert copies >= state.counts["num_swaps"][0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -235,7 +279,7 @@ def test_times_are_in_order(engine):
     for row in requests[fits]:
         tokens = token_time_s[row["first_token"] :][: row["num_output_tokens"]]
         assert row["arrival_s"] <= row["scheduled_s"] < tokens[0]
-        assert (np.diff(tokens) > 0).all()
+        assert (np.diff(tokens) > 0).all() if engine["speculation"] is None else (np.diff(tokens) >= 0).all()
     rows = state.steps[: state.counts["num_recorded"][0]]
     assert (rows["finished_s"] > rows["started_s"]).all()
     assert (rows["started_s"][1:] >= rows["finished_s"][:-1]).all()
@@ -246,10 +290,11 @@ def test_times_are_in_order(engine):
 @settings(max_examples=150, deadline=None)
 @given(small_engines())
 def test_first_come_first_scheduled(engine):
-    """Under shortest_first among prompts of one length, under the others among all."""
+    """Under shortest_first among prompts of one length, under priority within a class, under the others among all."""
     _, requests, _, fits = run_compiled(engine)
 
-    classes = engine["prompt"] if engine["policy"] == "shortest_first" else engine["prompt"] * 0
+    within = {"shortest_first": "prompt", "priority": "precedence", "batchllm": "precedence"}
+    classes = engine[within[engine["policy"]]] if engine["policy"] in within else engine["prompt"] * 0
     for each in np.unique(classes):
         rows = requests[fits & (classes == each)]
         assert (np.diff(rows["scheduled_s"]) >= 0).all()
@@ -257,9 +302,26 @@ def test_first_come_first_scheduled(engine):
 
 
 @settings(max_examples=60, deadline=None)
-@given(small_engines(), st.sampled_from(["orca", "static"]))
+@given(st.integers(1, 40), st.integers(1, 80), st.floats(0.0, 1.0), st.integers(0, 10**6))
+def test_more_drafts_never_take_more_steps(prompt, output, acceptance, seed):
+    """Of one request alone: from wherever a step starts, one draft more reaches as far at least, for whether a draft
+    holds is a property of its token; and from further on every step reaches as far at least."""
+    engine = {"policy": "chunked_prefill", "block_size": 4, "num_blocks": 99, "max_num_seqs": 1, "budget": 64,
+              "host_s": 0.0, "arrival_s": np.zeros(1), "prompt": np.array([prompt]),
+              "output": np.array([output])}  # fmt: skip
+    steps = []
+    for num_tokens in range(5):
+        drafts = Speculation(num_tokens, acceptance, seed=seed) if num_tokens else None
+        state, *_ = run_compiled(engine | {"speculation": drafts})
+        steps.append(int(state.counts["num_steps"][0]))
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] == output
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_engines(), st.sampled_from(["orca", "static", "batchllm"]))
 def test_who_has_reserved_is_never_preempted(engine, policy):
-    _, requests, _, fits = run_compiled(engine | {"policy": policy})
+    _, requests, _, fits = run_compiled(engine | {"policy": policy, "speculation": None})
 
     assert (requests["num_preemptions"][fits] == 0).all()
 

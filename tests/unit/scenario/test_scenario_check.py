@@ -150,6 +150,55 @@ def test_weights_are_as_published_unless_the_scenario_says(tmp_path):
     assert 1.8 * weight_bytes() < weight_bytes("precision.weights=bf16")
 
 
+def test_a_block_is_copied_layer_by_layer_keys_and_values_apart(tmp_path):
+    """Of Llama-3.1-8B 16 tokens are 2 MiB: 32 layers · 2 · 8 heads · 128 · 2 B a token. Two accelerators halve that."""
+    def swap(*settings):
+        found = loaded(tmp_path, CLUSTER + SERVING, "workloads.chat.batching.preemption=swap", *settings)
+        build.check(found)
+        scenario = found.variants[0][1]
+        return build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster)).swap()
+
+    pcie = "cluster.host.pcie={rate: 64 GB/s, copy_time: 1 us}"
+    blocks, copy_s = swap(pcie)
+    assert blocks == 2048 and copy_s == pytest.approx(64e-6 + 2**21 / 64e9)
+    blocks, copy_s = swap(pcie, "workloads.chat.parallelism.tensor=2", "workloads.chat.kv.swap_space=1 GiB")
+    assert blocks == 1024 and copy_s == pytest.approx(64e-6 + 2**20 / 64e9)
+    words = refusal(tmp_path, CLUSTER + SERVING, "workloads.chat.batching.preemption=swap",
+                    "workloads.chat.kv.swap_space=1 MiB")  # fmt: skip
+    assert "workloads.chat.kv.swap_space" in words
+    assert "1048576 B of swap space hold no block, which takes 2097152 B" in words
+
+
+def test_a_batch_that_is_planned_is_all_there(tmp_path):
+    words = refusal(tmp_path, CLUSTER + SERVING, "workloads.chat.batching.policy=batchllm")
+    assert "batchllm plans a batch whose requests are all there, but these arrive one after the other" in words
+
+
+def test_queries_over_one_context_share_its_bytes(tmp_path):
+    """Llama-3.1-8B on an H200: 4 · 4096 flops at 989.4 Tflop/s take 1.9 % of 2 · 8 · 128 · 2 B at 4.8 TB/s, so that
+    four queries take what one takes. A draft model fills as many slots as are drafted."""
+    drafts = "workloads.chat.batching.speculative={num_tokens: 3, acceptance: 0.7, draft: {kind: model, cost: 0.1}}"
+    found = loaded(tmp_path, CLUSTER + SERVING, drafts)
+    build.check(found)
+    scenario = found.variants[0][1]
+    server = build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+    drafted = server.speculation(build.RandomStreams(1))
+    assert drafted.byte_share == 1.0
+    assert drafted.flop_share == pytest.approx((4 * 4096 / 989.4e12) / (4096 / 4.8e12))
+    assert (drafted.num_tokens, drafted.num_lookahead, drafted.draft_cost, drafted.draft_s) == (3, 3, 0.1, 0.0)
+    assert not scenario.workloads[0].batching.is_async
+
+
+def test_classes_are_drawn_by_their_shares(tmp_path):
+    classes = "workloads.chat.classes=[{name: a, share: 3}, {name: b, priority: 2}]"
+    found = loaded(tmp_path, CLUSTER + SERVING, classes)
+    scenario = found.variants[0][1]
+    server = build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+    names, class_of = server.classes(build.RandomStreams(1), 10_000)
+    assert names == ["a", "b"]
+    assert (class_of == 1).mean() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 10_000) ** 0.5)
+
+
 def test_scales_of_operators(tmp_path):
     """The schema's example is true; a name that covers nothing is refused with the nearest."""
     text = CLUSTER + SERVING

@@ -218,6 +218,22 @@ def test_serving_defaults(tmp_path):
         (["trace={file: absent.csv}"], "there is no file 'absent.csv'"),
         (["trace={file: scenario.yaml, from: 2 s, until: 1 s}"], "until is not after from"),
         (["precision.kv=int8"], "unknown kv 'int8'"),
+        (["batching.policy=priority"], "priority orders requests by their class, and there are none"),
+        (["classes=[{name: a}, {name: a}]"], "two service classes are named 'a'"),
+        (["classes=[{name: a.b}]"], "is no name"),
+        (["kv.swap_space=1 GiB"], "swap_space goes with batching.preemption: swap"),
+        (["batching.preemption=swap", "parallelism.expert=2"], "use preemption: recompute"),
+        (["batching.policy=batchllm", "kv.prefix_caching=false"], "batchllm shares prefixes"),
+        (["batching.speculative={num_tokens: 3, acceptance: 1.1}"], "must be at most 1"),
+        (["batching.speculative={num_tokens: 3, acceptance: 0.7, draft: {kind: model}}"], "cost"),
+        (
+            ["batching.speculative={num_tokens: 3, acceptance: 0.7}", "batching.policy=orca"],
+            "orca computes one token of each running request; with speculative use chunked_prefill",
+        ),
+        (
+            ["batching.speculative={num_tokens: 3, acceptance: 0.7}", "batching.async_scheduling=true"],
+            "use async_scheduling: false",
+        ),
         (["router.policy=random"], "choose one of round_robin, least_outstanding, power_of_two"),
     ],
 )

@@ -27,6 +27,9 @@ def workload(arrivals, prompts, outputs, *, table=None, clock=None, policy="chun
     """A workload of requests on small engines (100 blocks of 4 tokens unless told otherwise)."""
     limit_names = EngineLimits.__dataclass_fields__.keys() & options.keys()
     limits = {"num_blocks": 100, "block_size": 4} | {name: options.pop(name) for name in limit_names}
+    if "classes" in options:
+        names, class_of = options["classes"]
+        options["classes"] = names, np.asarray(class_of)
     if "iterations" not in options:
         options["table"] = linear_table() if table is None else table
     return ServingWorkload(

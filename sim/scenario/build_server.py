@@ -24,6 +24,7 @@ from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
+from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
 from sim.scenario.build_cluster import accelerator_of
@@ -377,6 +378,9 @@ class Server:
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         is_local = parallelism.exchange == "all_gather"
+        if w.contention and not is_local:
+            packet = self.scenario.packet
+            common["alone"] = AloneOnIdeal(self.topology, packet.mtu_bytes, packet.header_bytes)
         return ServingWorkload(w.name, clock, iterations=iterations, fabric=None if is_local else fabric, **common)
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:

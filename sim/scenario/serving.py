@@ -292,6 +292,11 @@ class Serving(Workload):
     )
     experts: Experts = Experts()
     adapters: Adapters | None = None
+    contention: bool = Field(
+        default=False,
+        description="tell contention from the time that transfers take anyway: each step's messages are also run alone "
+        "on an ideal fabric, which takes about as long again; of experts spread over accelerators",
+    )
 
     @property
     def num_accelerators(self) -> int:
@@ -306,6 +311,16 @@ class Serving(Workload):
                 f"{self.replicas} replicas for {num_models} merged models; give each as many, such as {num_models} in "
                 "all", "replicas",
             )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _has_contention(self) -> Serving:
+        if self.contention and self.parallelism.expert == 1:
+            raise refused(
+                "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
+                "with parallelism: {expert: N}",
+                "contention",
+            )
         return self
 
     @model_validator(mode="after")

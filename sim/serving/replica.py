@@ -18,6 +18,7 @@ from simpy import Event
 from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
 from sim.engine.clock import Clock
+from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
@@ -98,6 +99,7 @@ class Engine:
         limits: EngineLimits,
         refusals: list[str | None],
         contents: Contents | None = None,
+        splits: NDArray[Any] | None = None,
     ) -> None:
         self.index, self.copy = index, copy
         self.refusals = refusals
@@ -120,6 +122,7 @@ class Engine:
             contents=contents,
             is_caching=limits.is_caching,
             max_graph_tokens=limits.max_graph_tokens,
+            splits=splits,
         )
 
     def submit(self, request: int) -> str | None:
@@ -255,19 +258,26 @@ class FabricReplica:
     Each copy of the attention is an engine with its own requests, cache and limits. All step together, for the experts
     are everybody's: a copy without work computes a dummy batch. A request goes to the copy with the smallest
     4 waiting + running, as vLLM's does (vllm/v1/engine/core_client.py), ties to the first.
-    Without a fabric (None) transfers between hosts take no time.
+    Without a fabric (None) transfers between hosts take no time. `alone`, where given, tells of each step how much of
+    its communication it would also take with an ideal fabric to itself.
 
     Leaves out: what the balancer learns late (vLLM publishes its counts every 100 ms); dummy batches that go on until
     all have noticed that all are done.
     """
 
     def __init__(
-        self, clock: Clock, engines: Sequence[Engine], iteration: ExpertParallelIteration, fabric: Fabric | None
+        self,
+        clock: Clock,
+        engines: Sequence[Engine],
+        iteration: ExpertParallelIteration,
+        fabric: Fabric | None,
+        alone: AloneOnIdeal | None = None,
     ) -> None:
         self.clock = clock
         self.engines = tuple(engines)
         self.iteration = iteration
         self.fabric = fabric
+        self.alone = alone
         self._idle: Event | None = None
         self._drained: Event | None = None
         clock.process(self._serve())
@@ -323,8 +333,11 @@ class FabricReplica:
             accelerator_s = clock.now - started_s
             if accelerator_s < limits.host_s:
                 yield clock.timeout(limits.host_s - accelerator_s)
+            alone_s = 0.0
+            if self.alone is not None:
+                alone_s = self.alone.seconds(self.iteration.graph(running, self.alone.now_s))
             for engine in self.engines:
-                self._finish(engine, running, accelerator_s)
+                self._finish(engine, running, accelerator_s, alone_s)
 
     def _form(self) -> IterationStep | None:
         """The next batches as of now, None where there is nothing to do."""
@@ -335,8 +348,11 @@ class FabricReplica:
             return None
         return self.iteration.draw([engine.state for engine in self.engines])
 
-    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float) -> None:
-        """End the engine's part of a step, now; a dummy batch leaves nothing behind."""
+    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float, alone_s: float) -> None:
+        """End the engine's part of a step, now; a dummy batch leaves nothing behind.
+
+        alone_s    the whole step with an ideal fabric to itself; 0: nobody asks
+        """
         flight = engine.state.flight[0]
         engine.state.counts["now_s"] = self.clock.now
         if flight["batch_size"] == 0:
@@ -344,6 +360,7 @@ class FabricReplica:
         flight["finish_s"] = self.clock.now
         flight["compute_s"] = step.compute_s
         flight["communication_s"] = max(accelerator_s - step.compute_s, 0.0)
+        flight["uncontended_s"] = min(max(alone_s - step.compute_s, 0.0), flight["communication_s"])
         if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
             engine.grow_steps()
         complete_step(engine.state)

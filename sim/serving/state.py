@@ -23,6 +23,7 @@ from sim.devices.kv_cache import (
     share,
 )
 from sim.serving.request import REQUEST
+from sim.serving.time_split import PREEMPTED, PREFILLING, RECOMPUTING, mark, new_splits
 
 COUNTS = np.dtype(
     [
@@ -34,6 +35,9 @@ COUNTS = np.dtype(
         ("outside_s", "f8"),
         ("total_expert_s", "f8"),
         ("outside_expert_s", "f8"),
+        ("past_compute_s", "f8"),
+        ("past_communication_s", "f8"),
+        ("past_uncontended_s", "f8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
         ("max_graph_tokens", "i8"),
@@ -52,6 +56,8 @@ COUNTS = np.dtype(
         ("num_recorded", "i8"),
         ("num_preemptions", "i8"),
         ("num_completed", "i8"),
+        ("first_mark", "i8"),
+        ("num_recomputing", "i8"),
         ("is_async", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
@@ -65,12 +71,14 @@ total_s                    accelerator time of all steps, communication inside t
                            several ranks the sum of what ranks compute
 total_prefill_s … outside_expert_s    of all steps, where steps are counted: measured attention of one layer, of which
                            outside_s beyond the table, and a rank's experts, of which outside_expert_s
+past_compute_s … past_uncontended_s   of the steps finished so far, as the flight has them
 max_graph_tokens           batches up to here run as recorded graphs of certain sizes (`graph_tokens`); 0: none do
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
 batch_size … decode_context    the batch being formed: entries, and the sums that its cost follows from
                            (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
                            the last token of a prompt may be among the decodes, and is among prefill_tokens too
+first_mark, num_recomputing    who changes its stage when the next batch starts (`mark`), how many are in RECOMPUTING
 is_async                   a batch is formed when the one before it starts, not when that has finished
 is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
 """
@@ -79,11 +87,14 @@ BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"
 """A request's part of a batch: tokens, how many are in the cache before them, and whether a new one comes of it."""
 
 FLIGHT = np.dtype(
-    [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("batch_size", "i8"),
-     ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
+    [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("uncontended_s", "f8"),
+     ("batch_size", "i8"), ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
     align=True,
 )  # fmt: skip
-"""A batch in flight; batch_size is 0 where there is none."""
+"""A batch in flight; batch_size is 0 where there is none.
+
+uncontended_s    of its communication, what it would take alone on an ideal fabric; 0 where nobody asks
+"""
 
 STEP = np.dtype(
     [
@@ -108,6 +119,7 @@ class EngineState(NamedTuple):
 
     requests       [num_requests] REQUEST, shared with the workload
     token_time_s   [all output tokens] when each was generated, shared with the workload
+    splits         [num_requests] SPLIT, shared with the workload
     counts         [1] COUNTS
     waiting        ring of request ids, a power of two long
     running        [max_num_seqs] request ids in order of admission; the first num_running are valid
@@ -124,6 +136,7 @@ class EngineState(NamedTuple):
 
     requests: NDArray[Any]
     token_time_s: NDArray[np.float64]
+    splits: NDArray[Any]
     counts: NDArray[Any]
     waiting: NDArray[np.int64]
     running: NDArray[np.int64]
@@ -154,9 +167,11 @@ def new_engine_state(
     contents: Contents | None = None,
     is_caching: bool = False,
     max_graph_tokens: int = 0,
+    splits: NDArray[Any] | None = None,
 ) -> EngineState:
     """An idle engine at time 0.
 
+    splits    None: its own
     is_async, max_graph_tokens    as in COUNTS; contents, is_caching    as in `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
     """
@@ -180,6 +195,7 @@ def new_engine_state(
     return EngineState(
         requests,
         token_time_s,
+        new_splits(len(requests)) if splits is None else splits,
         counts,
         np.zeros(ring, dtype=np.int64),
         np.zeros(max_num_seqs, dtype=np.int64),
@@ -388,14 +404,16 @@ def admit(state: EngineState) -> int:
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
+    row = state.requests[request]
     if state.kv.counts[0].is_caching != 0:
-        row = state.requests[request]
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)
         share(state.kv, request, shared)
         row.num_computed = shared * state.kv.counts[0].block_size
         if np.isnan(row.scheduled_s):
             row.num_cached = row.num_computed
+    splits = state.splits
+    mark(counts, splits, request, RECOMPUTING if row.num_computed < splits[request].num_lost else PREFILLING)
     return request
 
 
@@ -409,7 +427,9 @@ def preempt_last(state: EngineState) -> None:
     counts.num_running -= 1
     request = state.running[counts.num_running]
     release(state.kv, request, True)
-    row = state.requests[request]
+    row, splits = state.requests[request], state.splits
+    splits[request].num_lost = max(splits[request].num_lost, row.num_computed)
+    mark(counts, splits, request, PREEMPTED)
     row.num_computed = 0
     row.num_preemptions += 1
     counts.num_preemptions += 1

@@ -16,11 +16,10 @@ class AloneOnIdeal:
     are no contention: no path policy changes that. Links that a fault made slower are as built here.
     """
 
-    def __init__(self, topology: Topology, mtu_bytes: int, header_bytes: int) -> None:
+    def __init__(self, topology: Topology, mtu_bytes: int, header_bytes: int, tolerance: float) -> None:
         self._clock = Clock()
-        self._fabric = FluidFabric(
-            self._clock, topology, "ideal", settings=FluidSettings(mtu_bytes, header_bytes, tolerance=0.0, num_bins=0)
-        )
+        settings = FluidSettings(mtu_bytes, header_bytes, tolerance, num_bins=0)
+        self._fabric = FluidFabric(self._clock, topology, "ideal", settings=settings)
 
     @property
     def now_s(self) -> float:

@@ -87,6 +87,7 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             yield (*at, "adapters"), server.check_adapters
             yield (*at, "model"), server.memory_plan
             yield (*at, "experts"), server.check_experts
+            yield (*at, "contention"), server.check_contention
             yield ("cost", "table"), server.measured
             yield (*at, *server.longer_length()), server.check_lengths
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"

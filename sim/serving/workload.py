@@ -187,7 +187,8 @@ class ServingWorkload:
         split = self.time_split()
         for part in PARTS:
             part_s = split[f"{part}_s"]
-            metrics[f"mean_{part}_ms"] = 1e3 * float(part_s.mean()) if len(part_s) else None
+            mean_s = float(part_s.mean()) if len(part_s) else np.nan
+            metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
         return metrics | {"num_steps": self.num_steps} | self.memory
 
     def time_split(self) -> dict[str, NDArray[np.float64]]:

@@ -181,6 +181,30 @@ def _caption(run: RunResults, workload: str, found: Mapping[str, tuple[pd.Series
     text = f"Mean end-to-end latency of {workload}: {sentence_of(sentences)}."
     if not is_told and any(mean["fabric"] > 0 for mean in means.values()):
         text += " Contention is part of the fabric's time; `contention: true` tells it apart."
+    text += _held_up(run, workload, max(means, key=lambda name: float(np.nan_to_num(means[name]["fabric_contention"]))))
     if len(found) > VARIANTS_AT_MOST:
         text += f" The first {VARIANTS_AT_MOST} of {len(found)} variants; table time_split has all."
     return text
+
+
+def _held_up(run: RunResults, workload: str, variant: str) -> str:
+    """What held up the messages of a variant: whose other messages, and on which link; means over the seeds."""
+    shares = []
+    for result in run.of_variant(variant):
+        frame = table(result, "contention", ["workload", "link", "with_workload", "share"])
+        if frame is not None:
+            shares.append(frame[(frame["workload"] == workload).to_numpy()])
+    if not shares:
+        return ""
+    held = pd.concat(shares)
+    num = len(run.of_variant(variant))
+    by_other, by_link = (
+        (held.groupby(name, observed=True)["share"].sum() / num).sort_values(ascending=False, kind="stable")
+        for name in ("with_workload", "link")
+    )
+    names = {"": "nobody else", workload: f"{workload} itself"}
+    parts = [f"{100 * share:.0f} % with {names.get(str(other), str(other))}" for other, share in by_other.items()][:3]
+    return (
+        f" Its messages are held up {100 * by_other.sum():.0f} % of the time that they are under way{under(variant)}: "
+        f"{sentence_of(parts)}; most on {by_link.index[0]} ({100 * by_link.iloc[0]:.0f} %)."
+    )

@@ -7,6 +7,7 @@ the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
 from sim.engine.clock import Clock
 from sim.fabric.alone import AloneOnIdeal
+from sim.fabric.fluid import FluidFabric
+from sim.fabric.held_up import held_up
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
@@ -31,6 +34,9 @@ STEPS_PER_ADVANCE = 1 << 16
 
 MAX_STEP_ROWS = 2_000_000
 """Recorded steps of one replica unless told otherwise; 48 bytes each."""
+
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class ReplicaError(RuntimeError):
@@ -278,6 +284,10 @@ class FabricReplica:
         self.iteration = iteration
         self.fabric = fabric
         self.alone = alone
+        self.held_s: Counter[tuple[str, str]] = Counter()
+        self.looked_s = 0.0
+        """Where steps were looked at: for how long flows were held up, by (link, whose flows share it), of how long."""
+        self._num_looks = 0
         self._idle: Event | None = None
         self._drained: Event | None = None
         clock.process(self._serve())
@@ -335,9 +345,28 @@ class FabricReplica:
                 yield clock.timeout(limits.host_s - accelerator_s)
             alone_s = 0.0
             if self.alone is not None:
+                self._look_later(accelerator_s)
                 alone_s = self.alone.seconds(self.iteration.graph(running, self.alone.now_s))
             for engine in self.engines:
                 self._finish(engine, running, accelerator_s, alone_s)
+
+    def _look_later(self, step_s: float) -> None:
+        """Look once during the next step, if it takes about as long as the one that has just ended, at a moment of it
+        that goes through all of them evenly (multiples of the golden ratio); it stands for so many seconds."""
+        if not isinstance(self.fabric, FluidFabric):
+            return
+        fabric, self._num_looks = self.fabric, self._num_looks + 1
+
+        def look(_: Event) -> None:
+            found = held_up(fabric, self.iteration.owner)
+            if found is not None:
+                self.looked_s += step_s
+                self.held_s.update({key: step_s * share for key, share in found.items()})
+
+        moment = self.clock.event()
+        assert moment.callbacks is not None
+        moment.callbacks.append(look)
+        self.clock.succeed_at(moment, self.clock.now + step_s * (self._num_looks * GOLDEN_RATIO % 1.0))
 
     def _form(self) -> IterationStep | None:
         """The next batches as of now, None where there is nothing to do."""

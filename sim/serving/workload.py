@@ -201,6 +201,15 @@ class ServingWorkload:
             **{f"{part}_s": part_s for part, part_s in parts.items()},
         }  # fmt: skip
 
+    def held_up(self) -> dict[tuple[str, str], float]:
+        """Of the time that its messages were under way, the share that each link held them up in, by whose messages
+        were there as well (empty: nobody's). Seen once a step, so within chance; in fluid, where contention is asked
+        for."""
+        replicas = [replica for replica in self.replicas if isinstance(replica, FabricReplica)]
+        held_s = sum((replica.held_s for replica in replicas), Counter())
+        looked_s = sum(replica.looked_s for replica in replicas)
+        return {key: held_s[key] / looked_s for key in sorted(held_s)}
+
     def queue(self) -> dict[str, float | None]:
         """What `sim.serving.load` judges the load by, without the warm-up, and the mean latency of what completed."""
         self._catch_up()
@@ -255,6 +264,8 @@ class ServingWorkload:
             outcome=np.array(OUTCOMES)[rows["outcome"]],
         )
         recorder.append("time_split", workload=self.name, **self.time_split())
+        for (link, other), share in self.held_up().items():
+            recorder.append("contention", workload=self.name, link=link, with_workload=other, share=share)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

@@ -77,6 +77,41 @@ def test_whatever_makes_it_slower_than_that_is_contention(cause):
     assert found["fabric_contention"] > 0.2 * found["fabric"]
 
 
+def test_what_held_up_the_messages_is_seen():
+    """Three messages of a neighbour out of the same NIC: nothing else is full, and only dispatches pass there."""
+    clock = Clock()
+    topology = two_racks(spine_bytes_per_s=1e11)
+    fabric = FluidFabric(clock, topology, "ecmp")
+    made_of = iteration(owner="chat")
+    made_of.accelerators = np.array([0, 1, 10, 11])
+    made = workload(
+        [0.0], [300], [50], clock=clock, block_size=16, num_blocks=1000, iterations=[made_of], fabric=fabric,
+        alone=AloneOnIdeal(topology, 4096, 64, tolerance=0.0),
+    )  # fmt: skip
+    fabric.start(message_graph([0] * 3, [15, 16, 17], 10**12, owner="neighbour"))
+    clock.run(until=made.start())
+
+    held = made.held_up()
+    assert {other for _, other in held} == {"neighbour"}
+    assert 0.1 < sum(held.values()) < 1.0
+
+
+def test_parts_of_copies_that_step_together_add_up():
+    """Requests of several copies, which are preempted: a copy may idle while others step."""
+    rng = np.random.default_rng(4)
+    load = (np.cumsum(rng.exponential(0.002, 60)), rng.integers(1, 200, 60), rng.integers(1, 20, 60))
+    made = workload(*load, block_size=16, num_blocks=16, host_s=0.004, iterations=[iteration()])
+    made.clock.run(until=made.start())
+
+    split = made.time_split()
+    assert made.requests["num_preemptions"].sum() > 0
+    total_s = np.sum([split[f"{part}_s"] for part in PARTS], axis=0)
+    np.testing.assert_allclose(total_s, split["e2e_s"], rtol=1e-9)
+    assert split["waiting_again_s"].sum() > 0
+    assert split["recompute_s"].sum() > 0
+    assert all((split[f"{part}_s"] >= -1e-9).all() for part in PARTS)
+
+
 def test_without_the_comparison_all_of_it_is_the_fabric_s():
     clock = Clock()
     fabric = FluidFabric(clock, two_racks(), "ecmp")

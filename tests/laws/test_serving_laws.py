@@ -191,7 +191,7 @@ class PlainAdapters(PlainEngine):
                 for s in range(3):
                     touched += 1 - (1 - chance) ** sum(n for i, n in enumerate(tokens) if slot[i] == s)
         _, prompt, decodes = super().sums(batch)
-        return 1e-3 * touched / len(LAYERS), prompt, decodes
+        return (1e-3 * touched / len(LAYERS), 0.0), prompt, decodes
 
     def price(self, contexts, chunks):
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""The highest rate at which a service holds its targets: the search, and when a queue counts as stable.
+"""The highest rate at which a service holds its targets: the search.
 
 The search knows a rate and whether it holds, nothing of simulations.
 """
@@ -6,14 +6,8 @@ The search knows a rate and whether it holds, nothing of simulations.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
-
-Float64 = NDArray[np.float64]
 
 MOST_DOUBLINGS = 20
 """From the first rate, up or down: a factor of a million."""
@@ -74,49 +68,3 @@ def search(first_rate: float, tolerance: float) -> Generator[float, Verdict, Cap
         else:
             rate = 2 * low if low is not None else first_rate / 2**num
     return Capacity(low, high, limit, num)
-
-
-# --- is it stable? ----------------------------------------------------------------------------------------------------
-
-Load = Literal["stable", "backlogged", "overloaded", "too short"]
-
-GROWTH = 0.02
-"""Seconds of waiting gained per second of arrivals that are too many: 2 % more arrive than are served."""
-FEWEST_LATENCIES = 3
-"""Arrivals that are over within fewer mean latencies were a burst: the service never came to a steady state."""
-
-
-def wait_growth(arrival_s: Float64, wait_s: Float64) -> tuple[float, float]:
-    """How fast the wait of late arrivals grows, and over how many arrivals that was seen.
-
-        growth = (mean wait of the last quarter - of the one before) / (mean arrival of the last - of the one before)
-
-    A queue that is served at rate mu while lambda > mu arrive gains lambda / mu - 1 seconds of waiting a second; a
-    stable one gains nothing. Of arrivals at one instant, or fewer than four, it is 0.
-    """
-    quarter = len(arrival_s) // 4
-    if quarter == 0:
-        return 0.0, 0.0
-    late, before = slice(-quarter, None), slice(-2 * quarter, -quarter)
-    elapsed_s = float(arrival_s[late].mean() - arrival_s[before].mean())
-    return (float(wait_s[late].mean() - wait_s[before].mean()) / elapsed_s if elapsed_s > 0 else 0.0), quarter
-
-
-def load_of(
-    growth: Sequence[float], num_arrivals: Sequence[float], arrivals_span_s: float, mean_latency_s: float
-) -> Load:
-    """What the runs of one rate, one per seed, say about its queue.
-
-        overloaded   the wait grows by more than GROWTH, and by more than chance
-        backlogged   by more than GROWTH, but chance can do that: a longer run or more seeds would tell
-        too short    no growth, but the arrivals are over within FEWEST_LATENCIES mean latencies
-        stable       none of these
-
-    Chance is two standard deviations of a queue loaded just to its limit, whose wait after n arrivals has moved by
-    sqrt(2 n) / lambda (of exponential gaps and service times):  2 sqrt(2 / n) seconds a second, n over all seeds.
-    Leaves out: a trace whose own rate rises towards its end looks backlogged.
-    """
-    mean, n = float(np.mean(growth)), float(np.sum(num_arrivals))
-    if mean > GROWTH:
-        return "overloaded" if mean > 2 * math.sqrt(2 / n) else "backlogged"
-    return "too short" if arrivals_span_s < FEWEST_LATENCIES * mean_latency_s else "stable"

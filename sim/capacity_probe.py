@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from sim.capacity import wait_growth
 from sim.engine.random import RandomStreams
 from sim.results.run_results import VariantResult
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_server import Server
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
+from sim.serving.load import WARM_UP, queue_of
 from sim.serving.metrics import serving_metrics
 from sim.serving.request import COMPLETED, new_requests
-
-WARM_UP = 0.1
-"""Share of the requests, the first to arrive, that no figure of a search counts: the service was still filling up."""
 
 LATENCIES = tuple(
     f"{statistic}_{latency}_ms"
@@ -35,7 +32,7 @@ class Probed:
     latencies_ms     by name, as in LATENCIES, and `<tenant>.<name>` of tenants; None where nothing completed
     output_tokens_per_s    generated between the first and the last arrival counted
     span_s           between those arrivals
-    growth, num_late as `wait_growth` gives them; a request that was never scheduled waits until the run ends
+    growth, num_late as in `Queue`; a request that was never scheduled waits until the run ends
     completed, failed, unfinished    of all that arrived, warm-up and all
     """
 
@@ -67,8 +64,7 @@ def probed(workload: str, result: VariantResult) -> Probed | None:
     in_window = int(((time_s > first_s) & (time_s <= last_s)).sum())
     scheduled_s = admitted["scheduled_s"].to_numpy(np.float64)
     end_s = max(last_s, float(time_s.max(initial=0.0)))
-    wait_s = np.where(np.isnan(scheduled_s), end_s, scheduled_s) - arrival_s
-    growth, num_late = wait_growth(arrival_s, wait_s)
+    queue = queue_of(arrival_s, scheduled_s, end_s)
     latencies_ms = _latencies(admitted, tokens)
     if "tenants" in result.tables:
         of = result.tables["tenants"]
@@ -80,7 +76,7 @@ def probed(workload: str, result: VariantResult) -> Probed | None:
     completed, failed, unfinished = (int(outcomes.get(o, 0)) for o in ("completed", "failed", "unfinished"))
     return Probed(
         result.name, result.seed, latencies_ms, in_window / (last_s - first_s) if last_s > first_s
-        else None, last_s - first_s, growth, num_late, completed, failed, unfinished,
+        else None, queue.span_s, queue.growth, queue.num_late, completed, failed, unfinished,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.capacity import Load, Verdict, load_of, search
+from sim.capacity import Verdict, search
 from sim.capacity_probe import LATENCIES, Probed, at_rate, probed, serving_workload
 from sim.capacity_question import Question
 from sim.console import print_rows, print_text
@@ -27,6 +27,7 @@ from sim.results.drawing import image_bytes
 from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate, mean_interval
 from sim.run import calibration_fingerprint
+from sim.serving.load import Load, load_of
 from sim.workers import Job, one_by_one, worker_pool
 
 IDLE = 0.01

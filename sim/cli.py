@@ -27,6 +27,8 @@ from sim.options import (
     OutOption,
     OverOption,
     PacketHopsOption,
+    PayerOption,
+    PoliciesOption,
     PriceOption,
     QuietOption,
     RatedWorkloadOption,
@@ -106,7 +108,8 @@ def run(
         fail(error, folder)
     if not quiet:
         report_file = Path(outcome.out_dir) / "report.html"
-        print_text(f"{outcome.headline}\n{report_file if report_file.exists() else outcome.out_dir}")
+        lines = [outcome.headline, *outcome.overloads, report_file if report_file.exists() else outcome.out_dir]
+        print_text("\n".join(map(str, lines)))
     if outcome.partial:
         typer.echo(f"interrupted: the results are partial{_how_to_report(folder)}", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -223,6 +226,54 @@ def size(
         fail(error, folder)
     if is_partial:
         typer.echo("interrupted: the results are partial", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def tax(
+    scenario: ScenarioArgument,
+    policies: PoliciesOption = None,
+    workload: PayerOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    seeds: SeedsOption = None,
+    small: SmallOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    workers: WorkersOption = None,
+    max_packet_hops: PacketHopsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Say what the fabric costs a serving workload: an unlimited fabric against each path policy, and a report."""
+    from sim.engine.progress import Progress
+
+    taxes = _imported("sim.tax")
+    question = taxes.tax_question(scenario, policies, workload, settings or [], small, seed, seeds)
+    loaded = question.loaded
+    folder = output_folder(f"{loaded.name} tax", out, force)
+    options = _asked_for(overwrite=force, max_packet_hops=max_packet_hops)
+    num_runs = len(loaded.variants) * len(loaded.seeds)
+    _say_if_compiling(quiet)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Progress(num_runs, quiet) as progress:
+            outcome = _imported("sim.run").run_scenario(
+                loaded, folder, workers or _usual_workers(num_runs), progress, **options
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; what was finished is in {folder}{_how_to_report(folder)}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        fail(error, folder)
+    rows = taxes.tax_rows(_imported("sim.results.store").read_run(outcome.out_dir), question.workload)
+    if as_json:
+        print_rows(rows, "", as_json)
+    elif not quiet:
+        print_rows(taxes.shown_rows(rows), f"Network tax of {question.workload}", as_json)
+        print_text("\n".join(map(str, [outcome.headline, *outcome.overloads, Path(outcome.out_dir) / "report.html"])))
+    if outcome.partial:
+        typer.echo(f"interrupted: the results are partial{_how_to_report(folder)}", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

@@ -72,6 +72,18 @@ PriceOption = Annotated[
     ),
 ]  # fmt: skip
 
+PoliciesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policies", metavar="A,B", help="path policies; default: each that the fidelity can express",
+        show_default=False,
+    ),
+]  # fmt: skip
+PayerOption = Annotated[
+    str | None,
+    typer.Option("--workload", help="whose tax, where several cross the fabric", show_default=False),
+]
+
 
 def output_folder(name: str, out: Path | None, force: bool) -> Path:
     """Where a run goes: the folder asked for, or runs/<name>, numbered where that is taken.

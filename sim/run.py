@@ -16,6 +16,7 @@ from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.escalation import Decision, decide, decide_again
 from sim.results.headline import headline_of
+from sim.results.load_lines import overloads
 from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import RunFolder
@@ -33,6 +34,7 @@ class RunOutcome:
     out_dir: Path
     partial: bool
     headline: str
+    overloads: tuple[str, ...] = ()
 
 
 def identity(scenario: Scenario) -> str:
@@ -122,7 +124,7 @@ def run_scenario(
         write_report([folder.path], folder.path / "report.html")
     elif not run.partial:
         raise KeyboardInterrupt
-    return RunOutcome(folder.path, run.partial, headline)
+    return RunOutcome(folder.path, run.partial, headline, tuple(overloads(run)))
 
 
 def _jobs(loaded: LoadedScenario, variants: Sequence[tuple[str, Scenario]]) -> list[Job]:

@@ -77,8 +77,9 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     notes: dict[str, Any] = {"fidelity": scenario.fidelity, "warnings": warnings}
     if scenario.faults:
         notes["faults"] = sim.faults.rows()
-    if any(w.kind == "serving" for w in sim.workloads):
+    if serving := [w for w in sim.workloads if w.kind == "serving"]:
         notes["cost_sources"] = {"roofline": 1.0}
+        notes["queues"] = {w.name: w.queue() for w in serving}
     if is_partial:
         notes["partial"] = True
     return VariantResult(label, seed, metrics, recorder.tables(), notes)

@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 
 from models.memory import DoesNotFit
-from sim.capacity import GROWTH
 from sim.capacity_probe import serving_workload
 from sim.capacity_question import Question, prices_of, target_bounds, workload_name
 from sim.results.metrics import number
@@ -21,6 +20,7 @@ from sim.scenario.errors import Place, Refused, ScenarioError
 from sim.scenario.load import LoadedScenario, load_scenario
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Degrees
+from sim.serving.load import GROWTH
 from sim.size import Candidate
 from sim.size_bounds import Floors, floors_of
 

@@ -224,6 +224,16 @@ class FluidFabric(MessageFabric):
         live = np.nonzero(self._state.pieces["message"] >= 0)[0]
         return self._state.rate[live].copy(), self._state.route[live].copy()
 
+    def current_owners(self) -> list[str]:
+        """Whose each piece under way is, in the order of `current_rates`."""
+        messages = self._state.pieces["message"]
+        transfers = self._state.messages["transfer"][messages[messages >= 0]]
+        return [self._spans[int(key)].transfer.graph.owner for key in transfers]
+
+    @property
+    def network(self) -> maxmin.Network:
+        return self._state.network
+
     def link_series(self) -> tuple[np.ndarray, np.ndarray]:
         """(bin edges [bins + 1] seconds, utilisation [links, bins]) over the time up to now.
 

@@ -31,6 +31,7 @@ from sim.results.metrics import MetricMeaning, common_unit, cut_at_zero, format_
 from sim.results.packet_figures import draw_price_of_reordering, draw_waits
 from sim.results.run_results import RunResults
 from sim.results.slowdown_figures import draw_slowdowns
+from sim.results.split_figure import draw_time_split
 from sim.results.statistics import Estimate, mean_interval, paired_difference, present
 from sim.results.time_figures import draw_latency_over_time, draw_repetitions
 
@@ -41,6 +42,7 @@ DETAILS: dict[str, Drawing] = {
     "flow times": draw_flow_times,
     "slowdown": draw_slowdowns,
     "latency": draw_latencies,
+    "time split": draw_time_split,
     "load map": draw_load_maps,
     "tier balance": draw_tier_balance,
     "utilisation": draw_utilisation,

@@ -102,6 +102,20 @@ _FAMILIES: dict[str, tuple[str, Quantity, Better]] = {
     "step_s": ("step time", "seconds", "lower"),
     "communication_s": ("communication per step", "seconds", "lower"),
 }
+_PARTS = {
+    "queue": "wait in the queue",
+    "prefill": "prefill",
+    "decode": "decode",
+    "host": "host time",
+    "in_host_communication": "communication inside the host",
+    "fabric": "uncontended time in the fabric",
+    "fabric_contention": "contention in the fabric",
+    "kv_transfer": "transfer of keys and values",
+    "recompute": "computing again",
+    "waiting_again": "waiting again",
+}
+"""Parts of an end-to-end latency."""
+_PART_NAME = re.compile(rf"mean_({'|'.join(_PARTS)})_ms")
 _LATENCY_NAME = re.compile(r"(mean|median|std|p\d+)_(ttft|tpot|itl|e2el)_ms")
 
 
@@ -131,6 +145,8 @@ def _described(name: str) -> tuple[str, Quantity, Better, str]:
         return _PLAIN[name]
     if match := _LATENCY_NAME.fullmatch(name):
         return f"{_STATISTICS.get(match[1], match[1])} {_LATENCIES[match[2]]}", "milliseconds", "lower", ""
+    if match := _PART_NAME.fullmatch(name):
+        return f"mean {_PARTS[match[1]]} of a request", "milliseconds", None, ""
     family, _, statistic = name.partition(".")
     if family in _FAMILIES:
         label, quantity, better = _FAMILIES[family]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from sim.results.disagreement import disagreement
 from sim.results.headline import headline_of
+from sim.results.load_lines import loads
 from sim.results.metrics import meaning_of
 from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate, mean_interval, paired_difference
@@ -42,6 +44,7 @@ def summary_of(run: RunResults) -> dict[str, Any]:
         if getattr(run, name):
             summary[name] = getattr(run, name)
     variants: dict[str, Any] = {}
+    load = loads(run)
     for variant in run.variants:
         results = run.of_variant(variant)
         own = [key for key in keys if any(key in result.metrics for result in results)]
@@ -51,6 +54,8 @@ def summary_of(run: RunResults) -> dict[str, Any]:
             else {key: results[0].metrics[key] for key in own}
         )
         variants[variant] = {**_fidelity(run, variant, own), "metrics": metrics}
+        if variant in load:
+            variants[variant]["load"] = {workload: asdict(found) for workload, found in load[variant].items()}
     summary["variants"] = variants
     if is_replicated:
         first_of = run.in_place_of(run.contenders[0])

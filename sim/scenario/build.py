@@ -88,6 +88,7 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             yield (*at, "adapters"), server.check_adapters
             yield (*at, "model"), server.memory_plan
             yield (*at, "experts"), server.check_experts
+            yield (*at, "contention"), server.check_contention
             yield ("cost", "table"), server.measured
             for where, lengths in server.length_laws():
                 yield (*at, *where, *longer_length(lengths)), partial(server.check_lengths, lengths)

@@ -24,6 +24,7 @@ from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
+from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
 from sim.scenario.build_cluster import accelerator_of
@@ -77,6 +78,11 @@ class Server:
     def parallelism(self) -> Parallelism:
         degrees = self.w.parallelism
         return Parallelism(degrees.tensor, degrees.expert, degrees.exchange if self._is_in_hosts else "dispatch")
+
+    def check_contention(self) -> None:
+        """Raises ValueError where contention is to be told apart and nothing crosses the fabric."""
+        if self.w.contention and self.parallelism.exchange == "all_gather":
+            raise ValueError("each replica gathers inside one host, so that nothing crosses the fabric; leave it out")
 
     @property
     def _is_in_hosts(self) -> bool:
@@ -470,6 +476,9 @@ class Server:
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         is_local = parallelism.exchange == "all_gather"
+        if w.contention:
+            packet, tolerance = self.scenario.packet, self.scenario.fluid.tolerance
+            common["alone"] = AloneOnIdeal(self.topology, packet.mtu_bytes, packet.header_bytes, tolerance)
         return ServingWorkload(w.name, clock, iterations=iterations, fabric=None if is_local else fabric, **common)
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:

@@ -350,6 +350,11 @@ class Serving(Workload):
         default=(), description="service classes, drawn for each request by their shares; each has its own latencies "
         "among the metrics, such as serving.chat.interactive.p99_ttft_ms",
     )  # fmt: skip
+    contention: bool = Field(
+        default=False,
+        description="tell contention from the time that transfers take anyway: each step's messages are also run alone "
+        "on an ideal fabric, which takes about as long again; of experts spread over accelerators",
+    )
 
     @property
     def num_accelerators(self) -> int:
@@ -375,6 +380,16 @@ class Serving(Workload):
                 raise refused(sentence, "tenants", i, "name")
             if name in names[:i]:
                 raise refused(f"two tenants are named '{name}'; give each its own name", "tenants", i, "name")
+        return self
+
+    @model_validator(mode="after")
+    def _has_contention(self) -> Serving:
+        if self.contention and self.parallelism.expert == 1:
+            raise refused(
+                "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
+                "with parallelism: {expert: N}",
+                "contention",
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from sim.serving.state import (
     num_waiting,
     take_arrivals,
 )
+from sim.serving.time_split import DECODING, ENDED, PREFILLING, RECOMPUTING, enter, enter_marked
 
 REACHED, PAUSED, ROWS_FULL, STALLED = 0, 1, 2, 3
 """Why `advance` returned: the time was reached (or there is nothing left to do), the number of steps was,
@@ -157,6 +158,8 @@ def launch_batch(state: EngineState) -> None:
     flight.started_s = counts.now_s
     flight.finish_s = counts.now_s + max(formed.compute_s + formed.communication_s, counts.host_s)
     counts.is_formed = 0
+    if counts.first_mark > 0:
+        enter_marked(counts, state.requests, state.splits)
 
 
 @inner
@@ -164,6 +167,9 @@ def record_step(state: EngineState, num_kv_blocks: int) -> None:
     """Count the step in flight, and keep its row if there is room for one."""
     counts, flight = state.counts[0], state.flight[0]
     counts.num_steps += 1
+    counts.past_compute_s += flight.compute_s
+    counts.past_communication_s += flight.communication_s
+    counts.past_uncontended_s += flight.uncontended_s
     if counts.num_recorded < state.steps.size:
         row = state.steps[counts.num_recorded]
         row.started_s = flight.started_s
@@ -201,12 +207,27 @@ def complete_step(state: EngineState) -> None:
         row.num_drafts = counts.num_spec_tokens
         if row.num_generated == 1:
             row.first_token_s = finish_s
+            enter(counts, requests, state.splits, in_flight[i].request, DECODING, finish_s)
         if row.num_generated == row.num_output_tokens:
             num_finished += 1
+    if counts.num_recomputing > 0:
+        _end_recomputing(state)
     if num_finished > 0:
         retire(state, finish_s, num_finished)
     flight.batch_size = 0
     counts.now_s = finish_s
+
+
+@inner
+def _end_recomputing(state: EngineState) -> None:
+    """The step in flight has finished: who has computed again in it all that was lost goes on."""
+    counts, flight = state.counts[0], state.flight[0]
+    in_flight, requests, splits = state.in_flight, state.requests, state.splits
+    for i in range(flight.batch_size):
+        entry = in_flight[i]
+        split = splits[entry.request]
+        if split.stage == RECOMPUTING and entry.prefix + entry.num_tokens >= split.num_lost:
+            enter(counts, requests, splits, entry.request, PREFILLING, flight.finish_s)
 
 
 @inner
@@ -245,6 +266,7 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
     row = state.requests[request]
     row.finished_s = finish_s
     row.outcome = COMPLETED
+    enter(state.counts[0], state.requests, state.splits, request, ENDED, finish_s)
     state.counts[0].num_completed += 1
     release(state.kv, request)
     if state.counts[0].num_swaps > 0:
@@ -275,6 +297,18 @@ def _decodes_from(
 
 
 @inner
+def _end_first_stages(state: EngineState) -> None:
+    """After the first step of a leap: a prompt of one token, or the last token computed again."""
+    counts, flight = state.counts[0], state.flight[0]
+    if counts.num_recomputing > 0:
+        _end_recomputing(state)
+    in_flight, requests, splits = state.in_flight, state.requests, state.splits
+    for i in range(flight.batch_size):
+        if requests[in_flight[i].request].num_generated == 0:
+            enter(counts, requests, splits, in_flight[i].request, DECODING, flight.finish_s)
+
+
+@inner
 def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     """Run the steady batch in flight again and again, until something may change; returns the steps finished.
 
@@ -286,6 +320,7 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     kv = state.kv.counts[0]
     size = flight.batch_size
     limit = MAX_LEAP - 1
+    is_stage_over = counts.num_recomputing > 0
     # A request needs a new block in the step that finds its last one full: count those by distance.
     fill = state.block_fill
     fill[:] = 0
@@ -293,6 +328,7 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     for i in range(size):
         row = requests[in_flight[i].request]
         limit = min(limit, row.num_output_tokens - row.num_generated - 1)
+        is_stage_over |= row.num_generated == 0
         fill[row.num_computed % kv.block_size] += 1
     if limit <= 0:
         return 0
@@ -322,6 +358,8 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
         residue = kv.block_size - 1 if residue == 0 else residue - 1
         record_step(state, held)
         state.leap_finish_s[num_steps] = flight.finish_s
+        if is_stage_over and num_steps == 0:
+            _end_first_stages(state)
         num_steps += 1
         context += size
         tail_s = 0.0

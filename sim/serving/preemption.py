@@ -17,6 +17,7 @@ from models.compiled import inner
 from sim.devices.kv_cache import can_hold, release, swap_out
 from sim.serving.speculation import slots_ahead
 from sim.serving.state import EngineState, unschedule
+from sim.serving.time_split import PREEMPTED, mark
 from sim.serving.waiting_line import comes_before, sink_head
 
 
@@ -24,7 +25,8 @@ from sim.serving.waiting_line import comes_before, sink_head
 def _give_up(state: EngineState, request: int) -> None:
     """Take the blocks of a request that has left the running list, and put it at the head of the waiting line."""
     counts = state.counts[0]
-    row = state.requests[request]
+    row, splits = state.requests[request], state.splits
+    mark(counts, splits, request, PREEMPTED)
     num_copied = swap_out(state.kv, request, row.num_computed)
     if num_copied > 0:
         counts.blocks_to_copy += num_copied
@@ -32,6 +34,7 @@ def _give_up(state: EngineState, request: int) -> None:
         row.num_swaps += 1
     else:
         release(state.kv, request, True)
+        splits[request].num_lost = max(splits[request].num_lost, row.num_computed)
         row.num_computed = 0
     row.num_drafts = 0
     row.num_preemptions += 1

@@ -7,6 +7,7 @@ the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from simpy import Event
 from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
 from sim.engine.clock import Clock
+from sim.fabric.alone import AloneOnIdeal
+from sim.fabric.fluid import FluidFabric
+from sim.fabric.held_up import held_up
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
@@ -31,6 +35,9 @@ STEPS_PER_ADVANCE = 1 << 16
 
 MAX_STEP_ROWS = 2_000_000
 """Recorded steps of one replica unless told otherwise; 48 bytes each."""
+
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class ReplicaError(RuntimeError):
@@ -107,6 +114,7 @@ class Engine:
         limits: EngineLimits,
         refusals: list[str | None],
         contents: Contents | None = None,
+        splits: NDArray[Any] | None = None,
     ) -> None:
         self.index, self.copy = index, copy
         self.refusals = refusals
@@ -132,6 +140,7 @@ class Engine:
             num_host_blocks=limits.num_host_blocks,
             block_copy_s=limits.block_copy_s,
             speculation=limits.speculation,
+            splits=splits,
         )
 
     def submit(self, request: int) -> str | None:
@@ -272,19 +281,30 @@ class FabricReplica:
     Each copy of the attention is an engine with its own requests, cache and limits. All step together, for the experts
     are everybody's: a copy without work computes a dummy batch. A request goes to the copy with the smallest
     4 waiting + running, as vLLM's does (vllm/v1/engine/core_client.py), ties to the first.
-    Without a fabric (None) transfers between hosts take no time.
+    Without a fabric (None) transfers between hosts take no time. `alone`, where given, tells of each step how much of
+    its communication it would also take with an ideal fabric to itself.
 
     Leaves out: what the balancer learns late (vLLM publishes its counts every 100 ms); dummy batches that go on until
     all have noticed that all are done.
     """
 
     def __init__(
-        self, clock: Clock, engines: Sequence[Engine], iteration: ExpertParallelIteration, fabric: Fabric | None
+        self,
+        clock: Clock,
+        engines: Sequence[Engine],
+        iteration: ExpertParallelIteration,
+        fabric: Fabric | None,
+        alone: AloneOnIdeal | None = None,
     ) -> None:
         self.clock = clock
         self.engines = tuple(engines)
         self.iteration = iteration
         self.fabric = fabric
+        self.alone = alone
+        self.held_s: Counter[tuple[str, str]] = Counter()
+        self.looked_s = 0.0
+        """Where steps were looked at: for how long flows were held up, by (link, whose flows share it), of how long."""
+        self._num_looks = 0
         self._idle: Event | None = None
         self._drained: Event | None = None
         clock.process(self._serve())
@@ -340,8 +360,30 @@ class FabricReplica:
             accelerator_s = clock.now - started_s
             if accelerator_s < limits.host_s:
                 yield clock.timeout(limits.host_s - accelerator_s)
+            alone_s = 0.0
+            if self.alone is not None:
+                self._look_later(accelerator_s)
+                alone_s = self.alone.seconds(self.iteration.graph(running, self.alone.now_s))
             for engine in self.engines:
-                self._finish(engine, running, accelerator_s)
+                self._finish(engine, running, accelerator_s, alone_s)
+
+    def _look_later(self, step_s: float) -> None:
+        """Look once during the next step, if it takes about as long as the one that has just ended, at a moment of it
+        that goes through all of them evenly (multiples of the golden ratio); it stands for so many seconds."""
+        if not isinstance(self.fabric, FluidFabric):
+            return
+        fabric, self._num_looks = self.fabric, self._num_looks + 1
+
+        def look(_: Event) -> None:
+            found = held_up(fabric, self.iteration.owner)
+            if found is not None:
+                self.looked_s += step_s
+                self.held_s.update({key: step_s * share for key, share in found.items()})
+
+        moment = self.clock.event()
+        assert moment.callbacks is not None
+        moment.callbacks.append(look)
+        self.clock.succeed_at(moment, self.clock.now + step_s * (self._num_looks * GOLDEN_RATIO % 1.0))
 
     def _form(self) -> IterationStep | None:
         """The next batches as of now, None where there is nothing to do."""
@@ -352,8 +394,11 @@ class FabricReplica:
             return None
         return self.iteration.draw([engine.state for engine in self.engines])
 
-    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float) -> None:
-        """End the engine's part of a step, now; a dummy batch leaves nothing behind."""
+    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float, alone_s: float) -> None:
+        """End the engine's part of a step, now; a dummy batch leaves nothing behind.
+
+        alone_s    the whole step with an ideal fabric to itself; 0: nobody asks
+        """
         flight = engine.state.flight[0]
         engine.state.counts["now_s"] = self.clock.now
         if flight["batch_size"] == 0:
@@ -361,6 +406,7 @@ class FabricReplica:
         flight["finish_s"] = self.clock.now
         flight["compute_s"] = step.compute_s
         flight["communication_s"] = max(accelerator_s - step.compute_s, 0.0)
+        flight["uncontended_s"] = min(max(alone_s - step.compute_s, 0.0), flight["communication_s"])
         if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
             engine.grow_steps()
         complete_step(engine.state)

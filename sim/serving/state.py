@@ -24,6 +24,7 @@ from sim.devices.kv_cache import (
 )
 from sim.serving.request import REQUEST
 from sim.serving.speculation import Speculation, query_weight, slots_ahead
+from sim.serving.time_split import PREFILLING, RECOMPUTING, mark, new_splits
 
 COUNTS = np.dtype(
     [
@@ -49,6 +50,9 @@ COUNTS = np.dtype(
         ("num_verified", "i8"),
         ("num_drafted", "i8"),
         ("num_accepted", "i8"),
+        ("past_compute_s", "f8"),
+        ("past_communication_s", "f8"),
+        ("past_uncontended_s", "f8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
         ("max_graph_tokens", "i8"),
@@ -71,6 +75,8 @@ COUNTS = np.dtype(
         ("blocks_to_copy", "i8"),
         ("num_ordered", "i8"),
         ("num_completed", "i8"),
+        ("first_mark", "i8"),
+        ("num_recomputing", "i8"),
         ("is_async", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
@@ -90,6 +96,7 @@ acceptance … num_lookahead    as in `sim.serving.speculation.Speculation`, num
                            is drafted; num_verified, num_drafted, num_accepted    sequences' steps with drafts so far,
                            drafts in them, and those taken; total_draft_s    drafting, which total_s leaves out
 num_ordered                the waiting line is in order of precedence up to this entry, where the policy keeps it so
+past_compute_s … past_uncontended_s   of the steps finished so far, as the flight has them
 max_graph_tokens           batches up to here run as recorded graphs of certain sizes (`graph_tokens`); 0: none do
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
@@ -97,6 +104,7 @@ batch_size … decode_context    the batch being formed: entries, and the sums t
                            (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
                            the last token of a prompt may be among the decodes, and is among prefill_tokens too; a
                            token and its drafts are one decode that reads its context once
+first_mark, num_recomputing    who changes its stage when the next batch starts (`mark`), how many are in RECOMPUTING
 is_async                   a batch is formed when the one before it starts, not when that has finished
 is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
 """
@@ -106,11 +114,14 @@ BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"
 a prompt that goes on, 1 of a prompt's end or a decode, of a decode with drafts all."""
 
 FLIGHT = np.dtype(
-    [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("batch_size", "i8"),
-     ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
+    [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("uncontended_s", "f8"),
+     ("batch_size", "i8"), ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
     align=True,
 )  # fmt: skip
-"""A batch in flight; batch_size is 0 where there is none."""
+"""A batch in flight; batch_size is 0 where there is none.
+
+uncontended_s    of its communication, what it would take alone on an ideal fabric; 0 where nobody asks
+"""
 
 STEP = np.dtype(
     [
@@ -135,6 +146,7 @@ class EngineState(NamedTuple):
 
     requests       [num_requests] REQUEST, shared with the workload
     token_time_s   [all output tokens] when each was generated, shared with the workload
+    splits         [num_requests] SPLIT, shared with the workload
     counts         [1] COUNTS
     waiting        ring of request ids, a power of two long
     running        [max_num_seqs] request ids in order of admission; the first num_running are valid
@@ -151,6 +163,7 @@ class EngineState(NamedTuple):
 
     requests: NDArray[Any]
     token_time_s: NDArray[np.float64]
+    splits: NDArray[Any]
     counts: NDArray[Any]
     waiting: NDArray[np.int64]
     running: NDArray[np.int64]
@@ -184,9 +197,11 @@ def new_engine_state(
     num_host_blocks: int = 0,
     block_copy_s: float = 0.0,
     speculation: Speculation | None = None,
+    splits: NDArray[Any] | None = None,
 ) -> EngineState:
     """An idle engine at time 0.
 
+    splits    None: its own
     is_async, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching, num_host_blocks    as in
     `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
@@ -220,6 +235,7 @@ def new_engine_state(
     return EngineState(
         requests,
         token_time_s,
+        new_splits(len(requests)) if splits is None else splits,
         counts,
         np.zeros(ring, dtype=np.int64),
         np.zeros(max_num_seqs, dtype=np.int64),
@@ -473,19 +489,20 @@ def admit(state: EngineState) -> int:
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
+    row = state.requests[request]
     if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
-        row = state.requests[request]
         counts.blocks_to_copy += leave_host(state.kv, request)
         hold(state.kv, request, row.num_computed)
         note_contents(state.kv, request, min(row.num_computed, row.num_prompt_tokens + row.num_generated))
     elif state.kv.counts[0].is_caching != 0:
-        row = state.requests[request]
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)
         share(state.kv, request, shared)
         row.num_computed = shared * state.kv.counts[0].block_size
         if np.isnan(row.scheduled_s):
             row.num_cached = row.num_computed
+    splits = state.splits
+    mark(counts, splits, request, RECOMPUTING if row.num_computed < splits[request].num_lost else PREFILLING)
     return request
 
 

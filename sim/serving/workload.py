@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,16 @@ from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, new_holdings
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
+from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.load import WARM_UP, queue_of
 from sim.serving.metrics import as_of, class_metrics, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
+from sim.serving.time_split import PARTS, new_splits, parts_s
 
 ARRIVALS_PER_CATCH_UP = 1024
 """Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
@@ -54,6 +57,7 @@ class ServingWorkload:
                  take no time)
     precedence   [requests] lower first, for policies that order the line by it
     classes      names of service classes, and [requests] each one's
+    alone        tells how long an iteration takes with the fabric to itself; None: contention is not told apart
     Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
     """
 
@@ -87,6 +91,7 @@ class ServingWorkload:
         tenants: Tenants | None = None,
         precedence: NDArray[np.int64] | None = None,
         classes: tuple[Sequence[str], NDArray[np.int64]] | None = None,
+        alone: AloneOnIdeal | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -120,10 +125,14 @@ class ServingWorkload:
         if priced is not None:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
         holdings = new_holdings(len(self.requests))
+        self.splits = new_splits(len(self.requests))
+        self._crosses_fabric, self._is_compared = fabric is not None, alone is not None
         refused = refusals(self.requests, limits)
 
         def engine(replica: int, copy: int = 0) -> Engine:
-            return Engine(replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents)
+            return Engine(
+                replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits
+            )
 
         self.replicas: list[Replica] = []
         for i in range(num_replicas):
@@ -131,7 +140,7 @@ class ServingWorkload:
                 self.replicas.append(LocalReplica(clock, engine(i), table))
             else:
                 copies = [engine(i, copy) for copy in range(iterations[i].num_copies)]
-                self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric))
+                self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric, alone))
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
@@ -202,6 +211,11 @@ class ServingWorkload:
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
+        split = self.time_split()
+        for part in PARTS:
+            part_s = split[f"{part}_s"]
+            mean_s = float(part_s.mean()) if len(part_s) else np.nan
+            metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
         of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
         return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
@@ -218,6 +232,37 @@ class ServingWorkload:
             "spec_decode_accepted_tokens": accepted,
             "spec_decode_acceptance_length": 1 + accepted / drafts if drafts else None,
         }
+
+    def time_split(self) -> dict[str, NDArray[np.float64]]:
+        """Columns of table `time_split`: of each request completed by now its number, e2e_s and the parts of it."""
+        done = (self.requests["outcome"] == COMPLETED) & (self.requests["finished_s"] <= self.clock.now)
+        rows = self.requests[done]
+        parts = parts_s(self.splits[done], self._crosses_fabric, self._is_compared)
+        return {
+            "request": np.flatnonzero(done), "e2e_s": rows["finished_s"] - rows["arrival_s"],
+            **{f"{part}_s": part_s for part, part_s in parts.items()},
+        }  # fmt: skip
+
+    def held_up(self) -> dict[tuple[str, str], float]:
+        """Of the time that its messages were under way, the share that each link held them up in, by whose messages
+        were there as well (empty: nobody's). Seen once a step, so within chance; in fluid, where contention is asked
+        for."""
+        replicas = [replica for replica in self.replicas if isinstance(replica, FabricReplica)]
+        held_s = sum((replica.held_s for replica in replicas), Counter())
+        looked_s = sum(replica.looked_s for replica in replicas)
+        return {key: held_s[key] / looked_s for key in sorted(held_s)}
+
+    def queue(self) -> dict[str, float | None]:
+        """What `sim.serving.load` judges the load by, without the warm-up, and the mean latency of what completed."""
+        self._catch_up()
+        now_s = self.clock.now
+        requests, _ = as_of(self.requests, self.token_time_s, now_s)
+        counted = requests[requests["outcome"] != NOT_ARRIVED]
+        counted = counted[int(WARM_UP * len(counted)) :]
+        counted = counted[counted["outcome"] != FAILED]
+        done = counted[counted["outcome"] == COMPLETED]
+        latency_s = float((done["finished_s"] - done["arrival_s"]).mean()) if len(done) else None
+        return asdict(queue_of(counted["arrival_s"], counted["scheduled_s"], now_s)) | {"mean_latency_s": latency_s}
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
@@ -271,6 +316,9 @@ class ServingWorkload:
         if self.tenants is not None and self.tenants.names:
             of_each = np.array(self.tenants.names)[self.tenants.of[ids]]
             recorder.append("tenants", workload=self.name, request=ids, tenant=of_each)
+        recorder.append("time_split", workload=self.name, **self.time_split())
+        for (link, other), share in self.held_up().items():
+            recorder.append("contention", workload=self.name, link=link, with_workload=other, share=share)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from models.cost.step import step_parts
 
+PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication")
+
 
 @dataclass
 class PlainRequest:
@@ -34,6 +36,11 @@ class PlainRequest:
     cached: int | None = None
     scheduled_s: float | None = None
     token_times_s: list[float] = field(default_factory=list)
+    lost: int = 0
+    """Most tokens computed when it was preempted."""
+    recovered: int = 0
+    """Tokens computed by steps that have finished since it was last admitted."""
+    parts_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PLAIN_PARTS, 0.0))
 
     @property
     def known(self) -> int:
@@ -125,6 +132,7 @@ class PlainEngine:
 
     def run(self) -> None:
         flight = None  # batch, start, end, tokens of prompts, decodes
+        had_begun: list[PlainRequest] = []
         while True:
             batch: list[Part] = []
             if flight is None or self.is_async:
@@ -132,19 +140,41 @@ class PlainEngine:
                     self.waiting.append(self.to_come.popleft())
                 batch = self.form()
             formed = self.sums(batch) if batch else None
+            running = set(map(id, self.running))
             if flight is not None:
                 self.finish(*flight)
                 flight = None
             if formed is not None:
-                cost_s, prefill_tokens, decodes = formed
-                flight = (batch, self.now_s, self.now_s + max(cost_s, self.host_s), prefill_tokens, decodes)
+                (compute_s, communication_s), prefill_tokens, decodes = formed
+                step_s = max(compute_s + communication_s, self.host_s)
+                flight = (batch, self.now_s, self.now_s + step_s, prefill_tokens, decodes)
+                for part in batch:
+                    if all(part.request is not request for request in had_begun):
+                        had_begun.append(part.request)
+                        part.request.parts_s["queue"] = self.now_s - part.request.arrival_s
+                for request in had_begun:
+                    if len(request.token_times_s) < request.output:
+                        self.split(request, id(request) in running, step_s, compute_s, communication_s)
             elif not batch and not self.waiting and not self.running:
                 if not self.to_come:
                     return
                 self.now_s = max(self.now_s, self.to_come[0].arrival_s)
 
-    def sums(self, batch: list[Part]) -> tuple[float, int, int]:
-        """(seconds, prompt tokens, decodes) of a batch."""
+    def split(
+        self, request: PlainRequest, is_running: bool, step_s: float, compute_s: float, communication_s: float
+    ) -> None:
+        """What a step that starts now is to a request that has begun and not ended."""
+        parts_s = request.parts_s
+        if not is_running:
+            parts_s["waiting_again"] += step_s
+            return
+        stage = "decode" if request.token_times_s else "prefill"
+        parts_s["recompute" if request.recovered < request.lost else stage] += compute_s
+        parts_s["communication"] += communication_s
+        parts_s["host"] += step_s - compute_s - communication_s
+
+    def sums(self, batch: list[Part]) -> tuple[tuple[float, float], int, int]:
+        """((compute, communication) seconds, prompt tokens, decodes) of a batch."""
         contexts = [part.prefix + part.num for part in batch if part.is_decode]
         chunks = [(part.num, part.prefix) for part in batch if not part.is_decode]
         drafts = sum(part.samples - 1 for part in batch if part.samples > 1)
@@ -154,7 +184,7 @@ class PlainEngine:
         communication_s += self.to_copy * self.block_copy_s
         self.to_copy = 0
         prompt = sum(part.num for part in batch if not part.is_decode or part.prefix < part.request.prompt)
-        return compute_s + communication_s, prompt, sum(part.num for part in batch) - prompt
+        return (compute_s, communication_s), prompt, sum(part.num for part in batch) - prompt
 
     def draft_s(self, step_s: float, contexts: list[int], sequences: int) -> float:
         """The drafter's first pass over the step's tokens, the others over one token a sequence."""
@@ -171,6 +201,7 @@ class PlainEngine:
         self.now_s = finish_s
         for part in batch:
             request = part.request
+            request.recovered = part.prefix + part.num
             if not part.samples:
                 continue
             request.expected -= 1
@@ -392,7 +423,7 @@ class PlainEngine:
         for block in request.blocks:
             self.pool.share(block)
         request.noted = len(request.blocks)
-        request.computed = request.noted * self.block_size
+        request.computed = request.recovered = request.noted * self.block_size
         if request.cached is None:
             request.cached = request.computed
 
@@ -436,6 +467,7 @@ class PlainEngine:
             victim.on_host = num_blocks
             victim.swaps += 1
         else:
+            victim.lost = max(victim.lost, victim.computed)
             victim.computed = 0
         victim.preemptions += 1
         self.waiting.appendleft(victim)

@@ -193,15 +193,17 @@ def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine
     assert found == (plain.verified, plain.drafted, plain.accepted)
 
 
+EXPERT_S = 1.2345678e-3
 LAYERS = [[0.5, 0.25, 1.0, 0.25], [0.9, 0.1, 0.3, 0.7]]
 """Chances of four experts in two layers, of which a token takes two."""
 ADAPTERS = [Adapter("first", ((1, 2), (0,))), Adapter("second", ((), (0, 3)))]
 
 
 def experts_table() -> StepTable:
-    """A millisecond for each expert of a layer that a step touches."""
+    """So much for each expert of a layer that a step touches: no round number, for a step that ends as a request arrives
+    is seen before or after it by rounding."""
     work = np.zeros((1, 2, len(Feature)))
-    work[0, 0, Feature.DISTINCT_EXPERTS] = 1e-3
+    work[0, 0, Feature.DISTINCT_EXPERTS] = EXPERT_S
     tags = np.array([[Feature.EXPERT_ROWS, 0, 0]])
     table = roofline_table(work, np.ones((1, 2)), np.zeros(1), np.ones(1), tags, np.full(100, np.nan), 2.0)
     return table._replace(mix=adapter_mix(Popularity(np.array(LAYERS), 2), ADAPTERS, 100))
@@ -223,8 +225,8 @@ class PlainAdapters(PlainEngine):
                 slot = {0: 0, **{i + 1: i + 1 if expert in a.tuned[layer] else 0 for i, a in enumerate(ADAPTERS)}}
                 for s in range(3):
                     touched += 1 - (1 - chance) ** sum(n for i, n in enumerate(tokens) if slot[i] == s)
-        _, prompt, decodes = super().sums(batch)
-        return 1e-3 * touched / len(LAYERS), prompt, decodes
+        (_, copies_s), prompt, decodes = super().sums(batch)
+        return (EXPERT_S * touched / len(LAYERS), copies_s), prompt, decodes
 
     def price(self, contexts, chunks):
         return 0.0, 0.0

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.capacity import GROWTH, Capacity, Verdict, load_of, search, wait_growth
+from sim.capacity import Capacity, Verdict, search
+from sim.serving.load import GROWTH, load_of, wait_growth
 
 
 def highest_rate(probe, first_rate, tolerance=0.02) -> Capacity:

@@ -33,6 +33,7 @@ class Outcome:
     out_dir: Path
     partial: bool = False
     headline: str = "spray is 2.1 times faster"
+    overloads: tuple = ()
 
 
 class Fakes:

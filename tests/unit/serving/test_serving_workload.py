@@ -111,7 +111,7 @@ def test_step_rows_stop_at_their_limit_and_say_so():
     assert len(tables(everything)["batches"]) == 40_000
     assert limited.metrics() == everything.metrics()
     none = served([0.0], [1], [4], record_batches=False, record_token_times=False)
-    assert tables(none).keys() == {"requests", "cost_sources"}
+    assert tables(none).keys() == {"requests", "time_split", "cost_sources"}
     assert none.notes() == []
 
 

@@ -26,7 +26,9 @@ from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
+from sim.scenario.build_clients import build_front, outages_of
 from sim.scenario.build_cluster import accelerator_of
+from sim.scenario.clients import ClosedLoopArrivals
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
@@ -37,6 +39,7 @@ from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.lengths import Fixed, Lognormal, Uniform
 from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
+from sim.workload.sessions import session_contents, session_prompts
 from sim.workload.traces import Trace, read_azure_trace
 
 
@@ -238,13 +241,30 @@ class Server:
         scale = w.arrivals.scale if w.arrivals.kind == "trace" else 1.0
         return TRACES[w.trace.format](w.trace.file, from_s=w.trace.from_s, until_s=w.trace.until_s, scale=scale)
 
-    def contents(self, prompt: np.ndarray, adapter: np.ndarray) -> Contents | None:
-        """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
+    def num_turns(self, streams: RandomStreams) -> np.ndarray | None:
+        """Of each session; None where each request is on its own."""
+        if self.w.sessions is None:
+            return None
+        num_sessions = len(self._arrival_s(streams))
+        return _length_law(self.w.sessions.turns).draw(streams.stream(f"workload.{self.w.name}.turns"), num_sessions)
+
+    def contents(
+        self,
+        prompt: np.ndarray,
+        adapter: np.ndarray,
+        output: np.ndarray | None = None,
+        num_turns: np.ndarray | None = None,
+    ) -> Contents | None:
+        """What its first requests' blocks hold, where a trace with the prompts' own lengths, or a session, says so.
 
         adapter: of each; keys and values of different ones are different.
 
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
+        if num_turns is not None and output is not None:
+            if not self.w.kv.prefix_caching:
+                return None
+            return session_contents(num_turns, prompt, output, self.w.kv.block_size)
         trace = self.trace
         if trace is None or trace.blocks is None or self.w.lengths is not None or not self.w.kv.prefix_caching:
             return None
@@ -257,30 +277,41 @@ class Server:
             prompt = self.trace.num_prompt_tokens
             self.contents(prompt, np.zeros(len(prompt), np.int64))
 
-    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _arrival_s(self, streams: RandomStreams) -> np.ndarray:
+        """Of requests, or of sessions; zeros where only the run finds them out."""
         w, trace = self.w, self.trace
+        if isinstance(w.arrivals, ClosedLoopArrivals):
+            known = [w.num_requests, None if trace is None else trace.num_requests]
+            return np.zeros(min(n for n in known if n is not None))
         if trace is not None and w.arrivals.kind == "trace":
             arrival_s = trace.arrival_s
             if w.duration_s is not None:
                 arrival_s = arrival_s[arrival_s < w.duration_s]
-            arrival_s = arrival_s[: w.num_requests]
-        else:
-            assert w.arrivals.kind != "trace", "the schema asks for a trace"
-            most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
-            arrival_s = arrival_times_s(
-                w.arrivals.kind,
-                w.arrivals.rate_per_s,
-                streams.stream(f"workload.{w.name}.arrivals"),
-                num_requests=most,
-                duration_s=w.duration_s,
-                burstiness=getattr(w.arrivals, "burstiness", 1.0),
-            )
+            return arrival_s[: w.num_requests]
+        assert w.arrivals.kind != "trace", "the schema asks for a trace"
+        most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
+        return arrival_times_s(
+            w.arrivals.kind,
+            w.arrivals.rate_per_s,
+            streams.stream(f"workload.{w.name}.arrivals"),
+            num_requests=most,
+            duration_s=w.duration_s,
+            burstiness=getattr(w.arrivals, "burstiness", 1.0),
+        )
+
+    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w, trace = self.w, self.trace
+        arrival_s = self._arrival_s(streams)
+        num_turns = self.num_turns(streams)
+        if num_turns is not None:
+            arrival_s = np.repeat(arrival_s, num_turns)
         n = len(arrival_s)
         if w.lengths is None:
             assert trace is not None
             return arrival_s, trace.num_prompt_tokens[:n], trace.num_output_tokens[:n]
         draw = streams.stream(f"workload.{w.name}.lengths")
-        return arrival_s, _length_law(w.lengths.input).draw(draw, n), _length_law(w.lengths.output).draw(draw, n)
+        prompt, output = _length_law(w.lengths.input).draw(draw, n), _length_law(w.lengths.output).draw(draw, n)
+        return arrival_s, prompt if num_turns is None else session_prompts(num_turns, prompt, output), output
 
     def popularity(self) -> Popularity | None:
         experts = self.architecture.experts
@@ -338,7 +369,11 @@ class Server:
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
-        adapter = self.adapter_of(len(prompt), streams)
+        num_turns = self.num_turns(streams)
+        if num_turns is None:
+            adapter = self.adapter_of(len(prompt), streams)
+        else:  # a conversation is with one of them
+            adapter = np.repeat(self.adapter_of(len(num_turns), streams), num_turns)
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
@@ -347,12 +382,15 @@ class Server:
             w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
         )  # fmt: skip
+        outages = outages_of(self.scenario, w, self.topology.host_of_accelerator)
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
-            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
+            "num_replicas": w.most_replicas, "router": w.router.policy,
+            "contents": self.contents(prompt, adapter, output, num_turns),
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
             "rng": streams.stream(f"workload.{w.name}.router"),
+            "front": build_front(w, self._arrival_s(streams), num_turns, streams, outages),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None
@@ -382,4 +420,4 @@ class Server:
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))
         n = self.parallelism.num_accelerators
-        return [ranks[i * n : (i + 1) * n] for i in range(self.w.replicas)]
+        return [ranks[i * n : (i + 1) * n] for i in range(self.w.most_replicas)]

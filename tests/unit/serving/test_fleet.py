@@ -73,6 +73,14 @@ def test_the_cache_is_lost(outage, cached):
     assert made.requests["num_cached"].tolist() == [0, cached]
 
 
+def test_requests_of_a_merged_model_wait_for_its_own_replicas():
+    """Replica 0 has model 0 and is down from 1 to 7 s; replica 1 has model 1, and takes nothing of the other."""
+    fleet = Fleet([Outage((0,), 1.0, 7.0)])
+    made = run([0.0, 2.0, 2.0], [4] * 3, [3] * 3, fleet, num_replicas=2, model=np.array([0, 1, 0]), num_models=2)
+    assert made.requests["replica"].tolist() == [0, 1, 0]
+    assert made.requests["finished_s"].tolist() == [10.0, 5.0, 10.0]
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 

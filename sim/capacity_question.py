@@ -64,7 +64,7 @@ def question_of(
         if w.has_reacting_clients:
             raise Refused(
                 f"the clients of '{name}' react to what they get, so that its rate is no given thing to search; give "
-                "it arrivals by a law or a trace, and no client.timeout"
+                "it arrivals by a law or a trace, and neither client.timeout nor sessions"
             )
         if w.trace is None and w.num_requests is None:
             raise Refused(

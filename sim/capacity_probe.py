@@ -11,6 +11,7 @@ from sim.engine.random import RandomStreams
 from sim.results.run_results import VariantResult
 from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_server import Server
+from sim.scenario.clients import ClosedLoopArrivals
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
 from sim.serving.load import WARM_UP, queue_of
@@ -103,6 +104,7 @@ def serving_workload(scenario: Scenario, name: str) -> Serving:
 def written_rate(scenario: Scenario, name: str, seed: int) -> float | None:
     """The workload's mean rate as the scenario says, in requests a second; None where all arrive at one instant."""
     w = serving_workload(scenario, name)
+    assert not isinstance(w.arrivals, ClosedLoopArrivals), "a closed loop has no rate to search"
     if w.arrivals.kind != "trace":
         return w.arrivals.rate_per_s
     arrival_s = Server(scenario, w, build_topology(scenario.cluster)).arrivals(RandomStreams(seed))

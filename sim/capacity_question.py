@@ -51,6 +51,11 @@ def question_of(
     rates: dict[str, float] = {}
     for label, scenario in loaded.variants:
         w = serving_workload(scenario, name)
+        if w.has_reacting_clients:
+            raise Refused(
+                f"the clients of '{name}' react to what they get, so that its rate is no given thing to search; give "
+                "it arrivals by a law or a trace, and neither client.timeout nor sessions"
+            )
         if w.trace is None and w.num_requests is None:
             raise Refused(
                 f"'{name}' ends after a duration, in which another rate brings another number of requests; give it "

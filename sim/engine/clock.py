@@ -54,6 +54,11 @@ class Clock(Environment):
             raise RuntimeError("the clock has a core already; one fabric per simulation")
         self._core = core
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is planned, neither here nor in the core."""
+        return not self._queue and (self._core is None or self._core.next_s == float("inf"))
+
     def succeed_at(self, event: Event, time_s: float, value: object = None) -> None:
         """Trigger `event` at the absolute time, without the rounding of now + (time - now)."""
         if time_s < self._now:

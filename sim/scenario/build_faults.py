@@ -12,7 +12,9 @@ from sim.scenario.faults import Fault
 
 
 def build_fault(fault: Fault, topology: Topology) -> faults.Fault:
-    """Raises ValueError where a link would be no slower than it is."""
+    """Raises ValueError where a link would be no slower than it is. A replica's has no links: its workload knows it."""
+    if fault.replica is not None:
+        return faults.Fault(f"replica {fault.replica} down", (), None, fault.at_s, fault.until_s)
     if fault.link is not None:
         name, links = fault.link, links_named(topology, fault.link)
     elif fault.switch is not None:

@@ -11,7 +11,8 @@ from sim.workload.lengths import Fixed, Lognormal, Uniform
 from sim.workload.rate_shape import Burst, Diurnal, RateShape
 
 
-def _length_law(law: Any) -> Any:
+def length_law(law: Any) -> Any:
+    """What draws lengths by a law."""
     match law.law:
         case "fixed":
             return Fixed(law.tokens)
@@ -23,7 +24,7 @@ def _length_law(law: Any) -> Any:
 
 
 def drawn_lengths(lengths: Lengths, rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
-    return _length_law(lengths.input).draw(rng, num), _length_law(lengths.output).draw(rng, num)
+    return length_law(lengths.input).draw(rng, num), length_law(lengths.output).draw(rng, num)
 
 
 def rate_shape(shape: Any) -> RateShape | None:

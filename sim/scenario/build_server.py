@@ -27,8 +27,10 @@ from sim.engine.random import RandomStreams
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.message_fabric import MessageFabric
 from sim.fabric.topology import Topology
+from sim.scenario.build_clients import build_front, outages_of
 from sim.scenario.build_cluster import accelerator_of
-from sim.scenario.build_laws import drawn_lengths, fewest_tokens, rate_shape
+from sim.scenario.build_laws import drawn_lengths, fewest_tokens, length_law, rate_shape
+from sim.scenario.clients import ClosedLoopArrivals
 from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
@@ -42,6 +44,7 @@ from sim.serving.workload import ServingWorkload
 from sim.workload.arrivals import arrival_times_s
 from sim.workload.burstgpt_trace import read_burstgpt_trace
 from sim.workload.prefix_traces import read_mooncake_trace, read_vllm_trace
+from sim.workload.sessions import session_contents, session_prompts
 from sim.workload.traces import Trace, read_azure_trace
 
 TRACES: dict[str, Callable[..., Trace]] = {
@@ -306,13 +309,30 @@ class Server:
         num = self.trace.num_zero_outputs
         return [f"{num} rows of the trace had no response tokens, failures, and are left out"] if num else []
 
-    def contents(self, prompt: np.ndarray, adapter: np.ndarray) -> Contents | None:
-        """What its first requests' blocks hold, where a trace with the prompts' own lengths says so.
+    def num_turns(self, streams: RandomStreams) -> np.ndarray | None:
+        """Of each session; None where each request is on its own."""
+        if self.w.sessions is None:
+            return None
+        num_sessions = len(self._arrival_s(streams))
+        return length_law(self.w.sessions.turns).draw(streams.stream(f"workload.{self.w.name}.turns"), num_sessions)
+
+    def contents(
+        self,
+        prompt: np.ndarray,
+        adapter: np.ndarray,
+        output: np.ndarray | None = None,
+        num_turns: np.ndarray | None = None,
+    ) -> Contents | None:
+        """What its first requests' blocks hold, where a trace with the prompts' own lengths, or a session, says so.
 
         adapter: of each; keys and values of different ones are different.
 
         Raises ValueError where the engine's blocks are no parts of the trace's.
         """
+        if num_turns is not None and output is not None:
+            if not self.w.kv.prefix_caching:
+                return None
+            return session_contents(num_turns, prompt, output, self.w.kv.block_size)
         trace = self.trace
         if trace is None or trace.blocks is None or self.length_laws() or not self.w.kv.prefix_caching:
             return None
@@ -325,25 +345,35 @@ class Server:
             prompt = self.trace.num_prompt_tokens
             self.contents(prompt, np.zeros(len(prompt), np.int64))
 
-    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _arrival_s(self, streams: RandomStreams) -> np.ndarray:
+        """Of requests, or of sessions; zeros where only the run finds them out."""
         w, trace = self.w, self.trace
+        if isinstance(w.arrivals, ClosedLoopArrivals):
+            known = [w.num_requests, None if trace is None else trace.num_requests]
+            return np.zeros(min(n for n in known if n is not None))
         if trace is not None and w.arrivals.kind == "trace":
             arrival_s = trace.arrival_s
             if w.duration_s is not None:
                 arrival_s = arrival_s[arrival_s < w.duration_s]
-            arrival_s = arrival_s[: w.num_requests]
-        else:
-            assert w.arrivals.kind != "trace", "the schema asks for a trace"
-            most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
-            arrival_s = arrival_times_s(
-                w.arrivals.kind,
-                w.arrivals.rate_per_s,
-                streams.stream(f"workload.{w.name}.arrivals"),
-                num_requests=most,
-                duration_s=w.duration_s,
-                burstiness=getattr(w.arrivals, "burstiness", 1.0),
-                shape=rate_shape(w.arrivals.shape),
-            )
+            return arrival_s[: w.num_requests]
+        assert w.arrivals.kind != "trace", "the schema asks for a trace"
+        most = w.num_requests if trace is None else min(w.num_requests or trace.num_requests, trace.num_requests)
+        return arrival_times_s(
+            w.arrivals.kind,
+            w.arrivals.rate_per_s,
+            streams.stream(f"workload.{w.name}.arrivals"),
+            num_requests=most,
+            duration_s=w.duration_s,
+            burstiness=getattr(w.arrivals, "burstiness", 1.0),
+            shape=rate_shape(w.arrivals.shape),
+        )
+
+    def _requests(self, streams: RandomStreams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w, trace = self.w, self.trace
+        arrival_s = self._arrival_s(streams)
+        num_turns = self.num_turns(streams)
+        if num_turns is not None:
+            arrival_s = np.repeat(arrival_s, num_turns)
         n = len(arrival_s)
         if w.lengths is not None:
             prompt, output = drawn_lengths(w.lengths, streams.stream(f"workload.{w.name}.lengths"), n)
@@ -356,7 +386,7 @@ class Server:
             if each.lengths is not None:
                 own = drawn_lengths(each.lengths, streams.stream(f"workload.{w.name}.lengths.{each.name}"), n)
                 prompt, output = (np.where(tenant.of == i, a, b) for a, b in zip(own, (prompt, output), strict=True))
-        return arrival_s, prompt, output
+        return arrival_s, prompt if num_turns is None else session_prompts(num_turns, prompt, output), output
 
     def tenants(self, streams: RandomStreams, num_requests: int) -> Tenants:
         """Whose each request is, drawn by the tenants' shares."""
@@ -435,22 +465,28 @@ class Server:
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         arrival_s, prompt, output = self.requests(streams)
-        adapter = self.adapter_of(len(prompt), streams)
+        num_turns = self.num_turns(streams)
+        if num_turns is None:
+            adapter = self.adapter_of(len(prompt), streams)
+        else:  # a conversation is with one of them
+            adapter = np.repeat(self.adapter_of(len(num_turns), streams), num_turns)
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
         speculation = self.speculation(streams)
-        classes, contents = self.classes(streams, len(arrival_s)), self.contents(prompt, adapter)
+        outages = outages_of(self.scenario, w, self.topology.host_of_accelerator)
+        classes, contents = self.classes(streams, len(arrival_s)), self.contents(prompt, adapter, output, num_turns)
         common: dict[str, Any] = {
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output,
             "limits": replace(self.limits, speculation=speculation),
-            "num_replicas": w.replicas, "router": w.router.policy, "contents": contents,
+            "num_replicas": w.most_replicas, "router": w.router.policy, "contents": contents,
             "adapter": adapter, "model": self.model_of(adapter),
             "num_models": w.adapters.num_models if w.adapters else 1,
             "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
             "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None,
             "classes": classes,
             "precedence": self.precedence(prompt, output, contents, None if classes is None else classes[1]),
+            "front": build_front(w, self._arrival_s(streams), num_turns, streams, outages),
             "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
         }  # fmt: skip
         known, priced = self.measured(), None
@@ -484,4 +520,4 @@ class Server:
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))
         n = self.parallelism.num_accelerators
-        return [ranks[i * n : (i + 1) * n] for i in range(self.w.replicas)]
+        return [ranks[i * n : (i + 1) * n] for i in range(self.w.most_replicas)]

@@ -116,7 +116,7 @@ def _collective_problems(
 def _needs(workload: Serving) -> str:
     degrees = workload.parallelism
     return (
-        f"{workload.replicas} replicas of {degrees.num_accelerators} accelerators (tensor {degrees.tensor}, "
+        f"{workload.most_replicas} replicas of {degrees.num_accelerators} accelerators (tensor {degrees.tensor}, "
         f"expert {degrees.expert}) need {workload.num_accelerators}"
     )
 

@@ -1,8 +1,8 @@
-"""Faults of a scenario: links, switches and hosts that change during the run."""
+"""Faults of a scenario: links, switches, hosts and replicas that change during the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +13,7 @@ from sim.scenario.quantities import BytesPerS, CountOrZero, Part, PositiveShare,
 
 
 class Fault(Part):
-    """One link, switch or host that is slower, or down, for a while or for good.
+    """One link, switch or host that is slower, or down, for a while or for good; or a replica that is down.
 
     Where faults overlap on a link, it has the lowest of their rates, and is down while any of them says so.
     """
@@ -30,7 +30,14 @@ class Fault(Part):
         description="every link of a switch: 'leaf0', 'spine3', 'plane1/spine3' (without a plane: in all of them)",
         examples=["spine3"],
     )
-    host: CountOrZero | None = Field(default=None, description="every link between a host and its leaves")
+    host: CountOrZero | None = Field(
+        default=None, description="every link between a host and its leaves; where it is down, replicas on it are too"
+    )
+    replica: Text | None = Field(
+        default=None,
+        description="a replica of a serving workload: its requests are lost to it (`client.on_failure`), and its cache",
+        examples=["chat/1"],
+    )
     rate_bytes_per_s: BytesPerS | None = Field(default=None, description="what one direction of each link carries now")
     state: Literal["down"] | None = None
     loss: PositiveShare | None = Field(
@@ -39,10 +46,11 @@ class Fault(Part):
 
     @model_validator(mode="after")
     def _says_what(self) -> Fault:
-        given = [word for word in ("link", "switch", "host") if getattr(self, word) is not None]
+        given = [word for word in ("link", "switch", "host", "replica") if getattr(self, word) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            raise refused(f"a fault is about one link, one switch or one host, here {found}; make it one entry each")
+            things = "one link, one switch, one host or one replica"
+            raise refused(f"a fault is about {things}, here {found}; make it one entry each")
         keys = {"rate_bytes_per_s": "rate", "state": "state", "loss": "loss"}
         changes = [key for name, key in keys.items() if getattr(self, name) is not None]
         if len(changes) != 1:
@@ -50,6 +58,8 @@ class Fault(Part):
             raise refused(f"a fault changes one thing, here {found}; give a rate, or state: down, or a loss")
         if self.switch is not None and self.state is None:
             raise refused("a switch can only be down; write state: down, or name its links", changes[0])
+        if self.replica is not None and self.state is None:
+            raise refused("a replica can only be down; write state: down", changes[0])
         if self.loss is not None and self.link is None:
             raise refused("loss is a property of a link; name one by `link`", "loss")
         if self.until_s is not None and self.until_s <= self.at_s:
@@ -57,8 +67,16 @@ class Fault(Part):
         return self
 
 
-def fault_problems(cluster: Cluster, fault: Fault) -> Iterator[tuple[Where, str]]:
-    """What does not fit the cluster, as (path below the fault, sentence)."""
+def fault_problems(
+    cluster: Cluster, fault: Fault, num_replicas: Mapping[str, int]
+) -> Iterator[tuple[Where, str]]:
+    """What does not fit, as (path below the fault, sentence); num_replicas: of each serving workload."""
+    if fault.replica is not None:
+        name, _, index = fault.replica.rpartition("/")
+        names = [f"{name}/0" if n == 1 else f"{name}/0 … {name}/{n - 1}" for name, n in num_replicas.items()]
+        if name not in num_replicas or not (index.isascii() and index.isdigit() and int(index) < num_replicas[name]):
+            there = f"there are {', '.join(names)}" if names else "no workload serves a model"
+            yield ("replica",), f"there is no replica '{fault.replica}'; {there}"
     if fault.link is not None and (sentence := wrong_link(cluster, fault.link)) is not None:
         yield ("link",), sentence
     if fault.switch is not None and (sentence := wrong_switch(cluster, fault.switch)) is not None:

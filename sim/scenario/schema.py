@@ -81,7 +81,7 @@ class Scenario(Part):
     paths: Paths = PlainPaths(policy="ecmp")
     workloads: tuple[AnyWorkload, ...] = Field(min_length=1, description="jobs that share the cluster")
     cost: Cost = Cost()
-    faults: tuple[Fault, ...] = Field(default=(), description="links, switches and hosts that change during the run")
+    faults: tuple[Fault, ...] = Field(default=(), description="what changes during the run")
     max_time_s: PositiveSeconds | None = Field(
         default=None, description="simulated time at which the run is cut"
     )
@@ -155,8 +155,9 @@ class Scenario(Part):
         if self.fidelity != "fluid" and queue_bytes is not None and queue_bytes < self.packet.mtu_bytes:
             sentence = f"queues of {queue_bytes} B hold no packet of {self.packet.mtu_bytes} B; nothing would ever pass"
             yield ("cluster", "fabric", "file"), f"{sentence}: give a smaller packet.mtu, or larger queues"
+        num_replicas = {w.name: w.most_replicas for w in self.workloads if isinstance(w, Serving)}
         for i, fault in enumerate(self.faults):
-            for path, sentence in fault_problems(self.cluster, fault):
+            for path, sentence in fault_problems(self.cluster, fault, num_replicas):
                 yield ("faults", i, *path), sentence
         host_of, leaf_of = self.cluster.hosts_and_leaves()
         seen: set[str] = set()

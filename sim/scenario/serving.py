@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, Wit
 
 from models.parallelism import Exchange
 from sim.scenario.adapters import Adapters
+from sim.scenario.clients import Autoscale, Client, ClosedLoopArrivals, TimeLaw
 from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
     Count,
@@ -120,9 +121,22 @@ class KvCache(Part):
 
 class Router(Part):
     """Which replica a request goes to; least_outstanding, also of two drawn (power_of_two), counts queued and running
-    requests; least_kv the KV blocks that are held; prefix_affinity what a replica's cache has of the prompt."""
+    requests; least_kv the KV blocks that are held; prefix_affinity what a replica's cache has of the prompt;
+    adapter_affinity requests of the same adapter, as long as a replica has not 1.25 times the mean of requests."""
 
-    policy: Literal["round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity"] = "round_robin"
+    policy: Literal[
+        "round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity", "adapter_affinity"
+    ] = "round_robin"
+    report_interval_s: Seconds = Field(
+        default=0.0, description="the router sees what each replica reported last, every so often; 0: what it is now"
+    )
+
+    @model_validator(mode="after")
+    def _looks(self) -> Router:
+        if self.report_interval_s > 0 and self.policy == "round_robin":
+            sentence = "round_robin looks at no replica, so that reports have no effect; leave it out"
+            raise refused(sentence, "report_interval")
+        return self
 
 
 class DiurnalShape(Part):
@@ -189,7 +203,7 @@ class TraceArrivals(Part):
 
 
 Arrivals = Annotated[
-    PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals, Field(discriminator="kind")
+    PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals | ClosedLoopArrivals, Field(discriminator="kind")
 ]
 
 
@@ -231,6 +245,19 @@ class Lengths(Part):
 
     input: Length
     output: Length
+
+
+class Sessions(Part):
+    """Conversations: each turn's prompt is all prompts and answers before it, and `lengths.input` new tokens.
+
+    `arrivals` and `num_requests` are then of sessions, `duration` ends their beginning. A session ends early with a
+    turn that fails or is given up. What was said before is found where the prefix cache still has it.
+    """
+
+    turns: Length = Field(description="of a session: a law as in lengths", examples=["{law: fixed, tokens: 4}"])
+    think_time: TimeLaw | None = Field(
+        default=None, description="from an answer to the next turn: a time, or a law; by default none", examples=["5 s"]
+    )
 
 
 class Trace(Part):
@@ -323,7 +350,8 @@ class Serving(Workload):
         description="a preset of `spindle list models`, or the path of a Hugging Face config.json"
     )
     precision: Precision = Precision()
-    replicas: Count = 1
+    replicas: Count = Field(default=1, description="with autoscale: at the beginning")
+    autoscale: Autoscale | None = None
     parallelism: Degrees = Degrees()
     ranks: Ranks = Field(
         default=None, description="accelerators given to it; by default as many as it needs, from 0"
@@ -335,6 +363,7 @@ class Serving(Workload):
     lengths: Lengths | None = Field(
         default=None, description="token counts; needed unless a trace gives them"
     )
+    sessions: Sessions | None = None
     trace: Trace | None = None
     num_requests: Count | None = Field(default=None, description="stop arrivals after so many")
     duration_s: PositiveSeconds | None = Field(default=None, description="stop arrivals after this time")
@@ -342,6 +371,7 @@ class Serving(Workload):
         default=0.0,
         description="the engine's own time per step; a step takes the larger of it and the accelerator's",
     )
+    client: Client = Client()
     experts: Experts = Experts()
     adapters: Adapters | None = None
     tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
@@ -357,13 +387,31 @@ class Serving(Workload):
     )
 
     @property
+    def is_reactive(self) -> bool:
+        """Whether somebody reacts to what becomes of requests while it runs."""
+        return self.has_reacting_clients or self.autoscale is not None or self.router.report_interval_s > 0
+
+    @property
+    def has_reacting_clients(self) -> bool:
+        """Whether what they send depends on what they get."""
+        waits = self.client.timeout_s is not None or self.sessions is not None
+        return waits or isinstance(self.arrivals, ClosedLoopArrivals)
+
+    @property
+    def most_replicas(self) -> int:
+        """For which it needs accelerators."""
+        return self.replicas if self.autoscale is None else self.autoscale.max
+
+    @property
     def num_accelerators(self) -> int:
         """That it needs: all replicas."""
-        return self.replicas * self.parallelism.num_accelerators
+        return self.most_replicas * self.parallelism.num_accelerators
 
     @model_validator(mode="after")
     def _merged_models_have_replicas(self) -> Serving:
         num_models = 1 if self.adapters is None else self.adapters.num_models
+        if num_models > 1 and self.autoscale is not None:
+            raise refused("autoscale is for one model; leave it out, or the adapters unmerged", "autoscale")
         if self.replicas % num_models:
             raise refused(
                 f"{self.replicas} replicas for {num_models} merged models; give each as many, such as {num_models} in "
@@ -394,11 +442,19 @@ class Serving(Workload):
 
     @model_validator(mode="after")
     def _has_requests(self) -> Serving:
+        if self.autoscale is not None and not self.autoscale.min <= self.replicas <= self.autoscale.max:
+            raise refused(
+                f"{self.replicas} at the beginning is not from autoscale.min, {self.autoscale.min}, to autoscale.max, "
+                f"{self.autoscale.max}; give a number between",
+                "replicas",
+            )
         if self.arrivals.kind == "trace" and self.trace is None:
             raise refused(
                 "arrivals: trace needs a trace; write for example trace: {format: azure, file: requests.csv}",
                 "trace",
             )
+        if self.sessions is not None and self.trace is not None:
+            raise refused("a trace says what is asked, turn by turn; leave out sessions, or the trace", "sessions")
         if self.lengths is None and self.trace is None and not (
             self.tenants and all(tenant.lengths is not None for tenant in self.tenants)
         ):
@@ -409,6 +465,12 @@ class Serving(Workload):
             )
         if self.trace is None and self.num_requests is None and self.duration_s is None:
             raise refused("arrivals have no end; give num_requests or duration")
+        if self.trace is None and self.num_requests is None and isinstance(self.arrivals, ClosedLoopArrivals):
+            raise refused(
+                "how many requests a closed loop sends shows only when it runs; give num_requests, the most of them, "
+                "beside the duration",
+                "num_requests",
+            )
         if self.batching.is_chunked and (
             self.batching.max_num_batched_tokens < self.batching.max_num_seqs
         ):

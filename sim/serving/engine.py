@@ -309,8 +309,10 @@ def _end_first_stages(state: EngineState) -> None:
 
 
 @inner
-def leap(state: EngineState, table: StepTable, until_s: float) -> int:
+def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = False) -> int:
     """Run the steady batch in flight again and again, until something may change; returns the steps finished.
+
+    Of a trial the state keeps nothing but when the last one ends, at that place of leap_finish_s.
 
     That is: until a request is to compute its last token, somebody arrives, blocks run out, or a step would end after
     until_s. The steps differ only in their contexts, each one longer than before, so they are priced one by one here,
@@ -346,6 +348,9 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
     is_outside = False
     next_node = 1
     longest = 0
+    started_s, finish_s = flight.started_s, flight.finish_s
+    flight_compute_s, flight_communication_s = flight.compute_s, flight.communication_s
+    flight_prompt = flight.prefill_tokens
     while num_steps < limit:
         formed_s = flight.started_s if counts.is_async else flight.finish_s
         # In step j a request with c tokens computed needs a block if (c + j) is a multiple of the size.
@@ -356,9 +361,10 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
         if counts.is_async:
             held = kv.num_blocks - num_free
         residue = kv.block_size - 1 if residue == 0 else residue - 1
-        record_step(state, held)
+        if not is_trial:
+            record_step(state, held)
         state.leap_finish_s[num_steps] = flight.finish_s
-        if is_stage_over and num_steps == 0:
+        if is_stage_over and num_steps == 0 and not is_trial:
             _end_first_stages(state)
         num_steps += 1
         context += size
@@ -373,28 +379,34 @@ def leap(state: EngineState, table: StepTable, until_s: float) -> int:
         compute_s, communication_s = step_parts(
             table, tokens, size, size, 0, 0, context, 0.0, decode_s + tail_s, touched
         )
-        tally(state, tokens, size, 0.0, decode_s + tail_s, is_outside)
-        counts.total_s += compute_s + communication_s
+        if not is_trial:
+            tally(state, tokens, size, 0.0, decode_s + tail_s, is_outside)
+            counts.total_s += compute_s + communication_s
         flight.prefill_tokens = 0
         flight.compute_s = compute_s
         flight.communication_s = communication_s
         flight.started_s = flight.finish_s
         flight.finish_s = flight.started_s + max(compute_s + communication_s, counts.host_s)
-    if num_steps == 0:
-        return 0
+    if is_trial:
+        state.leap_finish_s[num_steps] = flight.finish_s
+        flight.started_s, flight.finish_s = started_s, finish_s
+        flight.compute_s, flight.communication_s = flight_compute_s, flight_communication_s
+        flight.prefill_tokens = flight_prompt
+    if num_steps == 0 or is_trial:
+        return num_steps
     if has_adapters:
         tally_experts(state, table, tokens, touched, num_steps)
     flight.decode_context = context
     counts.now_s = flight.started_s
-    finish_s = state.leap_finish_s
+    leap_finish_s = state.leap_finish_s
     for i in range(size):
         request = in_flight[i].request
         row = requests[request]
         first = row.first_token + row.num_generated
         for j in range(num_steps):
-            token_time_s[first + j] = finish_s[j]
+            token_time_s[first + j] = leap_finish_s[j]
         if row.num_generated == 0:  # a prompt of one token
-            row.first_token_s = finish_s[0]
+            row.first_token_s = leap_finish_s[0]
         row.num_generated += num_steps
         row.num_computed += num_steps
         in_flight[i].prefix += num_steps

@@ -8,13 +8,13 @@ the other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from simpy import Event
+from simpy import Event, Interrupt
 
 from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
@@ -22,10 +22,12 @@ from sim.engine.clock import Clock
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.fluid import FluidFabric
 from sim.fabric.held_up import held_up
-from sim.fabric.transfer import Fabric
+from sim.fabric.transfer import Fabric, Transfer
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance, complete_step, form_batch, launch_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
+from sim.serving.lookahead import next_end_s
 from sim.serving.policies import compiled_policy
+from sim.serving.removal import lose_memory, take_away
 from sim.serving.request import FAILED, UNFINISHED
 from sim.serving.speculation import Speculation
 from sim.serving.state import EngineState, new_engine_state, num_waiting, submit
@@ -155,11 +157,28 @@ class Engine:
         self._outcome[request] = UNFINISHED
         return None
 
+    def take_away(self, request: int) -> int:
+        """Forget a request that has not ended, as of now; returns the output tokens that are lost with it."""
+        return int(take_away(self.state, request))
+
+    def lose_memory(self) -> None:
+        """The replica dies: nothing is left of its step in flight or its cache. It must serve nobody any more."""
+        if self.num_outstanding > 0:
+            raise ReplicaError(f"replica {self.index} is to lose its memory with {self.num_outstanding} outstanding")
+        lose_memory(self.state)
+
     @property
     def num_held_blocks(self) -> int:
         """KV blocks that requests hold."""
         counts = self.state.kv.counts[0]
         return int(counts["num_blocks"] - counts["num_free"])
+
+    def num_by_adapter(self) -> NDArray[np.int64]:
+        """Requests submitted and not ended, by adapter, up to the last that has any."""
+        state, counts = self.state, self.state.counts[0]
+        places = np.arange(counts["head"], counts["submitted"]) & (len(state.waiting) - 1)
+        here = np.concatenate([state.waiting[places], state.running[: counts["num_running"]]])
+        return np.bincount(state.requests["adapter"][here])
 
     def cached_tokens(self, request: int) -> int:
         """Of the prompt of a request that nobody serves yet, what the cache has."""
@@ -211,6 +230,11 @@ class Engine:
             )
 
 
+def num_of_adapter(engines: Sequence[Engine], adapter: int) -> int:
+    """Requests of this adapter, submitted and not ended."""
+    return sum(int(engine.num_by_adapter()[adapter : adapter + 1].sum()) for engine in engines)
+
+
 class LocalReplica:
     """A replica whose step times follow from its own batch; communication inside the host is in the table.
 
@@ -227,6 +251,10 @@ class LocalReplica:
         return (self.engine,)
 
     @property
+    def next_engine(self) -> Engine:
+        return self.engine
+
+    @property
     def num_outstanding(self) -> int:
         return self.engine.num_outstanding
 
@@ -237,6 +265,9 @@ class LocalReplica:
     def cached_tokens(self, request: int) -> int:
         return self.engine.cached_tokens(request)
 
+    def num_of_adapter(self, adapter: int) -> int:
+        return num_of_adapter(self.engines, adapter)
+
     def submit(self, request: int) -> str | None:
         return self.engine.submit(request)
 
@@ -244,6 +275,15 @@ class LocalReplica:
         """Bring the engine to the clock's time."""
         while self._advance(self.clock.now) == PAUSED:
             pass
+
+    @property
+    def next_s(self) -> float:
+        """When to look at it again: no request ends here before (`next_end_s`)."""
+        return float(next_end_s(self.engine.state, self.table))
+
+    def die(self) -> None:
+        """Stop at once; everything must have been taken away."""
+        self.engine.lose_memory()
 
     def drain(self) -> Generator[Event, None, None]:
         """Run until everything submitted has ended; a process.
@@ -305,9 +345,12 @@ class FabricReplica:
         self.looked_s = 0.0
         """Where steps were looked at: for how long flows were held up, by (link, whose flows share it), of how long."""
         self._num_looks = 0
+        self.on_end: Callable[[], None] | None = None
+        """Called when requests have ended; what it starts at this instant comes before the next batch."""
         self._idle: Event | None = None
         self._drained: Event | None = None
-        clock.process(self._serve())
+        self._transfer: Transfer | None = None
+        self._process = clock.process(self._serve())
 
     @property
     def num_outstanding(self) -> int:
@@ -318,20 +361,30 @@ class FabricReplica:
         return sum(engine.num_held_blocks for engine in self.engines)
 
     def cached_tokens(self, request: int) -> int:
-        return self._copy_for_next().cached_tokens(request)
+        return self.next_engine.cached_tokens(request)
+
+    def num_of_adapter(self, adapter: int) -> int:
+        return num_of_adapter(self.engines, adapter)
 
     def submit(self, request: int) -> str | None:
-        reason = self._copy_for_next().submit(request)
+        reason = self.next_engine.submit(request)
         if reason is None and self._idle is not None:
             idle, self._idle = self._idle, None
             idle.succeed()
         return reason
 
-    def _copy_for_next(self) -> Engine:
+    @property
+    def next_engine(self) -> Engine:
+        """The copy that takes the next request."""
         return min(self.engines, key=lambda engine: 4 * engine.num_outstanding - 3 * engine.count("num_running"))
 
     def catch_up(self) -> None:
         """Nothing to do: these engines live at the clock's time."""
+
+    @property
+    def next_s(self) -> float:
+        """Infinity: it says by itself when requests end (`on_end`)."""
+        return np.inf
 
     def drain(self) -> Generator[Event, None, None]:
         """Wait until everything submitted has ended; a process."""
@@ -339,7 +392,24 @@ class FabricReplica:
             self._drained = self.clock.event()
             yield self._drained
 
+    def die(self) -> None:
+        """Stop at once, the messages of the step in flight too; what has been taken away stays so."""
+        for engine in self.engines:
+            engine.lose_memory()
+        self._idle = None
+        if self._transfer is not None:
+            self._transfer.cancel()
+        self._process.interrupt()
+
     def _serve(self) -> Generator[Event, None, None]:
+        """Serve; after a death begin anew."""
+        while True:
+            try:
+                yield from self._serve_steps()
+            except Interrupt:
+                self._transfer = None
+
+    def _serve_steps(self) -> Generator[Event, None, None]:
         """The serving loop: form the batches, run their operators and their messages, finish them."""
         clock, limits = self.clock, self.engines[0].limits
         step = None
@@ -354,9 +424,11 @@ class FabricReplica:
             if self.fabric is None:
                 done: Event = clock.timeout(step.compute_s + step.exchange_s)
             else:
-                done = self.fabric.start(self.iteration.graph(step, started_s)).done
+                self._transfer = self.fabric.start(self.iteration.graph(step, started_s))
+                done = self._transfer.done
             step = self._form() if limits.is_async else None
             yield done
+            self._transfer = None
             accelerator_s = clock.now - started_s
             if accelerator_s < limits.host_s:
                 yield clock.timeout(limits.host_s - accelerator_s)
@@ -364,8 +436,12 @@ class FabricReplica:
             if self.alone is not None:
                 self._look_later(accelerator_s)
                 alone_s = self.alone.seconds(self.iteration.graph(running, self.alone.now_s))
+            num_completed = sum(engine.count("num_completed") for engine in self.engines)
             for engine in self.engines:
                 self._finish(engine, running, accelerator_s, alone_s)
+            if self.on_end is not None and sum(e.count("num_completed") for e in self.engines) > num_completed:
+                self.on_end()
+                yield clock.timeout(0.0)
 
     def _look_later(self, step_s: float) -> None:
         """Look once during the next step, if it takes about as long as the one that has just ended, at a moment of it

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NOT_ARRIVED, UNFINISHED, COMPLETED, FAILED = 0, 1, 2, 3
-OUTCOMES = ("not arrived", "unfinished", "completed", "failed")
+NOT_ARRIVED, UNFINISHED, COMPLETED, FAILED, TIMED_OUT = 0, 1, 2, 3, 4
+OUTCOMES = ("not arrived", "unfinished", "completed", "failed", "timed out")
 
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),
+        ("submitted_s", "f8"),
         ("scheduled_s", "f8"),
         ("first_token_s", "f8"),
         ("finished_s", "f8"),
@@ -37,6 +38,7 @@ REQUEST = np.dtype(
 """One request.
 
 arrival_s, scheduled_s (when its first step was formed), first_token_s, finished_s: NaN until it happens
+submitted_s          when it comes to its replica: at arrival_s, unless it is sent again
 first_token          index of its first output token in the array of token times
 num_output_tokens    how many tokens it will generate: known to the engine, which ends it there, and never
                      read by a batching policy
@@ -75,7 +77,7 @@ def new_requests(
         if bad.any():
             i = int(np.argmax(bad))
             raise ValueError(f"request {i}: {values[i]} {what} tokens, must be from 1 to 2^30")
-    requests["arrival_s"] = arrival_s
+    requests["arrival_s"] = requests["submitted_s"] = arrival_s
     requests["num_prompt_tokens"] = num_prompt_tokens
     requests["num_output_tokens"] = num_output_tokens
     requests["first_token"] = np.cumsum(num_output_tokens) - num_output_tokens

@@ -513,7 +513,7 @@ def take_arrivals(state: EngineState) -> None:
     mask = state.waiting.size - 1
     while counts.arrived < counts.submitted:
         row = state.requests[state.waiting[counts.arrived & mask]]
-        if row.arrival_s > counts.now_s:
+        if row.submitted_s > counts.now_s:
             break
         counts.arrived += 1
 
@@ -524,11 +524,11 @@ def next_arrival_s(state: EngineState) -> float:
     counts = state.counts[0]
     if counts.arrived == counts.submitted:
         return np.inf
-    return state.requests[state.waiting[counts.arrived & (state.waiting.size - 1)]].arrival_s
+    return state.requests[state.waiting[counts.arrived & (state.waiting.size - 1)]].submitted_s
 
 
 def submit(state: EngineState, request: int) -> EngineState:
-    """Append a request, which arrives at its arrival_s, to the ring.
+    """Append a request, which comes at its submitted_s, to the ring.
 
     Returns the state, with a longer ring where it was full.
     """

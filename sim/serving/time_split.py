@@ -69,6 +69,27 @@ def mark(counts: Any, splits: NDArray[Any], request: int, stage: int) -> None:
 
 
 @inner
+def forget(counts: Any, splits: NDArray[Any], request: int) -> None:
+    """The request leaves before its end. What it has lived through here is lost: if it comes again, all of the time
+    since its arrival was queueing."""
+    split = splits[request]
+    if split.next_stage != QUEUED:
+        if counts.first_mark == request + 1:
+            counts.first_mark = split.next_mark
+        else:
+            before = counts.first_mark - 1
+            while splits[before].next_mark != request + 1:
+                before = splits[before].next_mark - 1
+            splits[before].next_mark = split.next_mark
+    if split.stage == RECOMPUTING:
+        counts.num_recomputing -= 1
+    split.queue_s = split.prefill_s = split.decode_s = split.host_s = split.communication_s = 0.0
+    split.uncontended_s = split.recompute_s = split.waiting_again_s = split.kv_transfer_s = 0.0
+    split.num_lost = 0
+    split.stage = split.next_stage = QUEUED
+
+
+@inner
 def enter_marked(counts: Any, requests: NDArray[Any], splits: NDArray[Any]) -> None:
     """A batch starts: whoever waits for that enters its stage. Who has ended meanwhile stays ended."""
     while counts.first_mark > 0:

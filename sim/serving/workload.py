@@ -22,10 +22,11 @@ from sim.engine.recorder import Recorder
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.front import Front
 from sim.serving.load import WARM_UP, queue_of
 from sim.serving.metrics import as_of, class_metrics, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
-from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, new_requests, new_token_times
+from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, TIMED_OUT, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
 from sim.serving.time_split import PARTS, new_splits, parts_s
@@ -46,7 +47,7 @@ FROM_TABLES = (Source.MEASURED, Source.IMPORTED, Source.INTERPOLATED)
 
 
 class ServingWorkload:
-    """An open loop of requests on replicas of one model.
+    """Requests on replicas of one model: an open loop, unless `front` says what clients and replicas do.
 
     arrival_s, num_prompt_tokens, num_output_tokens   [requests]; arrivals count from `start`
     num_replicas, limits, router     replicas are alike; router is a name in ROUTERS, which draws from rng
@@ -92,6 +93,7 @@ class ServingWorkload:
         precedence: NDArray[np.int64] | None = None,
         classes: tuple[Sequence[str], NDArray[np.int64]] | None = None,
         alone: AloneOnIdeal | None = None,
+        front: Front | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -141,13 +143,22 @@ class ServingWorkload:
             else:
                 copies = [engine(i, copy) for copy in range(iterations[i].num_copies)]
                 self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric, alone))
+        self.front = front
+        if front is not None:
+            front.attach(clock, self.requests, self.replicas, self.router, self._rng, self.failures)
+            front.divide(self._model, num_models)
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
         self.requests["arrival_s"] += self.clock.now
+        self.requests["submitted_s"] = self.requests["arrival_s"]
         return self.clock.process(self._run())
 
     def _run(self) -> Generator[Event, None, None]:
+        if self.front is not None:
+            yield from self.front.run()
+            self.check()
+            return
         draws = self._rng.random((len(self.requests), 2))
         for request, arrival_s in enumerate(self.requests["arrival_s"].tolist()):
             arrival = self.clock.event()
@@ -168,7 +179,8 @@ class ServingWorkload:
         model = int(self._model[request])
         each = len(self.replicas) // len(self._num_routed)
         replicas = self.replicas[model * each : (model + 1) * each]
-        routed = Routed(request, self._num_routed[model], (draws[0], draws[1]))
+        adapter = int(self.requests["adapter"][request])
+        routed = Routed(request, self._num_routed[model], (draws[0], draws[1]), adapter)
         self._num_routed[model] += 1
         return replicas[self.router.choose(replicas, routed)]
 
@@ -180,6 +192,8 @@ class ServingWorkload:
     @property
     def progress(self) -> tuple[int, int]:
         """(requests that have ended, all requests)."""
+        if self.front is not None:
+            return self.front.num_ended, len(self.requests)
         ended = self.failures.total() + sum(engine.count("num_completed") for engine in self.engines)
         return ended, len(self.requests)
 
@@ -195,7 +209,7 @@ class ServingWorkload:
         missing = self.num_steps - sum(len(engine.steps) for engine in self.engines)
         if self.record_batches and missing:
             notes.append(f"{missing} of {self.num_steps} steps are not in the batches table, which is full")
-        return notes
+        return notes + (self.front.notes() if self.front is not None else [])
 
     def metrics(self) -> dict[str, float | None]:
         self._catch_up()
@@ -216,6 +230,8 @@ class ServingWorkload:
             part_s = split[f"{part}_s"]
             mean_s = float(part_s.mean()) if len(part_s) else np.nan
             metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
+        if self.front is not None:
+            metrics |= self.front.metrics()
         of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
         return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
@@ -259,7 +275,7 @@ class ServingWorkload:
         requests, _ = as_of(self.requests, self.token_time_s, now_s)
         counted = requests[requests["outcome"] != NOT_ARRIVED]
         counted = counted[int(WARM_UP * len(counted)) :]
-        counted = counted[counted["outcome"] != FAILED]
+        counted = counted[~np.isin(counted["outcome"], (FAILED, TIMED_OUT))]
         done = counted[counted["outcome"] == COMPLETED]
         latency_s = float((done["finished_s"] - done["arrival_s"]).mean()) if len(done) else None
         return asdict(queue_of(counted["arrival_s"], counted["scheduled_s"], now_s)) | {"mean_latency_s": latency_s}
@@ -312,6 +328,7 @@ class ServingWorkload:
             num_preemptions=rows["num_preemptions"],
             outcome=np.array(OUTCOMES)[rows["outcome"]],
             **more,
+            **(self.front.columns(ids) if self.front is not None else {}),
         )
         if self.tenants is not None and self.tenants.names:
             of_each = np.array(self.tenants.names)[self.tenants.of[ids]]
@@ -352,10 +369,15 @@ class ServingWorkload:
         outcome = self.requests["outcome"]
         outstanding = sum(replica.num_outstanding for replica in self.replicas)
         completed, failed = int((outcome == COMPLETED).sum()), int((outcome == FAILED).sum())
-        if completed + failed + outstanding != self._num_arrived:
+        arrived, timed_out = self._num_arrived, int((outcome == TIMED_OUT).sum())
+        if self.front is not None:
+            arrived = self.front.num_arrived
+            outstanding += self.front.num_between
+        if completed + failed + timed_out + outstanding != arrived:
+            given_up = f" + {timed_out} timed out" if timed_out else ""
             raise ConservationError(
-                f"{self.name}: {completed} completed + {failed} failed + {outstanding} unfinished requests, "
-                f"but {self._num_arrived} arrived"
+                f"{self.name}: {completed} completed + {failed} failed{given_up} + {outstanding} unfinished requests, "
+                f"but {arrived} arrived"
             )
         done = self.requests[outcome == COMPLETED]
         if (done["num_generated"] != done["num_output_tokens"]).any():

@@ -6,6 +6,7 @@ its asynchronous loop, sharing nothing with the compiled engine but the price of
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from models.cost.step import step_parts
 PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication")
 
 
-@dataclass
+@dataclass(eq=False)
 class PlainRequest:
     number: int
     arrival_s: float
@@ -112,9 +113,11 @@ class PlainEngine:
     def __init__(
         self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
         is_caching=False, max_graph_tokens=0, host_blocks=0, block_copy_s=0.0,
-        speculation=None, accepts=None,
+        speculation=None, accepts=None, cancelled=(),
     ):  # fmt: skip
+        """cancelled: (when, which request), in order of time"""
         self.to_come = deque(requests)
+        self.cancelled = deque(cancelled)
         self.waiting: deque[PlainRequest] = deque()
         self.running: list[PlainRequest] = []
         self.table = table
@@ -136,12 +139,14 @@ class PlainEngine:
         while True:
             batch: list[Part] = []
             if flight is None or self.is_async:
+                self.cancel(self.now_s, [])
                 while self.to_come and self.to_come[0].arrival_s <= self.now_s:
                     self.waiting.append(self.to_come.popleft())
                 batch = self.form()
             formed = self.sums(batch) if batch else None
             running = set(map(id, self.running))
             if flight is not None:
+                self.cancel(math.nextafter(flight[2], 0), [*flight[0], *batch])
                 self.finish(*flight)
                 flight = None
             if formed is not None:
@@ -159,6 +164,21 @@ class PlainEngine:
                 if not self.to_come:
                     return
                 self.now_s = max(self.now_s, self.to_come[0].arrival_s)
+
+    def cancel(self, until_s: float, scheduled: list[Part]) -> None:
+        """Forget who has not ended when cancelled by then; what is scheduled of them is computed for nobody."""
+        while self.cancelled and self.cancelled[0][0] <= until_s:
+            request = self.cancelled.popleft()[1]
+            for line in (self.to_come, self.waiting, self.running):
+                if request in line:
+                    line.remove(request)
+                    self.give_back(request)
+                    self.free_on_host += request.on_host
+                    request.on_host = 0
+                    request.token_times_s = []
+                    request.scheduled_s = None
+            for part in scheduled:
+                part.samples = part.samples and part.request is not request
 
     def split(
         self, request: PlainRequest, is_running: bool, step_s: float, compute_s: float, communication_s: float

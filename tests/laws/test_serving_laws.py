@@ -105,8 +105,8 @@ def contents_of(engine) -> list[tuple[int, ...]]:
     return found
 
 
-def run_compiled(engine, cuts=(), table=None):
-    """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
+def compiled_engine(engine, table=None):
+    """Everything that fits submitted: (state, requests, token times, which fit)."""
     requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"], engine.get("adapter"))
     requests["precedence"] = engine.get("precedence", 0)
     token_time_s = new_token_times(requests)
@@ -132,11 +132,17 @@ def run_compiled(engine, cuts=(), table=None):
         num_step_rows=100_000,
         max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )
-    table = cost_table() if table is None else table
     more = engine["speculation"].num_slots if engine.get("speculation") else 0
     fits = engine["prompt"] + engine["output"] - 1 + more <= engine["num_blocks"] * engine["block_size"]
     for request in np.flatnonzero(fits):
-        state = submit(state, request)
+        state = submit(state, int(request))
+    return state, requests, token_time_s, fits
+
+
+def run_compiled(engine, cuts=(), table=None):
+    """The compiled engine, stopped at each of `cuts` on its way, its books checked there."""
+    state, requests, token_time_s, fits = compiled_engine(engine, table)
+    table = cost_table() if table is None else table
     policy = compiled_policy(engine["policy"])
     for until_s in [*sorted(cuts), np.inf]:
         while advance(state, policy, table, until_s, 7, 0) == PAUSED:
@@ -200,8 +206,8 @@ ADAPTERS = [Adapter("first", ((1, 2), (0,))), Adapter("second", ((), (0, 3)))]
 
 
 def experts_table() -> StepTable:
-    """So much for each expert of a layer that a step touches: no round number, for a step that ends as a request arrives
-    is seen before or after it by rounding."""
+    """So much for each expert of a layer that a step touches: no round number, for a step that ends just as a request
+    arrives is seen before or after it by rounding."""
     work = np.zeros((1, 2, len(Feature)))
     work[0, 0, Feature.DISTINCT_EXPERTS] = EXPERT_S
     tags = np.array([[Feature.EXPERT_ROWS, 0, 0]])

@@ -36,7 +36,7 @@ def built(folder, *faults, **options):
         ("at: 0 s, switch: plane0/spine0, state: down", "there is one plane only; leave plane0/ out"),
         ("at: 0 s, host: 8, rate: 1 Gbit/s", "faults[0].host: there is no host 8; hosts are 0 … 7"),
         ("at: 0 s, host: -1, rate: 1 Gbit/s", "'-1' must be at least 0"),
-        ("at: 0 s, state: down", "a fault is about one link, one switch or one host, here none"),
+        ("at: 0 s, state: down", "a fault is about one link, one switch, one host or one replica, here none"),
         ("at: 0 s, link: leaf0-spine0, host: 0, state: down", "here link and host; make it one entry each"),
         ("at: 0 s, link: leaf0-spine0", "a fault changes one thing, here nothing; give a rate, or state: down"),
         ("at: 0 s, link: leaf0-spine0, state: down, rate: 1 Gbit/s", "here rate and state"),

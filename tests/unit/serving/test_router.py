@@ -9,6 +9,7 @@ from sim.devices.kv_cache import Contents
 from sim.serving.router import (
     ROUTERS,
     Routed,
+    adapter_affinity,
     least_kv,
     least_outstanding,
     power_of_two,
@@ -22,6 +23,10 @@ class Stand:
     num_outstanding: int
     num_held_blocks: int = 0
     cached: int = 0
+    of_adapter: tuple[int, ...] = ()
+
+    def num_of_adapter(self, adapter: int) -> int:
+        return self.of_adapter[adapter]
 
     def cached_tokens(self, request: int) -> int:
         return self.cached
@@ -89,3 +94,32 @@ def test_prefix_affinity_goes_where_the_prompt_is_known():
                   contents=contents)  # fmt: skip
     assert busy.requests["replica"].tolist() == families
     assert busy.requests["num_cached"].tolist() == [0, 0, 8, 8, 8, 8]
+
+
+def test_adapter_affinity_brings_an_adapter_s_requests_together_within_a_bound():
+    """Loads 3, 1 and 1: with this request 6 in all, 2 each, so that 2.5, rounded up 3, is the most."""
+    stands = [Stand(3, of_adapter=(0, 3)), Stand(1, of_adapter=(0, 1)), Stand(1, of_adapter=(1, 0))]
+    assert adapter_affinity(stands, Routed(0, 0, adapter=1)) == 1
+    assert adapter_affinity(stands, Routed(0, 0, adapter=0)) == 2
+    stands[0].num_outstanding = 2
+    # 5 in all: 2.08, rounded up 3.
+    assert adapter_affinity(stands, Routed(0, 0, adapter=1)) == 0
+    assert adapter_affinity([Stand(7, of_adapter=(0,))], Routed(0, 0)) == 0
+
+
+def test_adapter_affinity_mixes_fewer_adapters():
+    """Four adapters on four replicas, served for long: in turn each replica has all of them, together each has few."""
+    rng = np.random.default_rng(1)
+    num = 400
+    adapter = rng.integers(1, 5, num)
+    load = np.cumsum(rng.exponential(2.0, num)), [1] * num, [60] * num
+    kinds = {}
+    for router in ("round_robin", "adapter_affinity"):
+        made = served(*load, num_replicas=4, router=router, adapter=adapter, num_blocks=1000)
+        rows = made.requests
+        mixed = []
+        for at_s in np.arange(100.0, 700.0, 10.0):
+            is_on = (rows["scheduled_s"] <= at_s) & (rows["finished_s"] > at_s)
+            mixed += [len(np.unique(rows["adapter"][is_on & (rows["replica"] == i)])) for i in range(4)]
+        kinds[router] = np.mean(mixed)
+    assert kinds["adapter_affinity"] < 0.75 * kinds["round_robin"]

@@ -83,15 +83,16 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         at = ("workloads", i)
         if isinstance(w, Serving):
             server = Server(scenario, w, topology)
-            servers.append(server)
-            yield (*at, "adapters"), server.check_adapters
-            yield (*at, "model"), server.memory_plan
+            for where, pool in server.pools:
+                servers.append(pool)
+                yield (*at, "adapters"), pool.check_adapters
+                yield (*at, *(where or ("model",))), pool.memory_plan
+                yield ("cost", "table"), pool.measured
+                yield (*at, "kv", "block_size"), pool.check_contents
             yield (*at, "experts"), server.check_experts
-            yield ("cost", "table"), server.measured
             yield (*at, *server.longer_length()), server.check_lengths
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
-            yield (*at, "kv", "block_size"), server.check_contents
         elif isinstance(w, schema.Poisson):
             yield (*at, "sizes", "file" if w.sizes.law == "file" else "law"), partial(_size_law, w.sizes)
             yield (*at, "duration"), partial(_draw_all, partial(_sources, scenario, w, topology), seeds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from models.cost.priced import measured_step
 from models.experts import Popularity
 from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
+from models.kv_transfer import kv_shards
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism, ParallelismError
 from models.rerouting import Rerouting
@@ -31,6 +32,7 @@ from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
+from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
@@ -335,10 +337,56 @@ class Server:
         }
         return costs if self.parallelism.expert > 1 else costs | {"mix": self.mix(max_tokens)}
 
+    @property
+    def pools(self) -> tuple[tuple[tuple[str, ...], Server], ...]:
+        """(where it stands below the workload, the server of each pool): itself, where it is not split."""
+        return tuple((where, replace(self, w=pool)) for where, pool in self.w.pools)
+
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
-        w, architecture, parallelism = self.w, self.architecture, self.parallelism
+        w = self.w
         arrival_s, prompt, output = self.requests(streams)
         adapter = self.adapter_of(len(prompt), streams)
+        common: dict[str, Any] = {
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "adapter": adapter,
+            "rng": streams.stream(f"workload.{w.name}.router"),
+        }  # fmt: skip
+        if w.disaggregation is not None:
+            (_, prefill), (_, decode) = self.pools
+            transfer = w.disaggregation.transfer
+            return DisaggregatedWorkload(
+                w.name, clock, prefill=prefill.pool(prompt, output, adapter, fabric, streams),
+                decode=decode.pool(prompt, output, adapter, fabric, streams),
+                is_layered=transfer.layers == "layer_by_layer", queue_pairs=transfer.queue_pairs, fabric=fabric,
+                shards=kv_shards(self.architecture, prefill.w.parallelism.tensor, decode.w.parallelism.tensor,
+                                 w.precision.kv), **common,
+            )  # fmt: skip
+        parts = self.parts(prompt, output, adapter, fabric, streams)
+        plan = self.memory_plan()
+        memory = {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens}
+        return ServingWorkload(
+            w.name, clock, num_replicas=w.replicas, router=w.router.policy, memory=memory,
+            model=self.model_of(adapter), num_models=w.adapters.num_models if w.adapters else 1, **common, **parts,
+        )
+
+    def pool(
+        self, prompt: np.ndarray, output: np.ndarray, adapter: np.ndarray, fabric: MessageFabric,
+        streams: RandomStreams,
+    ) -> Pool:  # fmt: skip
+        """Its replicas, as a part of another server."""
+        shape = (self.parallelism.data, self.parallelism.tensor)
+        plan = self.memory_plan()
+        return Pool(
+            ranks=[np.array(ranks, np.int64).reshape(shape) for ranks in self._ranks_of_replicas()],
+            router=self.w.router.policy, num_kv_tokens=plan.num_kv_tokens,
+            weight_bytes=plan.weight_bytes + plan.adapter_bytes, **self.parts(prompt, output, adapter, fabric, streams),
+        )  # fmt: skip
+
+    def parts(
+        self, prompt: np.ndarray, output: np.ndarray, adapter: np.ndarray, fabric: MessageFabric,
+        streams: RandomStreams,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What its replicas are made of: limits, contents, and table or iterations, with prices and the fabric of steps."""
+        w, architecture, parallelism = self.w, self.architecture, self.parallelism
         plan = self.memory_plan()
         popularity = self.popularity()
         costs = self.costs(prompt, output)
@@ -347,24 +395,17 @@ class Server:
             w.batching.max_num_batched_tokens, w.host_time_s, architecture.max_positions,
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
         )  # fmt: skip
-        common: dict[str, Any] = {
-            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "limits": limits,
-            "num_replicas": w.replicas, "router": w.router.policy, "contents": self.contents(prompt, adapter),
-            "adapter": adapter, "model": self.model_of(adapter),
-            "num_models": w.adapters.num_models if w.adapters else 1,
-            "rng": streams.stream(f"workload.{w.name}.router"),
-            "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
-        }  # fmt: skip
+        parts: dict[str, Any] = {"limits": limits, "contents": self.contents(prompt, adapter)}
         known, priced = self.measured(), None
         if known is not None:
             longest, most = int(prompt.max() + output.max()), w.batching.max_num_seqs
             priced = measured_step(
                 known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest
             )
-            common["priced"] = priced
+            parts["priced"] = priced
         if parallelism.expert == 1:
             table = step_table(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.table
-            return ServingWorkload(w.name, clock, table=table, **common)
+            return parts | {"table": table}
         tables = (
             stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.stages
         )
@@ -377,7 +418,7 @@ class Server:
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         is_local = parallelism.exchange == "all_gather"
-        return ServingWorkload(w.name, clock, iterations=iterations, fabric=None if is_local else fabric, **common)
+        return parts | {"iterations": iterations, "fabric": None if is_local else fabric}
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))

@@ -55,6 +55,7 @@ COUNTS = np.dtype(
         ("is_async", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
+        ("keeps_blocks", "i8"),
     ],
     align=True,
 )
@@ -72,7 +73,8 @@ batch_size … decode_context    the batch being formed: entries, and the sums t
                            (`models.operators.Feature`); a kernel takes whoever computes one token for a decode, so
                            the last token of a prompt may be among the decodes, and is among prefill_tokens too
 is_async                   a batch is formed when the one before it starts, not when that has finished
-is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
+is_formed, is_steady       whether the batch waits for its turn, 2 if there is none; whether the policy called it steady
+keeps_blocks               whoever ends keeps its blocks until somebody else frees them
 """
 
 BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"), ("samples", "i4")], align=True)
@@ -326,12 +328,17 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
 
 @njit(cache=True)
 def can_admit(state: EngineState) -> bool:
-    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached."""
+    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached.
+
+    Who comes with blocks of its own, filled elsewhere, needs them for the rest.
+    """
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
     request = waiting_head(state)
     num_tokens = num_missing(state, request)
+    if state.kv.holdings[request].num_blocks > 0:
+        return can_hold(state.kv, request, state.requests[request].num_computed + num_tokens)
     num_blocks = blocks_for(state.kv, num_tokens)
     num_free = state.kv.counts[0].num_free
     if num_blocks <= num_free:
@@ -388,7 +395,7 @@ def admit(state: EngineState) -> int:
     counts.head += 1
     state.running[counts.num_running] = request
     counts.num_running += 1
-    if state.kv.counts[0].is_caching != 0:
+    if state.kv.counts[0].is_caching != 0 and state.kv.holdings[request].num_blocks == 0:
         row = state.requests[request]
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)

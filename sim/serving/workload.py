@@ -100,19 +100,31 @@ class ServingWorkload:
         """The step's prices and their sources, where some are measured."""
         if priced is not None:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
+        self.replicas: Sequence[Replica] = self._new_replicas(
+            limits, num_replicas, table, iterations, fabric, contents
+        )
+        self.entrances: Sequence[Replica] = self.replicas
+        """Those that a request may come to first."""
+
+    def _new_replicas(
+        self,
+        limits: EngineLimits,
+        num_replicas: int,
+        table: StepTable | None,
+        iterations: Sequence[ExpertParallelIteration],
+        fabric: Fabric | None,
+        contents: Contents | None,
+    ) -> Sequence[Replica]:
         holdings = new_holdings(len(self.requests))
         refused = refusals(self.requests, limits)
 
         def engine(replica: int, copy: int = 0) -> Engine:
             return Engine(replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents)
 
-        self.replicas: list[Replica] = []
-        for i in range(num_replicas):
-            if table is not None:
-                self.replicas.append(LocalReplica(clock, engine(i), table))
-            else:
-                copies = [engine(i, copy) for copy in range(iterations[i].num_copies)]
-                self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric))
+        if table is not None:
+            return [LocalReplica(self.clock, engine(i), table) for i in range(num_replicas)]
+        copies = [[engine(i, copy) for copy in range(iterations[i].num_copies)] for i in range(num_replicas)]
+        return [FabricReplica(self.clock, copies[i], iterations[i], fabric) for i in range(num_replicas)]
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
@@ -131,15 +143,19 @@ class ServingWorkload:
             if reason is not None:
                 self.failures[reason] += 1
             self._num_arrived += 1
+        yield from self._drain()
+        self.check()
+
+    def _drain(self) -> Generator[Event, None, None]:
+        """Wait until every request has ended."""
         for replica in self.replicas:
             yield from replica.drain()
-        self.check()
 
     def _replica_for(self, request: int, draws: NDArray[np.float64]) -> Replica:
         """Where the router sends it, of the replicas of its model."""
         model = int(self._model[request])
-        each = len(self.replicas) // len(self._num_routed)
-        replicas = self.replicas[model * each : (model + 1) * each]
+        each = len(self.entrances) // len(self._num_routed)
+        replicas = self.entrances[model * each : (model + 1) * each]
         routed = Routed(request, self._num_routed[model], (draws[0], draws[1]))
         self._num_routed[model] += 1
         return replicas[self.router.choose(replicas, routed)]
@@ -180,9 +196,9 @@ class ServingWorkload:
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
         found: dict[tuple[str, Source], float] = defaultdict(float)
-        for engine in self.engines:
-            state, counts = engine.state, engine.state.counts[0]
-            if self.priced is None:
+        for replica, engine in [(replica, engine) for replica in self.replicas for engine in replica.engines]:
+            state, counts, priced = engine.state, engine.state.counts[0], self._priced_of(replica)
+            if priced is None:
                 found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])
                 continue
             tally = StepTally(
@@ -190,9 +206,12 @@ class ServingWorkload:
                 float(counts["total_prefill_s"]), float(counts["total_decode_s"]), float(counts["outside_s"]),
                 float(counts["total_expert_s"]), float(counts["outside_expert_s"]),
             )  # fmt: skip
-            for key, seconds in time_by_source(self.priced, tally).items():
+            for key, seconds in time_by_source(priced, tally).items():
                 found[key] += seconds
         return dict(found)
+
+    def _priced_of(self, replica: Replica) -> PricedStep | None:
+        return self.priced
 
     def record(self, recorder: Recorder) -> None:
         """Rows of `requests`, and unless told otherwise of `batches` and `token_times`, up to now."""

@@ -20,6 +20,8 @@ class PlainRequest:
     output: int
     contents: tuple[int, ...] = ()
     """Numbers of the leading full blocks that others may share."""
+    first_token_s: float | None = None
+    """When another engine generated the first token; the request then comes with its prompt's blocks filled."""
     computed: int = 0
     expected: int = 0
     """Output tokens in flight."""
@@ -110,6 +112,8 @@ class PlainEngine:
             if flight is None or self.is_async:
                 while self.to_come and self.to_come[0].arrival_s <= self.now_s:
                     self.waiting.append(self.to_come.popleft())
+                    if self.waiting[-1].first_token_s is not None:
+                        self.fill(self.waiting[-1])
                 batch = self.form()
             formed = self.sums(batch) if batch else None
             if flight is not None:
@@ -241,7 +245,21 @@ class PlainEngine:
             found.append(self.pool.block_of[request.content(len(found))])
         return found
 
+    def fill(self, request: PlainRequest) -> None:
+        """What another engine has computed comes into blocks of its own, with room for the first token."""
+        request.token_times_s = [request.first_token_s]
+        request.blocks = self.cached(request)
+        for block in request.blocks:
+            self.pool.share(block)
+        request.noted = len(request.blocks)
+        for _ in range(self.blocks_needed(request, request.prompt + 1)):
+            request.blocks.append(self.pool.take())
+        request.computed = request.prompt
+        self.note(request)
+
     def fits_whole(self, request: PlainRequest) -> bool:
+        if request.blocks:
+            return self.blocks_needed(request, request.missing) <= len(self.pool.line)
         in_use = sum(self.pool.users[block] > 0 for block in self.cached(request))
         return -(-request.missing // self.block_size) - in_use <= len(self.pool.line)
 
@@ -249,6 +267,8 @@ class PlainEngine:
         request = self.waiting.popleft()
         self.admitted.append(request.number)
         self.running.append(request)
+        if request.blocks:
+            return
         request.blocks = self.cached(request)
         for block in request.blocks:
             self.pool.share(block)
@@ -267,11 +287,14 @@ class PlainEngine:
             request.blocks.append(self.pool.take())
         part = Part(request, num, request.computed, request.computed + num == request.known + request.expected)
         request.computed += num
+        self.note(request)
+        request.expected += part.samples
+        return part
+
+    def note(self, request: PlainRequest) -> None:
         while self.is_caching and (request.noted + 1) * self.block_size <= min(request.computed, request.known):
             self.pool.note(request.blocks[request.noted], request.content(request.noted))
             request.noted += 1
-        request.expected += part.samples
-        return part
 
     def make_room(self, request: PlainRequest, num: int) -> bool:
         while self.blocks_needed(request, num) > len(self.pool.line):

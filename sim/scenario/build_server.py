@@ -385,7 +385,7 @@ class Server:
         self, prompt: np.ndarray, output: np.ndarray, adapter: np.ndarray, fabric: MessageFabric,
         streams: RandomStreams,
     ) -> dict[str, Any]:  # fmt: skip
-        """What its replicas are made of: limits, contents, and table or iterations, with prices and the fabric of steps."""
+        """What its replicas are made of: limits, contents, table or iterations, prices, the fabric of its steps."""
         w, architecture, parallelism = self.w, self.architecture, self.parallelism
         plan = self.memory_plan()
         popularity = self.popularity()

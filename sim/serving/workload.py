@@ -196,7 +196,8 @@ class ServingWorkload:
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
         found: dict[tuple[str, Source], float] = defaultdict(float)
-        for replica, engine in [(replica, engine) for replica in self.replicas for engine in replica.engines]:
+        owners = [replica for replica in self.replicas for _ in replica.engines]
+        for replica, engine in zip(owners, self.engines, strict=True):
             state, counts, priced = engine.state, engine.state.counts[0], self._priced_of(replica)
             if priced is None:
                 found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])

@@ -84,7 +84,7 @@ def test_within_a_host_they_move_over_its_own_links(tmp_path):
     assert 0.1 < result.metrics["serving.chat.mean_kv_transfer_ms"] < 0.2  # 67 MB into one accelerator, 0.15 ms
 
 
-def test_a_mixture_on_ten_accelerators_hands_over(tmp_path):
+def test_a_mixture_hands_over_between_ranks_of_experts(tmp_path):
     """Prefill and decode of experts on several ranks: steps are message graphs, beside those of keys and values."""
     wide = changed(CLUSTER, "accelerators: 4", "accelerators: 4, accelerator: b200") + SERVING
     split = "disaggregation={prefill: {parallelism: {expert: 8}}, decode: {parallelism: {expert: 16, tensor: 2}}}"
@@ -98,6 +98,27 @@ def test_a_mixture_on_ten_accelerators_hands_over(tmp_path):
     # The latent, 576 numbers of 2 bytes in 61 layers, goes to both ranks of a copy, in whole blocks.
     assert result.metrics["serving.chat.kv_transfer_bytes"] == 3 * 112 * 576 * 2 * 61 * 2
     assert (result.tables["requests"]["output_tokens"] == 4).all()
+
+
+def test_copies_of_the_attention_wait_for_room_and_preempt(tmp_path):
+    """Four copies with 40 blocks each decode what eight prefill: all ends, though some wait and some are preempted."""
+    wide = changed(CLUSTER, "accelerators: 4", "accelerators: 4, accelerator: b200") + SERVING
+    split = (
+        "disaggregation={prefill: {parallelism: {expert: 8}}, decode: {parallelism: {expert: 16, tensor: 4}, "
+        "batching: {max_num_seqs: 8, max_num_batched_tokens: 64}}}"
+    )
+    lengths = "lengths={input: {law: uniform, low: 20, high: 300}, output: {law: uniform, low: 1, high: 120}}"
+    scenario = loaded(
+        tmp_path, wide, CHAT + "model=deepseek-v3", CHAT + split, CHAT + "num_requests=60", CHAT + "kv.num_blocks=40",
+        CHAT + "arrivals.rate=400 /s", CHAT + lengths,
+    ).variants[0][1]  # fmt: skip
+    result = simulate(scenario, 1, "run")
+
+    metrics = {key.removeprefix("serving.chat."): value for key, value in result.metrics.items()}
+    assert metrics["completed"] == 60
+    assert metrics["num_preemptions"] > 0
+    assert metrics["mean_kv_wait_ms"] > 0
+    assert result.tables["kv_transfers"]["size_bytes"].sum() == metrics["kv_transfer_bytes"]
 
 
 def test_same_scenario_and_seed_give_the_same_tables(tmp_path):

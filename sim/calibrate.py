@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,8 @@ def wanted(loaded: LoadedScenario) -> Wanted:
             tables[scenario.cost.table] = None
         for w in scenario.workloads:
             if isinstance(w, Serving):
-                for operator, need in _of_server(Server(scenario, w, topology)):
+                found = [_of_server(server) for _, server in Server(scenario, w, topology).pools]
+                for operator, need in chain.from_iterable(found):
                     reason = reason_against(operator)
                     if need is not None:
                         needs[need] = None

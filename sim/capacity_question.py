@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from sim.capacity_probe import LATENCIES, serving_workload, written_rate
 from sim.scenario import build
@@ -121,8 +123,8 @@ def workload_name(loaded: LoadedScenario, asked: str | None) -> str:
 
 
 def prices_of(loaded: LoadedScenario, workload: str, text: str) -> dict[str, float]:
-    """`2.5`, or `h200=2.5,h100=2`: dollars per accelerator-hour of each variant."""
-    of = {label: _server(scenario, workload).host.accelerator for label, scenario in loaded.variants}
+    """`2.5`, or `h200=2.5,h100=2`: dollars per accelerator-hour of each variant, of pools of two kinds the mean."""
+    of = {label: _kinds(scenario, workload) for label, scenario in loaded.variants}
     remedy = "write for example --price 2.5, or --price h200=2.5,h100=2"
     if "=" not in text:
         return dict.fromkeys(of, _positive(text, f"--price {text}", remedy))
@@ -130,9 +132,19 @@ def prices_of(loaded: LoadedScenario, workload: str, text: str) -> dict[str, flo
     for part in text.split(","):
         name, _, value = part.partition("=")
         known[name.strip()] = _positive(value, f"--price {text}", remedy)
-    if missing := [name for name in dict.fromkeys(of.values()) if name not in known]:
+    if missing := [name for name in dict.fromkeys(chain.from_iterable(of.values())) if name not in known]:
         raise Refused(f"--price {text} says nothing of {', '.join(missing)}; {remedy}")
-    return {label: known[name] for label, name in of.items()}
+    return {
+        label: sum(known[name] * num for name, num in kinds.items()) / kinds.total() for label, kinds in of.items()
+    }
+
+
+def _kinds(scenario: Scenario, workload: str) -> Counter[str]:
+    """How many accelerators of each kind serve the workload."""
+    kinds: Counter[str] = Counter()
+    for _, pool in _server(scenario, workload).pools:
+        kinds[pool.host.accelerator] += pool.w.num_accelerators
+    return kinds
 
 
 def _server(scenario: Scenario, workload: str) -> Server:

@@ -42,10 +42,9 @@ def explain(loaded: LoadedScenario) -> list[dict[str, Any]]:
     seen = set()
     for _, scenario in loaded.variants:
         topology = build_topology(scenario.cluster)
-        for w in scenario.workloads:
-            if not isinstance(w, Serving):
-                continue
-            server = Server(scenario, w, topology)
+        servings = [w for w in scenario.workloads if isinstance(w, Serving)]
+        for server in (server for w in servings for _, server in Server(scenario, w, topology).pools):
+            w = server.w
             key = (w.model, server.host.accelerator, str(w.parallelism), str(scenario.cost), str(w.precision),
                    str(w.experts), str(w.adapters), str(w.lengths), str(w.trace))  # fmt: skip
             if key in seen:

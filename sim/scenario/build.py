@@ -84,17 +84,18 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
         at = ("workloads", i)
         if isinstance(w, Serving):
             server = Server(scenario, w, topology)
-            servers.append(server)
-            yield (*at, "adapters"), server.check_adapters
-            yield (*at, "model"), server.memory_plan
+            for where, pool in server.pools:
+                servers.append(pool)
+                yield (*at, "adapters"), pool.check_adapters
+                yield (*at, *(where or ("model",))), pool.memory_plan
+                yield ("cost", "table"), pool.measured
+                yield (*at, "kv", "block_size"), pool.check_contents
             yield (*at, "experts"), server.check_experts
             yield (*at, "contention"), server.check_contention
-            yield ("cost", "table"), server.measured
-            for where, lengths in server.length_laws():
-                yield (*at, *where, *longer_length(lengths)), partial(server.check_lengths, lengths)
+            for place, lengths in server.length_laws():
+                yield (*at, *place, *longer_length(lengths)), partial(server.check_lengths, lengths)
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
-            yield (*at, "kv", "block_size"), server.check_contents
             yield (*at, "kv", "swap_space"), server.swap
             yield (*at, "batching", "policy"), partial(server.check_batch, RandomStreams(seeds[0]))
         elif isinstance(w, schema.Poisson):

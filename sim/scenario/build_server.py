@@ -17,6 +17,7 @@ from models.cost.priced import measured_step
 from models.experts import Popularity
 from models.hardware import Accelerator, Precision
 from models.hugging_face import from_hugging_face
+from models.kv_transfer import kv_shards
 from models.memory import MemoryPlan, copies_per_block, plan_memory
 from models.parallelism import Parallelism, ParallelismError
 from models.rerouting import Rerouting
@@ -35,6 +36,7 @@ from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Lengths, Serving
+from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.prefix_groups import plan_batch
 from sim.serving.replica import EngineLimits
@@ -461,34 +463,79 @@ class Server:
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
             num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
         )  # fmt: skip
+    @property
+    def pools(self) -> tuple[tuple[tuple[str, ...], Server], ...]:
+        """(where it stands below the workload, the server of each pool): itself, where it is not split."""
+        return tuple((where, replace(self, w=pool)) for where, pool in self.w.pools)
 
     def workload(self, clock: Clock, fabric: MessageFabric, streams: RandomStreams) -> ServingWorkload:
-        w, architecture, parallelism = self.w, self.architecture, self.parallelism
+        w = self.w
         arrival_s, prompt, output = self.requests(streams)
         num_turns = self.num_turns(streams)
         if num_turns is None:
             adapter = self.adapter_of(len(prompt), streams)
         else:  # a conversation is with one of them
             adapter = np.repeat(self.adapter_of(len(num_turns), streams), num_turns)
+        contents = self.contents(prompt, adapter, output, num_turns)
+        classes = self.classes(streams, len(arrival_s))
+        common: dict[str, Any] = {
+            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "adapter": adapter,
+            "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
+            "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None, "classes": classes,
+        }  # fmt: skip
+        if w.disaggregation is not None:
+            (_, prefill), (_, decode) = self.pools
+            transfer = w.disaggregation.transfer
+            return DisaggregatedWorkload(
+                w.name, clock, prefill=prefill.pool(prompt, output, contents, fabric, streams),
+                decode=decode.pool(prompt, output, contents, fabric, streams),
+                is_layered=transfer.layers == "layer_by_layer", queue_pairs=transfer.queue_pairs, fabric=fabric,
+                shards=kv_shards(self.architecture, prefill.w.parallelism.tensor, decode.w.parallelism.tensor,
+                                 w.precision.kv), **common,
+            )  # fmt: skip
+        parts = self.parts(prompt, output, contents, fabric, streams)
         plan = self.memory_plan()
+        outages = outages_of(self.scenario, w, self.topology.host_of_accelerator)
+        return ServingWorkload(
+            w.name, clock, num_replicas=w.most_replicas, router=w.router.policy,
+            memory={"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
+            model=self.model_of(adapter), num_models=w.adapters.num_models if w.adapters else 1,
+            precedence=self.precedence(prompt, output, contents, None if classes is None else classes[1]),
+            front=build_front(w, self._arrival_s(streams), num_turns, streams, outages), alone=self.alone(),
+            **common, **parts,
+        )  # fmt: skip
+
+    def alone(self) -> AloneOnIdeal | None:
+        """What tells contention in the fabric, where that is asked for."""
+        if not self.w.contention:
+            return None
+        packet, tolerance = self.scenario.packet, self.scenario.fluid.tolerance
+        return AloneOnIdeal(self.topology, packet.mtu_bytes, packet.header_bytes, tolerance)
+
+    def pool(
+        self, prompt: np.ndarray, output: np.ndarray, contents: Contents | None, fabric: MessageFabric,
+        streams: RandomStreams,
+    ) -> Pool:  # fmt: skip
+        """Its replicas, as a part of another server."""
+        shape = (self.parallelism.data, self.parallelism.tensor)
+        plan = self.memory_plan()
+        return Pool(
+            ranks=[np.array(ranks, np.int64).reshape(shape) for ranks in self._ranks_of_replicas()],
+            router=self.w.router.policy, num_kv_tokens=plan.num_kv_tokens,
+            weight_bytes=plan.weight_bytes + plan.adapter_bytes,
+            **self.parts(prompt, output, contents, fabric, streams),
+        )  # fmt: skip
+
+    def parts(
+        self, prompt: np.ndarray, output: np.ndarray, contents: Contents | None, fabric: MessageFabric,
+        streams: RandomStreams,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What its replicas are made of: limits, contents, table or iterations, prices, the fabric of its steps."""
+        w, architecture, parallelism = self.w, self.architecture, self.parallelism
         popularity = self.popularity()
         costs = self.costs(prompt, output)
         speculation = self.speculation(streams)
-        outages = outages_of(self.scenario, w, self.topology.host_of_accelerator)
-        classes, contents = self.classes(streams, len(arrival_s)), self.contents(prompt, adapter, output, num_turns)
-        common: dict[str, Any] = {
-            "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output,
-            "limits": replace(self.limits, speculation=speculation),
-            "num_replicas": w.most_replicas, "router": w.router.policy, "contents": contents,
-            "adapter": adapter, "model": self.model_of(adapter),
-            "num_models": w.adapters.num_models if w.adapters else 1,
-            "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
-            "tenants": self.tenants(streams, len(prompt)) if w.tenants or w.targets else None,
-            "classes": classes,
-            "precedence": self.precedence(prompt, output, contents, None if classes is None else classes[1]),
-            "front": build_front(w, self._arrival_s(streams), num_turns, streams, outages),
-            "memory": {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
-        }  # fmt: skip
+        parts: dict[str, Any] = {"limits": replace(self.limits, speculation=speculation), "contents": contents}
         known, priced = self.measured(), None
         if known is not None:
             longest, most = int(prompt.max() + output.max()), w.batching.max_num_seqs
@@ -496,10 +543,10 @@ class Server:
             priced = measured_step(
                 known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest
             )
-            common["priced"] = priced
+            parts["priced"] = priced
         if parallelism.expert == 1:
             table = step_table(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.table
-            return ServingWorkload(w.name, clock, table=table, **common)
+            return parts | {"table": table}
         tables = (
             stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.stages
         )
@@ -512,10 +559,7 @@ class Server:
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip
         is_local = parallelism.exchange == "all_gather"
-        if w.contention:
-            packet, tolerance = self.scenario.packet, self.scenario.fluid.tolerance
-            common["alone"] = AloneOnIdeal(self.topology, packet.mtu_bytes, packet.header_bytes, tolerance)
-        return ServingWorkload(w.name, clock, iterations=iterations, fabric=None if is_local else fabric, **common)
+        return parts | {"iterations": iterations, "fabric": None if is_local else fabric}
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))

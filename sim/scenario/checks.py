@@ -22,12 +22,14 @@ def workload_problems(
     host_of: of every accelerator; leaf_of: of its host, as `cluster.hosts_and_leaves` gives them.
     """
     last = cluster.num_accelerators - 1
+    has_pools = isinstance(workload, Serving) and workload.disaggregation is not None and workload.ranks is None
     if isinstance(workload, Serving) and workload.ranks is None and workload.num_accelerators > last + 1:
-        yield ("replicas",), f"{_needs(workload)}, but the cluster has {last + 1}"
+        yield ("disaggregation" if has_pools else "replicas",), f"{_needs(workload)}, but the cluster has {last + 1}"
         return
     beyond = [rank for rank in ranks if rank > last]
     if beyond:
-        yield ("ranks",), f"rank {beyond[0]} is not in the cluster, whose accelerators are 0 … {last}"
+        at = "disaggregation" if has_pools else "ranks"
+        yield (at,), f"rank {beyond[0]} is not in the cluster, whose accelerators are 0 … {last}"
         return
     if isinstance(workload, Serving):
         yield from _serving_problems(workload, ranks, host_of)
@@ -114,14 +116,22 @@ def _collective_problems(
 
 
 def _needs(workload: Serving) -> str:
-    degrees = workload.parallelism
-    return (
-        f"{workload.most_replicas} replicas of {degrees.num_accelerators} accelerators (tensor {degrees.tensor}, "
-        f"expert {degrees.expert}) need {workload.num_accelerators}"
-    )
+    replicas = " and ".join(
+        f"{pool.most_replicas} replicas of {pool.parallelism.num_accelerators} accelerators (tensor "
+        f"{pool.parallelism.tensor}, expert {pool.parallelism.expert})" for _, pool in workload.pools
+    )  # fmt: skip
+    return f"{replicas} need {workload.num_accelerators}"
 
 
 def _serving_problems(workload: Serving, ranks: Sequence[int], host_of: Sequence[int]) -> Problems:
+    if workload.disaggregation is not None:
+        if len(ranks) != workload.num_accelerators and workload.ranks is not None:
+            yield ("ranks",), f"{_needs(workload)}, but ranks are {len(ranks)}; give as many as are needed"
+            return
+        for where, pool in workload.pools:
+            for path, sentence in _serving_problems(pool, pool.own_ranks, host_of):
+                yield (*where, *path), sentence
+        return
     if len(ranks) != workload.num_accelerators:
         yield ("ranks",), f"{_needs(workload)}, but ranks are {len(ranks)}; give as many as are needed"
         return
@@ -156,7 +166,7 @@ def serving_overlaps(cluster: Cluster, workloads: Sequence[Workload], ranks: Seq
 
 def _free_ranks(cluster: Cluster, workload: Serving, taken: set[int]) -> str:
     """Where there is room: a run of free accelerators that begins where a tensor-parallel group may."""
-    n, step = workload.num_accelerators, workload.parallelism.num_accelerators
+    n, step = workload.num_accelerators, max(pool.parallelism.num_accelerators for _, pool in workload.pools)
     for first in range(0, cluster.num_accelerators - n + 1, step):
         if taken.isdisjoint(range(first, first + n)):
             shown = f"[{first}]" if n == 1 else f"'{first}-{first + n - 1}'"

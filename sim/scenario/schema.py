@@ -88,10 +88,10 @@ class Scenario(Part):
 
     def ranks_of(self, workload: AnyWorkload) -> tuple[int, ...]:
         """Accelerator ids of a workload; those it names, or all (for serving: the first that it needs)."""
+        if isinstance(workload, Serving):
+            return workload.own_ranks
         if workload.ranks is not None:
             return workload.ranks
-        if isinstance(workload, Serving):
-            return tuple(range(workload.num_accelerators))
         return tuple(range(self.cluster.num_accelerators))
 
     @property

@@ -168,6 +168,60 @@ Shape = Annotated[
 ]
 
 
+class Pool(Part):
+    """Replicas that only prefill, or only decode."""
+
+    replicas: Count = Field(default=1, description="of this pool")
+    parallelism: Degrees = Degrees()
+    batching: Batching | None = Field(default=None, description="by default the workload's")
+    router: Router | None = Field(
+        default=None, description="which replica of the pool a request goes to; by default the workload's"
+    )
+    ranks: Ranks = Field(
+        default=None, description="accelerators of the pool; by default the prefill pool has the workload's first "
+        "ones, the decode pool the next",
+    )  # fmt: skip
+
+    @property
+    def num_accelerators(self) -> int:
+        return self.replicas * self.parallelism.num_accelerators
+
+
+class KvTransfer(Part):
+    """How keys and values get from the prefill pool to the decode pool."""
+
+    layers: Literal["at_end", "layer_by_layer"] = Field(
+        default="at_end", description="at_end: when the prompt is done; layer_by_layer: each layer of a step's tokens "
+        "when it is computed, while the others still are",
+    )  # fmt: skip
+    queue_pairs: Count = Field(default=1, description="over which each message between two ranks is striped")
+
+
+class Disaggregation(Part):
+    """Prompts on one pool of replicas, generation on another. Keys and values move over the fabric, into blocks
+    reserved beforehand; where there is no room they wait in the prefill pool. The first token is the prompt's."""
+
+    prefill: Pool = Pool()
+    decode: Pool = Pool()
+    transfer: KvTransfer = KvTransfer()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Disaggregation:
+        if (self.prefill.ranks is None) != (self.decode.ranks is None):
+            given, other = ("decode", "prefill") if self.prefill.ranks is None else ("prefill", "decode")
+            raise refused(f"{given} has ranks and {other} has none; give both pools theirs, or neither", given, "ranks")
+        shared = set(self.prefill.ranks or ()) & set(self.decode.ranks or ())
+        if shared:
+            raise refused(f"accelerator {min(shared)} is in both pools; give each its own", "decode", "ranks")
+        if self.transfer.layers == "layer_by_layer" and self.prefill.parallelism.expert > 1:
+            raise refused(
+                "layer_by_layer needs steps whose time is known beforehand, which those of experts on several "
+                "accelerators are not; write layers: at_end, or prefill: {parallelism: {expert: 1}}",
+                "transfer", "layers",
+            )  # fmt: skip
+        return self
+
+
 class PoissonArrivals(Part):
     """Independent arrivals at a mean rate."""
 
@@ -401,17 +455,51 @@ class Serving(Workload):
     def most_replicas(self) -> int:
         """For which it needs accelerators."""
         return self.replicas if self.autoscale is None else self.autoscale.max
+    disaggregation: Disaggregation | None = Field(
+        default=None, description="prefill and decode on separate replicas, in place of `replicas` and `parallelism`"
+    )
 
     @property
     def num_accelerators(self) -> int:
         """That it needs: all replicas."""
+        if self.disaggregation is not None:
+            return self.disaggregation.prefill.num_accelerators + self.disaggregation.decode.num_accelerators
         return self.most_replicas * self.parallelism.num_accelerators
+
+    @property
+    def own_ranks(self) -> tuple[int, ...]:
+        """Its accelerators: those it names, or the first that it needs; of two pools the prefill pool's first."""
+        if self.ranks is not None:
+            return self.ranks
+        if self.disaggregation is not None and self.disaggregation.prefill.ranks is not None:
+            return (*self.disaggregation.prefill.ranks, *(self.disaggregation.decode.ranks or ()))
+        return tuple(range(self.num_accelerators))
+
+    @property
+    def pools(self) -> tuple[tuple[tuple[str, ...], Serving], ...]:
+        """(where it stands below the workload, the pool as a workload of its own): itself, where it is not split."""
+        if self.disaggregation is None:
+            return (((), self),)
+        pools, first = [], 0
+        for name in ("prefill", "decode"):
+            pool: Pool = getattr(self.disaggregation, name)
+            last = first + pool.num_accelerators if pool.ranks is None else first + len(pool.ranks)
+            update = {
+                "disaggregation": None, "replicas": pool.replicas, "parallelism": pool.parallelism,
+                "batching": pool.batching or self.batching, "router": pool.router or self.router,
+                "ranks": self.own_ranks[first:last],
+            }  # fmt: skip
+            pools.append((("disaggregation", name), self.model_copy(update=update)))
+            first = last
+        return tuple(pools)
 
     @model_validator(mode="after")
     def _merged_models_have_replicas(self) -> Serving:
         num_models = 1 if self.adapters is None else self.adapters.num_models
         if num_models > 1 and self.autoscale is not None:
             raise refused("autoscale is for one model; leave it out, or the adapters unmerged", "autoscale")
+        if num_models > 1 and self.disaggregation is not None:
+            raise refused("merged models have no pools of their own; leave disaggregation out", "disaggregation")
         if self.replicas % num_models:
             raise refused(
                 f"{self.replicas} replicas for {num_models} merged models; give each as many, such as {num_models} in "
@@ -471,18 +559,53 @@ class Serving(Workload):
                 "beside the duration",
                 "num_requests",
             )
-        if self.batching.is_chunked and (
-            self.batching.max_num_batched_tokens < self.batching.max_num_seqs
-        ):
-            raise refused(
-                f"max_num_batched_tokens is {self.batching.max_num_batched_tokens}, below max_num_seqs, "
-                f"{self.batching.max_num_seqs}: not every running request could decode; raise it",
-                "batching",
-                "max_num_batched_tokens",
-            )
+        for where, pool in self.pools:
+            batching = pool.batching
+            if batching.is_chunked and batching.max_num_batched_tokens < batching.max_num_seqs:
+                at = where if where and getattr(self.disaggregation, where[1]).batching is not None else ()
+                raise refused(
+                    f"max_num_batched_tokens is {batching.max_num_batched_tokens}, below max_num_seqs, "
+                    f"{batching.max_num_seqs}: not every running request could decode; raise it",
+                    *at,
+                    "batching",
+                    "max_num_batched_tokens",
+                )
         problems = list(scheduling_problems(
             self.batching, self.classes, self.kv.swap_space_bytes, self.kv.prefix_caching, self.parallelism
         ))  # fmt: skip
         if problems:
             raise all_refused(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _says_once_what_its_pools_are(self) -> Serving:
+        if self.disaggregation is None:
+            return self
+        for key in ("replicas", "parallelism"):
+            if key in self.model_fields_set:
+                raise refused(f"{key} is said of each pool; move it into disaggregation: {{prefill, decode}}", key)
+        if self.ranks is not None and self.disaggregation.prefill.ranks is not None:
+            raise refused("ranks are given for the workload and for its pools; keep one", "ranks")
+        (_, _), (_, decode) = self.pools
+        if not decode.batching.is_chunked:
+            raise refused(
+                f"the decode pool cannot batch by {decode.batching.policy}, which admits whole prompts; give it "
+                "batching: {policy: chunked_prefill}",
+                "disaggregation", "decode", "batching",
+            )  # fmt: skip
+        for where, pool in self.pools:
+            batching = pool.batching
+            if batching.preemption == "swap" or batching.speculative is not None or batching.policy == "priority":
+                raise refused(
+                    "swapping, drafts and priorities are not there with prefill and decode apart; leave them out",
+                    *where, "batching",
+                )  # fmt: skip
+        if self.is_reactive or any(pool.router.report_interval_s > 0 for _, pool in self.pools):
+            raise refused(
+                "clients that react, sessions, late reports and scaling are not there with prefill and decode apart; "
+                "leave them out",
+                "disaggregation",
+            )
+        if self.contention:
+            raise refused("contention is not told apart with prefill and decode apart; leave it out", "contention")
         return self

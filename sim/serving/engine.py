@@ -30,6 +30,10 @@ REACHED, PAUSED, ROWS_FULL, STALLED = 0, 1, 2, 3
 """Why `advance` returned: the time was reached (or there is nothing left to do), the number of steps was,
 the step table has to grow, or requests wait that the policy never schedules."""
 
+NOTHING = 2
+"""COUNTS.is_formed: the policy found nothing to run behind the step in flight. It is asked again when that has
+finished, and not before, however often the engine is stopped on the way."""
+
 
 @njit(cache=True)
 def form_batch(state: EngineState, policy) -> None:
@@ -266,10 +270,12 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
     row = state.requests[request]
     row.finished_s = finish_s
     row.outcome = COMPLETED
-    enter(state.counts[0], state.requests, state.splits, request, ENDED, finish_s)
-    state.counts[0].num_completed += 1
-    release(state.kv, request)
-    if state.counts[0].num_swaps > 0:
+    counts = state.counts[0]
+    enter(counts, state.requests, state.splits, request, ENDED, finish_s)
+    counts.num_completed += 1
+    if counts.keeps_blocks == 0:
+        release(state.kv, request)
+    if counts.num_swaps > 0:
         leave_host(state.kv, request)
 
 
@@ -448,11 +454,15 @@ def advance(
                     return REACHED
                 counts.now_s = arrival_s
                 continue
+            else:
+                counts.is_formed = NOTHING
         if flight.batch_size > 0:
             if flight.finish_s > until_s:
                 return REACHED
             complete_step(state)
-        if counts.is_formed:
+        if counts.is_formed == NOTHING:
+            counts.is_formed = 0
+        elif counts.is_formed:
             launch_batch(state)
             if counts.is_async == 0 and flight.is_steady:
                 leap(state, table, until_s)

@@ -117,11 +117,11 @@ def _latencies(done: NDArray[Any], token_time_s: Float64) -> dict[str, float | N
         "e2el": done["finished_s"] - done["arrival_s"],
     }
     for name, values_s in samples_s.items():
-        metrics |= _summary(name, values_s)
+        metrics |= summary(name, values_s)
     return metrics
 
 
-def _summary(name: str, values_s: Float64) -> dict[str, float | None]:
+def summary(name: str, values_s: Float64) -> dict[str, float | None]:
     keys = [f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p90", "p95", "p99")]
     if not len(values_s):
         return dict.fromkeys(keys)

@@ -198,6 +198,20 @@ class Engine:
         grown[: len(steps)] = steps
         self.state = self.state._replace(steps=grown)
 
+    def make_slots(self) -> None:
+        """Room in the cache's tables for a batch more, where requests that have ended still hold blocks."""
+        kv = self.state.kv
+        num_free, num_slots = int(kv.counts["num_free_slots"][0]), len(kv.slots)
+        if num_free >= num_slots // 2:
+            return
+        tables = np.full((2 * num_slots, kv.tables.shape[1]), kv.tables.dtype.type(-1))
+        tables[:num_slots] = kv.tables
+        slots = np.zeros(2 * num_slots, dtype=kv.slots.dtype)
+        slots[:num_free] = kv.slots[:num_free]
+        slots[num_free : num_free + num_slots] = np.arange(2 * num_slots - 1, num_slots - 1, -1)
+        kv.counts["num_free_slots"] += num_slots
+        self.state = self.state._replace(kv=kv._replace(tables=tables, slots=slots))
+
     @property
     def steps(self) -> NDArray[Any]:
         """The recorded steps so far."""
@@ -309,10 +323,19 @@ class LocalReplica:
                 engine.limits.max_step_rows,
             )
             if reason == STALLED:
-                raise engine.stalled()
-            if reason != ROWS_FULL:
+                if not self._unblock():
+                    return reason
+            elif reason != ROWS_FULL:
                 return reason
-            engine.grow_steps()
+            else:
+                engine.grow_steps()
+
+    def _unblock(self) -> bool:
+        """Requests wait, and nothing is scheduled: whether something was done about it. False: it has to be waited for.
+
+        Raises ReplicaError where nothing will ever change.
+        """
+        raise self.engine.stalled()
 
 
 class FabricReplica:
@@ -368,10 +391,15 @@ class FabricReplica:
 
     def submit(self, request: int) -> str | None:
         reason = self.next_engine.submit(request)
-        if reason is None and self._idle is not None:
+        if reason is None:
+            self._wake()
+        return reason
+
+    def _wake(self) -> None:
+        """There is something to do."""
+        if self._idle is not None:
             idle, self._idle = self._idle, None
             idle.succeed()
-        return reason
 
     @property
     def next_engine(self) -> Engine:

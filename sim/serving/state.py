@@ -13,6 +13,7 @@ from sim.devices.kv_cache import (
     Contents,
     KVCache,
     blocks_for,
+    can_hold,
     forget_contents,
     hold,
     leave_host,
@@ -80,6 +81,7 @@ COUNTS = np.dtype(
         ("is_async", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
+        ("keeps_blocks", "i8"),
     ],
     align=True,
 )
@@ -106,7 +108,8 @@ batch_size … decode_context    the batch being formed: entries, and the sums t
                            token and its drafts are one decode that reads its context once
 first_mark, num_recomputing    who changes its stage when the next batch starts (`mark`), how many are in RECOMPUTING
 is_async                   a batch is formed when the one before it starts, not when that has finished
-is_formed, is_steady       whether the batch waits for its turn; whether the policy called it steady
+is_formed, is_steady       whether the batch waits for its turn, 2 if there is none; whether the policy called it steady
+keeps_blocks               whoever ends keeps its blocks until somebody else frees them
 """
 
 BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"), ("samples", "i4")], align=True)
@@ -230,7 +233,8 @@ def new_engine_state(
             counts[name] = getattr(speculation, name)
     longest = int((requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]).max(initial=1))
     max_blocks = min(-(-(longest + num_slots) // max(block_size, 1)) + 1, num_blocks)
-    num_rows = 2 * min(max_num_seqs, max(len(requests), 1))
+    # As many again for those who were preempted and may find their blocks; of few sequences for some more.
+    num_rows = 2 * min(max(max_num_seqs, 32), max(len(requests), 1))
     ring = 1 << (2 * max_num_seqs + 16).bit_length()
     return EngineState(
         requests,
@@ -424,12 +428,14 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
 @njit(cache=True)
 def can_admit(state: EngineState) -> bool:
     """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached: of one
-    in host memory all that it had, and what is missing."""
+    in host memory all that it had, and what is missing; of one that comes with blocks, filled elsewhere, the rest."""
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
     request = waiting_head(state)
     num_tokens = num_missing(state, request)
+    if state.kv.holdings[request].num_blocks > 0:
+        return can_hold(state.kv, request, state.requests[request].num_computed + num_tokens)
     num_blocks = blocks_for(state.kv, state.requests[request].num_computed + num_tokens)
     num_free = state.kv.counts[0].num_free
     if num_blocks <= num_free:
@@ -494,7 +500,7 @@ def admit(state: EngineState) -> int:
         counts.blocks_to_copy += leave_host(state.kv, request)
         hold(state.kv, request, row.num_computed)
         note_contents(state.kv, request, min(row.num_computed, row.num_prompt_tokens + row.num_generated))
-    elif state.kv.counts[0].is_caching != 0:
+    elif state.kv.counts[0].is_caching != 0 and state.kv.holdings[request].num_blocks == 0:
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)
         share(state.kv, request, shared)

@@ -126,9 +126,28 @@ class ServingWorkload:
         """The step's prices and their sources, where some are measured."""
         if priced is not None:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
-        holdings = new_holdings(len(self.requests))
         self.splits = new_splits(len(self.requests))
-        self._crosses_fabric, self._is_compared = fabric is not None, alone is not None
+        self._crosses_fabric, self._alone = fabric is not None, alone
+        self.replicas: Sequence[Replica] = self._new_replicas(
+            limits, num_replicas, table, iterations, fabric, contents
+        )
+        self.entrances: Sequence[Replica] = self.replicas
+        """Those that a request may come to first."""
+        self.front = front
+        if front is not None:
+            front.attach(clock, self.requests, list(self.replicas), self.router, self._rng, self.failures)
+            front.divide(self._model, num_models)
+
+    def _new_replicas(
+        self,
+        limits: EngineLimits,
+        num_replicas: int,
+        table: StepTable | None,
+        iterations: Sequence[ExpertParallelIteration],
+        fabric: Fabric | None,
+        contents: Contents | None,
+    ) -> Sequence[Replica]:
+        holdings = new_holdings(len(self.requests))
         refused = refusals(self.requests, limits)
 
         def engine(replica: int, copy: int = 0) -> Engine:
@@ -136,17 +155,12 @@ class ServingWorkload:
                 replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits
             )
 
-        self.replicas: list[Replica] = []
-        for i in range(num_replicas):
-            if table is not None:
-                self.replicas.append(LocalReplica(clock, engine(i), table))
-            else:
-                copies = [engine(i, copy) for copy in range(iterations[i].num_copies)]
-                self.replicas.append(FabricReplica(clock, copies, iterations[i], fabric, alone))
-        self.front = front
-        if front is not None:
-            front.attach(clock, self.requests, self.replicas, self.router, self._rng, self.failures)
-            front.divide(self._model, num_models)
+        if table is not None:
+            return [LocalReplica(self.clock, engine(i), table) for i in range(num_replicas)]
+        copies = [[engine(i, copy) for copy in range(iterations[i].num_copies)] for i in range(num_replicas)]
+        return [
+            FabricReplica(self.clock, copies[i], iterations[i], fabric, self._alone) for i in range(num_replicas)
+        ]
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
@@ -170,15 +184,19 @@ class ServingWorkload:
             if reason is not None:
                 self.failures[reason] += 1
             self._num_arrived += 1
+        yield from self._drain()
+        self.check()
+
+    def _drain(self) -> Generator[Event, None, None]:
+        """Wait until every request has ended."""
         for replica in self.replicas:
             yield from replica.drain()
-        self.check()
 
     def _replica_for(self, request: int, draws: NDArray[np.float64]) -> Replica:
         """Where the router sends it, of the replicas of its model."""
         model = int(self._model[request])
-        each = len(self.replicas) // len(self._num_routed)
-        replicas = self.replicas[model * each : (model + 1) * each]
+        each = len(self.entrances) // len(self._num_routed)
+        replicas = self.entrances[model * each : (model + 1) * each]
         adapter = int(self.requests["adapter"][request])
         routed = Routed(request, self._num_routed[model], (draws[0], draws[1]), adapter)
         self._num_routed[model] += 1
@@ -253,7 +271,7 @@ class ServingWorkload:
         """Columns of table `time_split`: of each request completed by now its number, e2e_s and the parts of it."""
         done = (self.requests["outcome"] == COMPLETED) & (self.requests["finished_s"] <= self.clock.now)
         rows = self.requests[done]
-        parts = parts_s(self.splits[done], self._crosses_fabric, self._is_compared)
+        parts = parts_s(self.splits[done], self._crosses_fabric, self._alone is not None)
         return {
             "request": np.flatnonzero(done), "e2e_s": rows["finished_s"] - rows["arrival_s"],
             **{f"{part}_s": part_s for part, part_s in parts.items()},
@@ -283,12 +301,13 @@ class ServingWorkload:
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
         found: dict[tuple[str, Source], float] = defaultdict(float)
-        for engine in self.engines:
-            state, counts = engine.state, engine.state.counts[0]
+        owners = [replica for replica in self.replicas for _ in replica.engines]
+        for replica, engine in zip(owners, self.engines, strict=True):
+            state, counts, priced = engine.state, engine.state.counts[0], self._priced_of(replica)
             for what, name in ((COPIES, "total_copy_s"), (DRAFTS, "total_draft_s")):
                 if counts[name] > 0:
                     found[what, Source.ROOFLINE] += float(counts[name])
-            if self.priced is None:
+            if priced is None:
                 found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])
                 continue
             tally = StepTally(
@@ -296,9 +315,12 @@ class ServingWorkload:
                 float(counts["total_prefill_s"]), float(counts["total_decode_s"]), float(counts["outside_s"]),
                 float(counts["total_expert_s"]), float(counts["outside_expert_s"]),
             )  # fmt: skip
-            for key, seconds in time_by_source(self.priced, tally).items():
+            for key, seconds in time_by_source(priced, tally).items():
                 found[key] += seconds
         return dict(found)
+
+    def _priced_of(self, replica: Replica) -> PricedStep | None:
+        return self.priced
 
     def record(self, recorder: Recorder) -> None:
         """Rows of `requests`, `tenants`, and unless told otherwise of `batches` and `token_times`, up to now."""

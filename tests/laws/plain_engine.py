@@ -24,6 +24,8 @@ class PlainRequest:
     contents: tuple[int, ...] = ()
     """Numbers of the leading full blocks that others may share."""
     precedence: int = 0
+    first_token_s: float | None = None
+    """When another engine generated the first token; the request then comes with its prompt's blocks filled."""
     computed: int = 0
     expected: int = 0
     """Output tokens in flight."""
@@ -142,6 +144,8 @@ class PlainEngine:
                 self.cancel(self.now_s, [])
                 while self.to_come and self.to_come[0].arrival_s <= self.now_s:
                     self.waiting.append(self.to_come.popleft())
+                    if self.waiting[-1].first_token_s is not None:
+                        self.fill(self.waiting[-1])
                 batch = self.form()
             formed = self.sums(batch) if batch else None
             running = set(map(id, self.running))
@@ -178,7 +182,7 @@ class PlainEngine:
                     request.token_times_s = []
                     request.scheduled_s = None
             for part in scheduled:
-                part.samples = part.samples and part.request is not request
+                part.samples = 0 if part.request is request else part.samples
 
     def split(
         self, request: PlainRequest, is_running: bool, step_s: float, compute_s: float, communication_s: float
@@ -422,8 +426,20 @@ class PlainEngine:
             found.append(self.pool.block_of[request.content(len(found))])
         return found
 
+    def fill(self, request: PlainRequest) -> None:
+        """What another engine has computed comes into blocks of its own, with room for the first token."""
+        request.token_times_s = [request.first_token_s]
+        request.blocks = self.cached(request)
+        for block in request.blocks:
+            self.pool.share(block)
+        request.noted = len(request.blocks)
+        for _ in range(self.blocks_needed(request, request.prompt + 1)):
+            request.blocks.append(self.pool.take())
+        request.computed = request.prompt
+        self.note_full(request)
+
     def fits_whole(self, request: PlainRequest) -> bool:
-        if request.on_host:
+        if request.on_host or request.blocks:
             return self.blocks_needed(request, request.missing) <= len(self.pool.line)
         in_use = sum(self.pool.users[block] > 0 for block in self.cached(request))
         return -(-request.missing // self.block_size) - in_use <= len(self.pool.line)
@@ -438,6 +454,8 @@ class PlainEngine:
             request.on_host = 0
             request.blocks = [self.pool.take() for _ in range(self.blocks_needed(request, 0))]
             self.note_full(request)
+            return
+        if request.blocks:
             return
         request.blocks = self.cached(request)
         for block in request.blocks:

@@ -18,8 +18,8 @@ from sim.scenario.build_cluster import build_topology
 from sim.scenario.build_server import Server
 from sim.scenario.errors import Place, Refused, ScenarioError
 from sim.scenario.load import LoadedScenario, load_scenario
+from sim.scenario.replicas import Degrees
 from sim.scenario.schema import Scenario
-from sim.scenario.serving import Degrees
 from sim.serving.load import GROWTH
 from sim.size import Candidate
 from sim.size_bounds import Floors, floors_of

@@ -20,7 +20,8 @@ from sim.fabric.policies import PATH_POLICIES, compiled
 from sim.serving.engine import REACHED, advance
 from sim.serving.policies import BATCHING_POLICIES, compiled_policy
 from sim.serving.request import new_requests, new_token_times
-from sim.serving.state import new_engine_state, submit
+from sim.serving.state import new_engine_state
+from sim.serving.verbs import submit
 
 
 def compile_fluid() -> None:

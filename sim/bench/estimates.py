@@ -26,7 +26,8 @@ from sim.scenario.cost_table import measured
 from sim.serving.engine import complete_step, form_batch, launch_batch, price_batch
 from sim.serving.policies import compiled_policy
 from sim.serving.request import new_requests, new_token_times
-from sim.serving.state import EngineState, new_engine_state, submit
+from sim.serving.state import EngineState, new_engine_state
+from sim.serving.verbs import submit
 
 STEPS, REPEATS = 50_000, 5
 TARGET = 1_000_000

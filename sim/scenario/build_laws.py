@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.scenario.serving import BurstShape, DiurnalShape, Lengths
+from sim.scenario.requests import BurstShape, DiurnalShape, Lengths
 from sim.workload.lengths import Fixed, Lognormal, Uniform
 from sim.workload.rate_shape import Burst, Diurnal, RateShape
 

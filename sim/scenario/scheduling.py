@@ -1,13 +1,13 @@
-"""How a serving engine schedules: batches, preemption, service classes."""
+"""How a serving engine schedules: batches, preemption, drafts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, Strict
+from pydantic import Field
 
-from sim.scenario.quantities import Count, Name, Part, PositiveNumber, Seconds, Share
+from sim.scenario.quantities import Count, Part, PositiveNumber, Seconds, Share
 from sim.serving.graphs import largest_graph
 
 
@@ -77,16 +77,6 @@ class Batching(Part):
         return largest_graph(queries * self.max_num_seqs, self.max_num_batched_tokens) if self.cuda_graphs else 0
 
 
-class ServiceClass(Part):
-    """Requests of one kind of service."""
-
-    name: Name
-    share: PositiveNumber = Field(default=1.0, description="of the requests, against the other classes' shares")
-    priority: Annotated[int, Strict(), Field(ge=-(2**31), lt=2**31)] = Field(
-        default=0, description="lower goes first, with batching.policy: priority"
-    )
-
-
 class Degrees(Protocol):
     """What of a replica's parallelism matters here."""
 
@@ -95,19 +85,14 @@ class Degrees(Protocol):
 
 
 def scheduling_problems(
-    batching: Batching, classes: Sequence[ServiceClass], swap_space_bytes: int | None, is_caching: bool,
-    parallelism: Degrees,
+    batching: Batching, has_tenants: bool, swap_space_bytes: int | None, is_caching: bool, parallelism: Degrees
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What does not go together in one workload, as (path, sentence)."""
-    names = [each.name for each in classes]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            yield ("classes", i, "name"), f"two service classes are named '{name}'; give each its own name"
-    if batching.policy == "priority" and not classes:
+    if batching.policy == "priority" and not has_tenants:
         yield (
             ("batching", "policy"),
-            "priority orders requests by their class, and there are none; write for example "
-            "classes: [{name: interactive, priority: 0}, {name: batch, priority: 1}]",
+            "priority orders requests by their tenants, and there are none; write for example "
+            "tenants: [{name: interactive, priority: 0}, {name: batch, priority: 1}]",
         )
     if batching.policy == "batchllm" and not is_caching:
         yield ("kv", "prefix_caching"), "batchllm shares prefixes, which needs prefix_caching: true"

@@ -1,25 +1,20 @@
-"""A serving workload: model, parallelism, batching, arrivals, lengths."""
+"""A serving workload: a model, its replicas, its requests, and what goes together."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema, model_validator
 
-from models.parallelism import Exchange
 from sim.scenario.adapters import Adapters
-from sim.scenario.clients import Autoscale, Client, ClosedLoopArrivals, TimeLaw
+from sim.scenario.clients import Autoscale, Client, ClosedLoopArrivals
 from sim.scenario.errors import quoted, suggestion
 from sim.scenario.quantities import (
     Count,
-    InputFile,
     Label,
     Part,
-    PerS,
-    PositiveBytes,
     PositiveNumber,
     PositiveSeconds,
-    PositiveShare,
     Ranks,
     RoutingFile,
     Seconds,
@@ -28,7 +23,9 @@ from sim.scenario.quantities import (
     no_file,
     refused,
 )
-from sim.scenario.scheduling import Batching, ServiceClass, scheduling_problems
+from sim.scenario.replicas import Degrees, Disaggregation, KvCache, Pool, Router
+from sim.scenario.requests import Arrivals, Lengths, Sessions, Trace
+from sim.scenario.scheduling import Batching, scheduling_problems
 from sim.scenario.traffic import Workload
 from sim.serving.tenants import TARGETS
 
@@ -71,278 +68,6 @@ class Precision(Part):
         "whose quantization_config says fp8",
     )  # fmt: skip
     kv: Literal["bf16", "fp8"] = "bf16"
-
-
-class Degrees(Part):
-    """How one replica is cut. With expert > 1 it must be a multiple of tensor; expert / tensor copies of the attention
-    then step together, each an engine with the limits of `batching` and a cache of its own."""
-
-    tensor: Count = Field(default=1, description="accelerators of one host that share each layer")
-    expert: Count = Field(default=1, description="accelerators over which the routed experts lie")
-    exchange: Exchange = Field(
-        default="dispatch", description="of tokens between ranks of experts. dispatch: to those that hold a token's "
-        "experts; all_gather: of every copy to all others, and a reduce-scatter back, as vLLM by default",
-    )  # fmt: skip
-
-    @property
-    def num_accelerators(self) -> int:
-        """Of one replica."""
-        return max(self.tensor, self.expert)
-
-    @model_validator(mode="after")
-    def _nests(self) -> Degrees:
-        if self.expert > 1 and self.expert % self.tensor:
-            raise refused(
-                f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: the "
-                "same accelerators hold attention and experts",
-                "expert",
-            )
-        return self
-
-
-class KvCache(Part):
-    """Paged keys and values."""
-
-    block_size: Count = Field(default=16, description="tokens per block")
-    memory_fraction: PositiveShare = Field(
-        default=0.9, description="of the device's memory, for weights and cache together"
-    )
-    prefix_caching: bool = Field(
-        default=True, description="full blocks are found again by requests with the same content before them"
-    )
-    num_blocks: Count | None = Field(
-        default=None, description="given outright instead of computed from the memory"
-    )
-    swap_space_bytes: PositiveBytes | None = Field(
-        default=None, description="host memory of each accelerator for blocks of preempted requests, with "
-        "batching.preemption: swap; by default 4 GiB, as vLLM has it",
-    )  # fmt: skip
-
-
-class Router(Part):
-    """Which replica a request goes to; least_outstanding, also of two drawn (power_of_two), counts queued and running
-    requests; least_kv the KV blocks that are held; prefix_affinity what a replica's cache has of the prompt;
-    adapter_affinity requests of the same adapter, as long as a replica has not 1.25 times the mean of requests."""
-
-    policy: Literal[
-        "round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity", "adapter_affinity"
-    ] = "round_robin"
-    report_interval_s: Seconds = Field(
-        default=0.0, description="the router sees what each replica reported last, every so often; 0: what it is now"
-    )
-
-    @model_validator(mode="after")
-    def _looks(self) -> Router:
-        if self.report_interval_s > 0 and self.policy == "round_robin":
-            sentence = "round_robin looks at no replica, so that reports have no effect; leave it out"
-            raise refused(sentence, "report_interval")
-        return self
-
-
-class DiurnalShape(Part):
-    """A day's rise and fall: rate · (1 + amplitude · sin(2 π t / period))."""
-
-    kind: Literal["diurnal"]
-    period_s: PositiveSeconds = Field(examples=["24 h"], description="of one rise and fall")
-    amplitude: PositiveShare = Field(examples=[0.6], description="1: the rate goes from none to twice the mean")
-
-
-class BurstShape(Part):
-    """The last `length` of each period at `factor` times the rate of the rest; `rate` is the mean of both."""
-
-    kind: Literal["burst"]
-    period_s: PositiveSeconds = Field(examples=["60 s"], description="from burst to burst")
-    length_s: PositiveSeconds = Field(examples=["10 s"], description="of a burst")
-    factor: PositiveNumber = Field(examples=[4], description="rate within a burst over the rate outside of it")
-
-    @model_validator(mode="after")
-    def _is_within(self) -> BurstShape:
-        if self.length_s >= self.period_s:
-            raise refused("length is not below period, so that nothing lies outside of bursts; shorten it", "length")
-        return self
-
-
-Shape = Annotated[
-    Annotated[DiurnalShape | BurstShape, Field(discriminator="kind")] | None,
-    Field(description="how the rate varies around its mean; by default it does not"),
-]
-
-
-class Pool(Part):
-    """Replicas that only prefill, or only decode."""
-
-    replicas: Count = Field(default=1, description="of this pool")
-    parallelism: Degrees = Degrees()
-    batching: Batching | None = Field(default=None, description="by default the workload's")
-    router: Router | None = Field(
-        default=None, description="which replica of the pool a request goes to; by default the workload's"
-    )
-    ranks: Ranks = Field(
-        default=None, description="accelerators of the pool; by default the prefill pool has the workload's first "
-        "ones, the decode pool the next",
-    )  # fmt: skip
-
-    @property
-    def num_accelerators(self) -> int:
-        return self.replicas * self.parallelism.num_accelerators
-
-
-class KvTransfer(Part):
-    """How keys and values get from the prefill pool to the decode pool."""
-
-    layers: Literal["at_end", "layer_by_layer"] = Field(
-        default="at_end", description="at_end: when the prompt is done; layer_by_layer: each layer of a step's tokens "
-        "when it is computed, while the others still are",
-    )  # fmt: skip
-    queue_pairs: Count = Field(default=1, description="over which each message between two ranks is striped")
-
-
-class Disaggregation(Part):
-    """Prompts on one pool of replicas, generation on another. Keys and values move over the fabric, into blocks
-    reserved beforehand; where there is no room they wait in the prefill pool. The first token is the prompt's."""
-
-    prefill: Pool = Pool()
-    decode: Pool = Pool()
-    transfer: KvTransfer = KvTransfer()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Disaggregation:
-        if (self.prefill.ranks is None) != (self.decode.ranks is None):
-            given, other = ("decode", "prefill") if self.prefill.ranks is None else ("prefill", "decode")
-            raise refused(f"{given} has ranks and {other} has none; give both pools theirs, or neither", given, "ranks")
-        shared = set(self.prefill.ranks or ()) & set(self.decode.ranks or ())
-        if shared:
-            raise refused(f"accelerator {min(shared)} is in both pools; give each its own", "decode", "ranks")
-        if self.transfer.layers == "layer_by_layer" and self.prefill.parallelism.expert > 1:
-            raise refused(
-                "layer_by_layer needs steps whose time is known beforehand, which those of experts on several "
-                "accelerators are not; write layers: at_end, or prefill: {parallelism: {expert: 1}}",
-                "transfer", "layers",
-            )  # fmt: skip
-        return self
-
-
-class PoissonArrivals(Part):
-    """Independent arrivals at a mean rate."""
-
-    kind: Literal["poisson"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
-    shape: Shape = None
-
-
-class GammaArrivals(Part):
-    """Gamma-distributed gaps: shape below 1 is burstier than Poisson, 1 is Poisson."""
-
-    kind: Literal["gamma"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
-    burstiness: Annotated[PositiveNumber, Field(ge=0.001)] = Field(
-        default=1.0, description="shape of the gamma law of the gaps"
-    )
-    shape: Shape = None
-
-
-class ConstantArrivals(Part):
-    """One request every 1/rate."""
-
-    kind: Literal["constant"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
-    shape: Shape = None
-
-
-class TraceArrivals(Part):
-    """The trace's own times, at `scale` times its rate."""
-
-    kind: Literal["trace"]
-    scale: PositiveNumber = Field(default=1.0, description="2 doubles the rate")
-
-
-Arrivals = Annotated[
-    PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals | ClosedLoopArrivals, Field(discriminator="kind")
-]
-
-
-class FixedLength(Part):
-    """Always the same."""
-
-    law: Literal["fixed"]
-    tokens: Count
-
-
-class UniformLength(Part):
-    """Every whole number from low to high equally likely."""
-
-    law: Literal["uniform"]
-    low: Count
-    high: Count
-
-    @model_validator(mode="after")
-    def _rises(self) -> UniformLength:
-        if self.low > self.high:
-            raise refused(f"low is {self.low}, above high, {self.high}; swap them", "low")
-        return self
-
-
-class LognormalLength(Part):
-    """Lognormal of the given mean; sigma is the spread of the logarithm."""
-
-    law: Literal["lognormal"]
-    mean: Annotated[PositiveNumber, Field(le=2**20)]
-    sigma: Annotated[PositiveNumber, Field(le=5)]
-    max: Count | None = Field(default=None, description="longer ones are cut to this")
-
-
-Length = Annotated[FixedLength | UniformLength | LognormalLength, Field(discriminator="law")]
-
-
-class Lengths(Part):
-    """Tokens in and out of each request, drawn independently."""
-
-    input: Length
-    output: Length
-
-
-class Sessions(Part):
-    """Conversations: each turn's prompt is all prompts and answers before it, and `lengths.input` new tokens.
-
-    `arrivals` and `num_requests` are then of sessions, `duration` ends their beginning. A session ends early with a
-    turn that fails or is given up. What was said before is found where the prefix cache still has it.
-    """
-
-    turns: Length = Field(description="of a session: a law as in lengths", examples=["{law: fixed, tokens: 4}"])
-    think_time: TimeLaw | None = Field(
-        default=None, description="from an answer to the next turn: a time, or a law; by default none", examples=["5 s"]
-    )
-
-
-class Trace(Part):
-    """Requests from a file: arrival times, and lengths unless `lengths` is given."""
-
-    format: Literal["azure", "burstgpt", "mooncake", "vllm"] = Field(
-        default="azure", description="azure: CSV with TIMESTAMP, ContextTokens, GeneratedTokens; burstgpt: CSV with "
-        "Timestamp in s, Model, Request tokens, Response tokens (0: a failure, left out), Log Type; mooncake: JSON "
-        "lines with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
-        "input_toks, output_toks, hash_ids. Equal hash_ids are equal blocks, of 512 and of 16 tokens",
-    )  # fmt: skip
-    file: InputFile
-    from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
-    until_s: PositiveSeconds | None = None
-    model: str | None = Field(default=None, description="burstgpt: only rows of this Model, such as GPT-4")
-    log_type: str | None = Field(
-        default=None, description="burstgpt: only rows of this Log Type, such as Conversation log"
-    )
-
-    @model_validator(mode="after")
-    def _has_such_columns(self) -> Trace:
-        for key in ("model", "log_type"):
-            if getattr(self, key) is not None and self.format != "burstgpt":
-                raise refused(f"a trace of format {self.format} has no column for {key}; leave it out", key)
-        return self
-
-    @model_validator(mode="after")
-    def _is_a_span(self) -> Trace:
-        if self.until_s is not None and self.until_s <= self.from_s:
-            raise refused("until is not after from; no request would be left", "until")
-        return self
 
 
 class Experts(Part):
@@ -394,6 +119,9 @@ class Tenant(Part):
     )  # fmt: skip
     lengths: Lengths | None = Field(default=None, description="by default as the workload's, or as the trace's")
     targets: Targets = Field(description="added to the workload's, in place of those of the same name")
+    priority: Annotated[int, Strict(), Field(ge=-(2**31), lt=2**31)] = Field(
+        default=0, description="its service class: lower goes first, with batching.policy: priority"
+    )
 
 
 class Serving(Workload):
@@ -430,10 +158,6 @@ class Serving(Workload):
     adapters: Adapters | None = None
     tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
     targets: Targets
-    classes: tuple[ServiceClass, ...] = Field(
-        default=(), description="service classes, drawn for each request by their shares; each has its own latencies "
-        "among the metrics, such as serving.chat.interactive.p99_ttft_ms",
-    )  # fmt: skip
     contention: bool = Field(
         default=False,
         description="tell contention from the time that transfers take anyway: each step's messages are also run alone "
@@ -571,7 +295,7 @@ class Serving(Workload):
                     "max_num_batched_tokens",
                 )
         problems = list(scheduling_problems(
-            self.batching, self.classes, self.kv.swap_space_bytes, self.kv.prefix_caching, self.parallelism
+            self.batching, bool(self.tenants), self.kv.swap_space_bytes, self.kv.prefix_caching, self.parallelism
         ))  # fmt: skip
         if problems:
             raise all_refused(problems)

@@ -19,9 +19,10 @@ from sim.engine.recorder import Recorder
 from sim.fabric.transfer import Fabric
 from sim.serving.disaggregation import DecodeReplica, FabricDecodeReplica, PrefillReplica, TableIteration
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.fabric_replica import Replica
 from sim.serving.kv_transfer import Handover, KVSender
 from sim.serving.metrics import summary
-from sim.serving.replica import Engine, EngineLimits, Replica, refusals
+from sim.serving.replica import Engine, EngineLimits, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, UNFINISHED, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.time_split import PARTS, new_splits, parts_s

@@ -22,10 +22,12 @@ from sim.engine.clock import Clock
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import price_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
+from sim.serving.fabric_replica import FabricReplica
 from sim.serving.kv_transfer import Handover
-from sim.serving.replica import Engine, FabricReplica, LocalReplica
+from sim.serving.replica import Engine, LocalReplica
 from sim.serving.request import COMPLETED
-from sim.serving.state import EngineState, can_admit, num_waiting, waiting_head
+from sim.serving.state import EngineState
+from sim.serving.verbs import can_admit, num_waiting, waiting_head
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,9 @@ from sim.serving.adapter_experts import tally_experts, touched_experts
 from sim.serving.attention import attention_of, tally
 from sim.serving.request import COMPLETED
 from sim.serving.speculation import verify
-from sim.serving.state import (
-    MAX_LEAP,
-    EngineState,
-    next_arrival_s,
-    num_waiting,
-    take_arrivals,
-)
+from sim.serving.state import MAX_LEAP, EngineState
 from sim.serving.time_split import DECODING, ENDED, PREFILLING, RECOMPUTING, enter, enter_marked
+from sim.serving.verbs import next_arrival_s, num_waiting, take_arrivals
 
 REACHED, PAUSED, ROWS_FULL, STALLED = 0, 1, 2, 3
 """Why `advance` returned: the time was reached (or there is nothing left to do), the number of steps was,

@@ -18,8 +18,8 @@ from sim.devices.kv_cache import NONE
 from sim.serving.router import Routable
 
 if TYPE_CHECKING:
+    from sim.serving.fabric_replica import Replica
     from sim.serving.front import Front
-    from sim.serving.replica import Replica
 
 
 @dataclass(frozen=True, slots=True)

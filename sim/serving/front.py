@@ -19,8 +19,9 @@ from simpy import Event
 
 from sim.engine.clock import Clock
 from sim.serving.clients import Clients, Patience
+from sim.serving.fabric_replica import FabricReplica, Replica
 from sim.serving.fleet import Fleet
-from sim.serving.replica import FabricReplica, Replica, ReplicaError
+from sim.serving.replica import ReplicaError
 from sim.serving.request import COMPLETED, FAILED, TIMED_OUT, UNFINISHED
 from sim.serving.router import Routed, Router
 

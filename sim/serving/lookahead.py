@@ -12,7 +12,8 @@ from numba import njit
 
 from models.cost.step import StepTable
 from sim.serving.engine import leap
-from sim.serving.state import EngineState, next_arrival_s, num_waiting
+from sim.serving.state import EngineState
+from sim.serving.verbs import next_arrival_s, num_waiting
 
 
 @njit(cache=True)

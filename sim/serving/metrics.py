@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,24 +34,32 @@ def as_of(requests: NDArray[Any], token_time_s: Float64, now_s: float) -> tuple[
     return requests, token_time_s
 
 
-@njit(cache=True)
 def inter_token_gaps_s(requests: NDArray[Any], token_time_s: Float64) -> Float64:
     """Every gap between output tokens of one request that did not come together, of the requests given.
 
     Tokens of one step come together, as one chunk of a stream, and `vllm bench serve` times chunks.
     """
+    return gaps_of_each_s(requests, token_time_s)[0]
+
+
+@njit(cache=True)
+def gaps_of_each_s(requests: NDArray[Any], token_time_s: Float64) -> tuple[Float64, NDArray[np.int64]]:
+    """The same, request by request, and how many each has."""
     num = 0
     for i in range(len(requests)):
         num += max(requests[i].num_generated - 1, 0)
     gaps_s = np.empty(num)
+    num_of_each = np.zeros(len(requests), np.int64)
     gap = 0
     for i in range(len(requests)):
         first = requests[i].first_token
+        before = gap
         for token in range(first + 1, first + requests[i].num_generated):
             if token_time_s[token] > token_time_s[token - 1]:
                 gaps_s[gap] = token_time_s[token] - token_time_s[token - 1]
                 gap += 1
-    return gaps_s[:gap]
+        num_of_each[i] = gap - before
+    return gaps_s[:gap], num_of_each
 
 
 def serving_metrics(
@@ -91,19 +98,6 @@ def serving_metrics(
     num_asked = int(scheduled["num_prompt_tokens"].sum())
     metrics["prefix_cache_hit_rate"] = float(scheduled["num_cached"].sum() / num_asked) if num_asked else None
     return metrics | _latencies(done, token_time_s)
-
-
-def class_metrics(
-    requests: NDArray[Any], token_time_s: Float64, names: Sequence[str], class_of: NDArray[np.int64]
-) -> dict[str, float | None]:
-    """Of each service class, as `<class>.<metric>`: requests by outcome, and the latencies of `serving_metrics`."""
-    metrics: dict[str, float | None] = {}
-    for i, name in enumerate(names):
-        arrived = requests[(class_of == i) & (requests["outcome"] != NOT_ARRIVED)]
-        done = arrived[arrived["outcome"] == COMPLETED]
-        found = {"arrived": len(arrived), "completed": len(done)} | _latencies(done, token_time_s)
-        metrics |= {f"{name}.{key}": value for key, value in found.items()}
-    return metrics
 
 
 def _latencies(done: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """Batching policies: what the next step of an engine computes.
 
 A policy is a function `(state) -> bool` that Numba can compile. It is called between two steps, with an empty
-batch, and fills it with the verbs of `sim.serving.state`: `schedule_decodes` for decodes in a row; `schedule` for a
+batch, and fills it with the verbs of `sim.serving.verbs`: `schedule_decodes` for decodes in a row; `schedule` for a
 running request with `num_missing` tokens (0 where its last is in flight), after `make_room`; `admit` and `schedule` for
 a waiting one, if `can_admit`, which may have part of its prompt in the cache. Only
 `can_reserve` and `can_reserve_rest` read `num_output_tokens`, as the limit that a request names.
@@ -23,9 +23,8 @@ from numba import cfunc, types
 
 from models.compiled import inner
 from sim.serving.preemption import make_room, make_room_in_order
-from sim.serving.state import (
-    STATE_TYPE,
-    EngineState,
+from sim.serving.state import STATE_TYPE, EngineState
+from sim.serving.verbs import (
     admit,
     can_admit,
     can_reserve,

@@ -16,8 +16,9 @@ from numba import njit
 from models.compiled import inner
 from sim.devices.kv_cache import can_hold, release, swap_out
 from sim.serving.speculation import slots_ahead
-from sim.serving.state import EngineState, unschedule
+from sim.serving.state import EngineState
 from sim.serving.time_split import PREEMPTED, mark
+from sim.serving.verbs import unschedule
 from sim.serving.waiting_line import comes_before, sink_head
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.serving.metrics import inter_token_gaps_s, serving_metrics
+from sim.serving.metrics import gaps_of_each_s, serving_metrics
 from sim.serving.request import COMPLETED, FAILED
 
 Bools = NDArray[np.bool_]
@@ -99,8 +99,7 @@ def within_targets(requests: NDArray[Any], token_time_s: Float64, targets: Mappi
 
 def _of_gaps(requests: NDArray[Any], token_time_s: Float64, statistic: str) -> Float64:
     """A statistic of each request's own times between tokens; 0 where there are none. Percentiles linear in rank."""
-    gaps_s = inter_token_gaps_s(requests, token_time_s)
-    num = np.maximum(requests["num_generated"].astype(np.int64) - 1, 0)
+    gaps_s, num = gaps_of_each_s(requests, token_time_s)
     found_s = np.zeros(len(requests))
     some = num > 0
     first = (np.cumsum(num) - num)[some]

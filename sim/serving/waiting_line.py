@@ -8,7 +8,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.compiled import inner
-from sim.serving.state import EngineState, missing_tokens
+from sim.serving.state import EngineState
+from sim.serving.verbs import missing_tokens
 
 
 @inner

@@ -22,10 +22,11 @@ from sim.engine.recorder import Recorder
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.fabric_replica import FabricReplica, Replica
 from sim.serving.front import Front
 from sim.serving.load import WARM_UP, queue_of
-from sim.serving.metrics import as_of, class_metrics, serving_metrics
-from sim.serving.replica import Engine, EngineLimits, FabricReplica, LocalReplica, Replica, refusals
+from sim.serving.metrics import as_of, serving_metrics
+from sim.serving.replica import Engine, EngineLimits, LocalReplica, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, TIMED_OUT, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
@@ -57,7 +58,6 @@ class ServingWorkload:
     iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
                  take no time)
     precedence   [requests] lower first, for policies that order the line by it
-    classes      names of service classes, and [requests] each one's
     alone        tells how long an iteration takes with the fabric to itself; None: contention is not told apart
     Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
     """
@@ -91,7 +91,6 @@ class ServingWorkload:
         remarks: Sequence[str] = (),
         tenants: Tenants | None = None,
         precedence: NDArray[np.int64] | None = None,
-        classes: tuple[Sequence[str], NDArray[np.int64]] | None = None,
         alone: AloneOnIdeal | None = None,
         front: Front | None = None,
     ) -> None:
@@ -105,7 +104,6 @@ class ServingWorkload:
         """To each model."""
         self.token_time_s = new_token_times(self.requests)
         self.requests["precedence"] = 0 if precedence is None else precedence
-        self.classes = classes
         self._is_drafting = limits.speculation is not None
         self._is_swapping = limits.num_host_blocks > 0
         self.router = ROUTERS[router]
@@ -233,8 +231,6 @@ class ServingWorkload:
         self._catch_up()
         known = as_of(self.requests, self.token_time_s, self.clock.now)
         metrics = serving_metrics(*known)
-        if self.classes is not None:
-            metrics |= class_metrics(*known, *self.classes)
         if self._is_swapping:
             metrics["num_swapped"] = int(self.requests["num_swaps"].sum())
         if self._is_drafting:
@@ -330,9 +326,6 @@ class ServingWorkload:
         ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
         rows = requests[ids]
         more: dict[str, Any] = {"num_swaps": rows["num_swaps"]} if self._is_swapping else {}
-        if self.classes is not None:
-            names, class_of = self.classes
-            more["service_class"] = np.array(names)[class_of[ids]]
         recorder.append(
             "requests",
             workload=self.name,

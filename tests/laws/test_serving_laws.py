@@ -23,7 +23,8 @@ from sim.serving.policies import BATCHING_POLICIES, compiled_policy
 from sim.serving.replica import EngineLimits
 from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
 from sim.serving.speculation import Speculation, is_accepted
-from sim.serving.state import new_engine_state, submit
+from sim.serving.state import new_engine_state
+from sim.serving.verbs import submit
 from sim.serving.workload import ServingWorkload
 
 

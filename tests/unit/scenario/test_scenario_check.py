@@ -189,14 +189,12 @@ def test_queries_over_one_context_share_its_bytes(tmp_path):
     assert not scenario.workloads[0].batching.is_async
 
 
-def test_classes_are_drawn_by_their_shares(tmp_path):
-    classes = "workloads.chat.classes=[{name: a, share: 3}, {name: b, priority: 2}]"
-    found = loaded(tmp_path, CLUSTER + SERVING, classes)
+def test_a_tenant_s_priority_is_its_requests(tmp_path):
+    found = loaded(tmp_path, CLUSTER + SERVING, "workloads.chat.tenants=[{name: a}, {name: b, priority: 2}]")
     scenario = found.variants[0][1]
     server = build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
-    names, class_of = server.classes(build.RandomStreams(1), 10_000)
-    assert names == ["a", "b"]
-    assert (class_of == 1).mean() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 10_000) ** 0.5)
+    tenants, ones = server.tenants(build.RandomStreams(1), 100), np.ones(100, np.int64)
+    assert server.precedence(ones, ones, None, tenants).tolist() == [2 * int(who) for who in tenants.of]
 
 
 def test_scales_of_operators(tmp_path):

@@ -98,15 +98,3 @@ def test_whoever_is_first_in_the_step_may_give_way_to_those_behind():
 
     assert steps_of(made) == [(8, 0), (0, 2), (0, 2), (0, 2), (0, 2), (0, 1), (9, 0)]
     assert tokens_of(made, 1)[-1] == 6.0 and tokens_of(made, 0)[-1] == 7.0
-
-
-def test_classes_have_latencies_of_their_own():
-    made = served(
-        [0.0, 0.1, 0.2], [4, 4, 4], [2, 1, 1], policy="priority", max_num_seqs=1, precedence=[0, 1, 0],
-        classes=(["fast", "slow"], [0, 1, 0]),
-    )  # fmt: skip
-
-    metrics = made.metrics()
-    assert (metrics["fast.completed"], metrics["slow.completed"]) == (2, 1)
-    assert metrics["fast.mean_ttft_ms"] == pytest.approx((1000 + 2800) / 2)
-    assert metrics["slow.mean_ttft_ms"] == metrics["slow.p99_e2el_ms"] == pytest.approx(3900)

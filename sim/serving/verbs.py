@@ -1,0 +1,299 @@
+"""The verbs that batching policies, and the engine, are written in: who waits, who joins, what a batch takes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from models.compiled import inner
+from sim.devices.kv_cache import (
+    blocks_for,
+    can_hold,
+    forget_contents,
+    hold,
+    leave_host,
+    note_contents,
+    num_shared,
+    share,
+)  # fmt: skip
+from sim.serving.speculation import query_weight, slots_ahead
+from sim.serving.state import EngineState
+from sim.serving.time_split import PREFILLING, RECOMPUTING, mark
+
+
+@njit(cache=True)
+def num_waiting(state: EngineState) -> int:
+    """Requests that have arrived and are not running."""
+    counts = state.counts[0]
+    return counts.arrived - counts.head
+
+
+@njit(cache=True)
+def waiting_head(state: EngineState) -> int:
+    """The first request in the waiting line; `num_waiting` must be positive."""
+    return state.waiting[state.counts[0].head & (state.waiting.size - 1)]
+
+
+@njit(cache=True)
+def is_on_host(state: EngineState) -> bool:
+    """Whether the first in the waiting line, if there is one, has its blocks in host memory."""
+    counts = state.counts[0]
+    # Asked in this order, because each array taken out of the state costs two atomic counts.
+    return counts.num_swaps > 0 and counts.arrived > counts.head and state.kv.holdings[waiting_head(state)].num_host > 0
+
+
+@inner(forceinline=True)
+def missing_tokens(row) -> int:
+    expected = row.num_generated + row.num_in_flight
+    if expected >= row.num_output_tokens:
+        return 0
+    return row.num_prompt_tokens + expected + row.num_drafts - row.num_computed
+
+
+@njit(cache=True)
+def num_missing(state: EngineState, request: int) -> int:
+    """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight, and its drafts.
+
+    After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
+    server that was told how many to generate knows.
+    """
+    return missing_tokens(state.requests[request])
+
+
+@inner(forceinline=True)
+def _sum_up(counts, row, entry, sign: int) -> None:
+    """Add a part to the sums of the batch, or take it out (sign -1)."""
+    num_tokens, prefix = sign * entry.num_tokens, entry.prefix
+    context = prefix + entry.num_tokens
+    counts.tokens += num_tokens
+    if entry.samples > 1:
+        counts.decodes += sign
+        counts.decode_context += sign * int(context * query_weight(counts, entry.num_tokens) + 0.5)
+        counts.drafts += sign * (entry.samples - 1)
+        return
+    if entry.num_tokens > 1 or context <= row.num_prompt_tokens:
+        counts.prefill_tokens += num_tokens
+    if entry.num_tokens == 1:
+        counts.decodes += sign
+        counts.decode_context += sign * context
+    else:
+        counts.prefill_pairs += num_tokens * prefix + num_tokens * (entry.num_tokens + 1) // 2
+        counts.prefill_context += sign * context
+
+
+@njit(cache=True, forceinline=True)
+def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
+    """Put the request's next tokens into the batch and take the blocks for them; the room must be there.
+
+    Returns whether it computes one token, and the next one comes of it.
+    """
+    row = state.requests[request]
+    counts = state.counts[0]
+    prefix = row.num_computed
+    context = prefix + num_tokens
+    known = row.num_prompt_tokens + row.num_generated
+    samples = max(context - known - row.num_in_flight + 1, 0)
+    slots = context + slots_ahead(counts, row)
+    # Most tokens need no new block and fill none: asked here, because a call hands over all arrays of the cache.
+    held, kv = state.kv.holdings[request], state.kv.counts[0]
+    if held.num_blocks * kv.block_size < slots:
+        hold(state.kv, request, slots)
+    if kv.is_caching != 0 and (held.num_known + 1) * kv.block_size <= min(context, known):
+        note_contents(state.kv, request, min(context, known))
+    entry = state.batch[counts.batch_size]
+    entry.request = request
+    entry.num_tokens = num_tokens
+    entry.prefix = prefix
+    entry.samples = samples
+    row.num_computed = context
+    row.num_in_flight += samples > 0
+    counts.batch_size += 1
+    _sum_up(counts, row, entry, 1)
+    if np.isnan(row.scheduled_s):
+        row.scheduled_s = counts.now_s
+    return samples == 1 and num_tokens == 1
+
+
+@inner
+def unschedule(state: EngineState, request: int) -> None:
+    """Take the request's part out of the batch, if it has one: as if it had not been scheduled, but for its blocks."""
+    counts, batch = state.counts[0], state.batch
+    row = state.requests[request]
+    for i in range(counts.batch_size):
+        if batch[i].request != request:
+            continue
+        entry = batch[i]
+        _sum_up(counts, row, entry, -1)
+        row.num_computed = entry.prefix
+        row.num_in_flight -= entry.samples > 0
+        forget_contents(state.kv, request, entry.prefix)
+        counts.batch_size -= 1
+        for j in range(i, counts.batch_size):
+            batch[j] = batch[j + 1]
+        return
+
+
+@njit(cache=True)
+def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
+    """Schedule running requests from `position` on, while each is one token that the next one comes of, within the
+    budget and the room; returns the first position that is not.
+
+    What `num_missing`, `make_room` and `schedule` would do one by one, for the usual case and with the arrays taken out
+    of the state once: in compiled code each taking out costs two atomic counts.
+    """
+    requests, running, batch, holdings = state.requests, state.running, state.batch, state.kv.holdings
+    counts, kv = state.counts[0], state.kv.counts[0]
+    block_size = kv.block_size
+    last = min(counts.num_running, position + budget)
+    while position < last:
+        request = running[position]
+        row, held = requests[request], holdings[request]
+        known = row.num_prompt_tokens + row.num_generated
+        context = row.num_computed + 1
+        if missing_tokens(row) != 1 or context <= row.num_prompt_tokens:
+            break
+        if held.num_blocks * block_size < context:
+            if kv.num_free == 0:
+                break
+            hold(state.kv, request, context)
+        if kv.is_caching != 0 and (held.num_known + 1) * block_size <= min(context, known):
+            note_contents(state.kv, request, min(context, known))
+        entry = batch[counts.batch_size]
+        entry.request = request
+        entry.num_tokens = 1
+        entry.prefix = row.num_computed
+        entry.samples = 1
+        row.num_computed = context
+        row.num_in_flight += 1
+        counts.batch_size += 1
+        counts.tokens += 1
+        counts.decodes += 1
+        counts.decode_context += context
+        position += 1
+    return position
+
+
+@njit(cache=True)
+def can_admit(state: EngineState) -> bool:
+    """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached: of one
+    in host memory all that it had, and what is missing; of one that comes with blocks, filled elsewhere, the rest."""
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    request = waiting_head(state)
+    num_tokens = num_missing(state, request)
+    if state.kv.holdings[request].num_blocks > 0:
+        return can_hold(state.kv, request, state.requests[request].num_computed + num_tokens)
+    num_blocks = blocks_for(state.kv, state.requests[request].num_computed + num_tokens)
+    num_free = state.kv.counts[0].num_free
+    if num_blocks <= num_free:
+        return True
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
+        return False
+    shared, num_idle = num_shared(state.kv, request, num_tokens)
+    return num_blocks - shared + num_idle <= num_free
+
+
+@njit(cache=True)
+def can_reserve(state: EngineState) -> bool:
+    """Whether somebody waits, a slot is free, and blocks are left for the first in line and for all that run, each with
+    its whole output: who is admitted then is never preempted.
+
+    The output is known as a request's limit is. What a cache might share counts as taken.
+    """
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    return _blocks_to_end(state) <= state.kv.counts[0].num_free
+
+
+@njit(cache=True)
+def can_reserve_rest(state: EngineState) -> bool:
+    """As `can_reserve`, but of the first in line what others hold already counts as there."""
+    counts = state.counts[0]
+    if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
+        return False
+    needed, num_free = _blocks_to_end(state), state.kv.counts[0].num_free
+    if needed <= num_free:
+        return True
+    request = waiting_head(state)
+    shared, num_idle = num_shared(state.kv, request, num_missing(state, request))
+    return needed - shared + num_idle <= num_free
+
+
+@inner
+def _blocks_to_end(state: EngineState) -> int:
+    """Blocks that all who run, and the first in line, lack to the end of their outputs."""
+    counts = state.counts[0]
+    requests, running, holdings = state.requests, state.running, state.kv.holdings
+    row = requests[waiting_head(state)]
+    needed = blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1)
+    for position in range(counts.num_running):
+        row, held = requests[running[position]], holdings[running[position]]
+        needed += max(blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1) - held.num_blocks, 0)
+    return needed
+
+
+@njit(cache=True)
+def admit(state: EngineState) -> int:
+    """Move the first in line to the end of the running list, with what the cache, or the host, has of it; returns
+    it."""
+    counts = state.counts[0]
+    request = waiting_head(state)
+    counts.head += 1
+    state.running[counts.num_running] = request
+    counts.num_running += 1
+    row = state.requests[request]
+    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
+        counts.blocks_to_copy += leave_host(state.kv, request)
+        hold(state.kv, request, row.num_computed)
+        note_contents(state.kv, request, min(row.num_computed, row.num_prompt_tokens + row.num_generated))
+    elif state.kv.counts[0].is_caching != 0 and state.kv.holdings[request].num_blocks == 0:
+        num_tokens = num_missing(state, request)
+        shared, _ = num_shared(state.kv, request, num_tokens)
+        share(state.kv, request, shared)
+        row.num_computed = shared * state.kv.counts[0].block_size
+        if np.isnan(row.scheduled_s):
+            row.num_cached = row.num_computed
+    splits = state.splits
+    mark(counts, splits, request, RECOMPUTING if row.num_computed < splits[request].num_lost else PREFILLING)
+    return request
+
+
+@inner
+def take_arrivals(state: EngineState) -> None:
+    """Let those who have arrived by now join the waiting line."""
+    counts = state.counts[0]
+    mask = state.waiting.size - 1
+    while counts.arrived < counts.submitted:
+        row = state.requests[state.waiting[counts.arrived & mask]]
+        if row.submitted_s > counts.now_s:
+            break
+        counts.arrived += 1
+
+
+@inner
+def next_arrival_s(state: EngineState) -> float:
+    """Time of the next arrival that is known, infinity when there is none."""
+    counts = state.counts[0]
+    if counts.arrived == counts.submitted:
+        return np.inf
+    return state.requests[state.waiting[counts.arrived & (state.waiting.size - 1)]].submitted_s
+
+
+def submit(state: EngineState, request: int) -> EngineState:
+    """Append a request, which comes at its submitted_s, to the ring.
+
+    Returns the state, with a longer ring where it was full.
+    """
+    counts = state.counts[0]
+    head, submitted = counts["head"].item(), counts["submitted"].item()
+    # Preempted requests come back to the head, so that many places stay free.
+    if submitted - head + len(state.running) >= len(state.waiting):
+        entries = np.arange(head, submitted)
+        longer = np.zeros(2 * len(state.waiting), dtype=np.int64)
+        longer[entries & (len(longer) - 1)] = state.waiting[entries & (len(state.waiting) - 1)]
+        state = state._replace(waiting=longer)
+    state.waiting[submitted & (len(state.waiting) - 1)] = request
+    counts["submitted"] = submitted + 1
+    return state

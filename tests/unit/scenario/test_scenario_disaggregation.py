@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scenario_texts import CLUSTER, SERVING, changed, loaded, refusal
 
-from sim.capacity_question import _prices
+from sim.capacity_question import prices_of
 from sim.scenario import build
 from sim.scenario.errors import ScenarioError
 from sim.simulate import simulate
@@ -146,7 +146,7 @@ def test_a_dead_host_link_keeps_them_waiting_and_counts_them(tmp_path):
 def test_a_price_of_two_kinds_is_their_mean(tmp_path):
     scenario = loaded(tmp_path, TWO_KINDS + SERVING, PLACED)
 
-    assert _prices(scenario, "chat", "h100=2,h200=3") == {"run": 2.5}
+    assert prices_of(scenario, "chat", "h100=2,h200=3") == {"run": 2.5}
 
 
 @pytest.mark.parametrize(

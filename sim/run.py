@@ -105,6 +105,7 @@ def run_scenario(
             for result in _results(jobs, progress, interruption, workers, folder, keeps_tables):
                 folder.add(result)
                 progress.finish_run(f"{result.name}, seed {result.seed}")
+                del result  # its tables are on disk, and may be as large as those of the next
             if run.num_finished == run.num_expected and any(s.fidelity == "auto" for _, s in loaded.variants):
                 decision = decide(loaded, run, max_packet_hops)
                 while _escalate(loaded, decision, progress, interruption, workers, folder, keeps_tables):
@@ -140,8 +141,8 @@ def _results(
     keeps_tables: bool,
 ) -> Iterator[VariantResult]:
     if workers == 1 or len(jobs) <= 1:
-        for result in one_by_one(jobs, progress, interruption):
-            yield result if keeps_tables else replace(result, tables={})
+        whole = one_by_one(jobs, progress, interruption)
+        yield from whole if keeps_tables else (replace(result, tables={}) for result in whole)
     else:
         num = min(workers, len(jobs))
         yield from in_workers(jobs, progress, interruption, num, folder.path, folder.run, keeps_tables)

@@ -69,8 +69,8 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
         sim.fabric.settle()
     metrics: dict[str, float | int | None] = {}
     for workload in sim.workloads:
-        workload.record(recorder)
         metrics |= {f"{workload.kind}.{workload.name}.{key}": v for key, v in workload.metrics().items()}
+        workload.record(recorder)
         warnings += [f"{workload.name}: {text}" for text in getattr(workload, "notes", list)()]
     sim.fabric.check_conservation()
     metrics |= links

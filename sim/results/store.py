@@ -35,9 +35,6 @@ __all__ = ["RunFolder", "RunFolderError", "RunResults", "StoredTables", "Variant
 SUMMARY, SCENARIO, RESULT, RUN = "summary.json", "scenario.yaml", "result.json", "run.json"
 
 
-ROWS_PER_CHUNK = 1 << 20
-"""Rows of a stored table that are read at once where it is not read whole."""
-
 QUICK_S, SUMMARY_PAUSES = 0.05, 20.0
 """A summary that took longer than this is written again after so many times what was more."""
 
@@ -63,13 +60,13 @@ class StoredTables(Mapping[str, pd.DataFrame]):
         return pq.read_table(path, columns=list(columns) if columns else None).to_pandas()
 
     def chunks(self, table: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        """Some of a table's columns, a part of the rows at a time. Raises KeyError when there is no such table."""
+        """Some of a table's columns, a row group at a time. Raises KeyError when there is no such table."""
         path = self.folder / f"{table}.parquet"
         if not path.is_file():
             raise KeyError(table)
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_PER_CHUNK, columns=list(columns)):
-                yield batch.to_pandas()
+        with pq.ParquetFile(path) as file:  # its iter_batches would keep what it has read
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=list(columns)).to_pandas()
 
     def num_rows(self, table: str) -> int:
         """Of a table that is there."""

@@ -274,10 +274,10 @@ def _timed(case: Case) -> Measured:
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     fabric.check_conservation()
     num_packet_hops = fabric.num_packet_hops if isinstance(fabric, PacketFabric) else 0
-    return Measured(cpu_s, wall_s, _peak_bytes(), graph.num_messages, clock.now, num_packet_hops)
+    return Measured(cpu_s, wall_s, peak_bytes(), graph.num_messages, clock.now, num_packet_hops)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak resident memory of this process; from /proc where there is one, as getrusage counts the parent's too."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from sim.bench import estimates, fabric, serving
+from sim.bench import estimates, fabric, million, serving
 
 BUSY_LOAD = 0.5
 """Runnable processes per core, before the benchmark itself, from which on the machine counts as shared."""
@@ -28,6 +28,8 @@ def run_benchmarks(quick: bool = False, select: str | None = None) -> list[dict]
     rows = fabric.run(quick, selected)
     if selected in "serving" or "serving" in selected:
         rows += serving.run()
+    if not quick and (selected in million.NAME or "serving" in selected):
+        rows += million.run()
     if selected in "batch estimates" or "estimates" in selected:
         rows += estimates.run()
     return rows

@@ -75,8 +75,8 @@ def serving_metrics(
     Throughputs are per second of `duration_s`, from the first arrival to the last token of a completed
     request, or of over_s where it is given.
     """
-    arrived = requests[requests["outcome"] != NOT_ARRIVED]
-    done = arrived[arrived["outcome"] == COMPLETED]
+    arrived = _those(requests, requests["outcome"] != NOT_ARRIVED)
+    done = _those(arrived, arrived["outcome"] == COMPLETED)
     duration_s = float(done["finished_s"].max() - arrived["arrival_s"].min()) if len(done) else None
     span_s = duration_s if over_s is None else over_s
     num_input = int(done["num_prompt_tokens"].sum())
@@ -94,16 +94,20 @@ def serving_metrics(
         "total_token_throughput": (num_input + num_output) / span_s if span_s else None,
         "num_preemptions": int(arrived["num_preemptions"].sum()),
     }
-    scheduled = arrived[~np.isnan(arrived["scheduled_s"])]
+    scheduled = _those(arrived, ~np.isnan(arrived["scheduled_s"]))
     num_asked = int(scheduled["num_prompt_tokens"].sum())
     metrics["prefix_cache_hit_rate"] = float(scheduled["num_cached"].sum() / num_asked) if num_asked else None
     return metrics | _latencies(done, token_time_s)
 
 
+def _those(requests: NDArray[Any], which: NDArray[np.bool_]) -> NDArray[Any]:
+    """Without a copy where that is all of them."""
+    return requests if which.all() else requests[which]
+
+
 def _latencies(done: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:
-    several = done[done["num_output_tokens"] > 1]
-    tpot_s = (several["finished_s"] - several["first_token_s"]) / (several["num_output_tokens"] - 1)
-    del several
+    several = done["num_output_tokens"] > 1
+    tpot_s = (done["finished_s"] - done["first_token_s"])[several] / (done["num_output_tokens"][several] - 1)
     # One after the other: there may be a hundred million gaps.
     metrics = summary("ttft", done["first_token_s"] - done["arrival_s"]) | summary("tpot", tpot_s)
     metrics |= summary("itl", inter_token_gaps_s(done, token_time_s))

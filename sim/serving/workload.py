@@ -288,6 +288,7 @@ class ServingWorkload:
         now_s = self.clock.now
         requests, _ = as_of(self.requests, self.token_time_s, now_s)
         counted = requests[requests["outcome"] != NOT_ARRIVED]
+        counted = counted[np.argsort(counted["arrival_s"], kind="stable")]  # turns are numbered by session
         counted = counted[int(WARM_UP * len(counted)) :]
         counted = counted[~np.isin(counted["outcome"], (FAILED, TIMED_OUT))]
         done = counted[counted["outcome"] == COMPLETED]

@@ -327,7 +327,7 @@ class ServingWorkload:
         ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
         rows = requests[ids]
         more: dict[str, Any] = {"num_swaps": rows["num_swaps"]} if self._is_swapping else {}
-        recorder.append(
+        recorder.append_some(
             "requests",
             workload=self.name,
             request=ids,

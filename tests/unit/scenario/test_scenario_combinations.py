@@ -118,3 +118,25 @@ def test_what_has_no_size(tmp_path, setting, words):
     path.write_text(CLUSTER + SERVING, encoding="utf-8")
     with pytest.raises(Refused, match=words):
         size_question(path, [], ["p99_itl_ms=50"], None, None, False, [CHAT + setting])
+
+
+def test_workloads_of_different_columns_share_a_table(tmp_path):
+    """One swaps, the clients of another give up, the third has pools."""
+    one = SERVING.removeprefix("workloads:\n")
+    others = changed(one, "chat", "patient") + changed(one, "chat", "apart")
+    settings = [
+        CHAT + "client={timeout: 1 s}", "workloads.patient.batching={preemption: swap}", "workloads.patient.ranks='8'",
+        "workloads.apart.disaggregation={prefill: {}, decode: {}}", "workloads.apart.ranks='16-17'",
+    ]  # fmt: skip
+    for more in ([], ["max_time=2 s"]):
+        scenario = loaded(tmp_path, CLUSTER + SERVING + others, *settings, *more).variants[0][1]
+        tables = simulate(scenario, 1, "run").tables
+        requests, tokens = tables["requests"], tables["token_times"]
+        of = requests.set_index("workload")
+        assert of["num_swaps"].isna().groupby("workload", observed=True).all().to_dict() == {
+            "chat": True, "patient": False, "apart": True
+        }  # fmt: skip
+        assert (of["num_attempts"].loc["chat"] == 1).all() and of["num_attempts"].loc["apart"].isna().all()
+        counted = tokens.groupby(["workload", "request"], observed=True).size()
+        generated = requests[requests["output_tokens"] > 0].set_index(["workload", "request"])["output_tokens"]
+        assert counted.to_dict() == generated.to_dict()

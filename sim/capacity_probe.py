@@ -54,7 +54,7 @@ def probed(workload: str, result: VariantResult) -> Probed | None:
     if result.notes.get("partial"):
         return None
     requests = result.tables["requests"]
-    requests = requests[(requests["workload"] == workload).to_numpy()].sort_values("request")
+    requests = requests[(requests["workload"] == workload).to_numpy()].sort_values(["arrival_s", "request"])
     tokens = result.tables["token_times"]
     tokens = tokens[(tokens["workload"] == workload).to_numpy()]
     counted = requests.iloc[int(WARM_UP * len(requests)) :]
@@ -66,6 +66,7 @@ def probed(workload: str, result: VariantResult) -> Probed | None:
     scheduled_s = admitted["scheduled_s"].to_numpy(np.float64)
     end_s = max(last_s, float(time_s.max(initial=0.0)))
     queue = queue_of(arrival_s, scheduled_s, end_s)
+    admitted = admitted.sort_values("request")  # as tokens are
     latencies_ms = _latencies(admitted, tokens)
     if "tenants" in result.tables:
         of = result.tables["tenants"]

@@ -113,6 +113,12 @@ def size_question(
     for label, scenario in loaded.variants:
         if scenario.fidelity == "auto":
             raise Refused(f"variant '{label}' has fidelity: auto; a search keeps no tables: write packet, or fluid")
+        w = serving_workload(scenario, name)
+        if w.client.timeout_s is not None:
+            sentence = f"requests of '{name}' may be given up, and what is given up has no latency to hold"
+            raise Refused(f"{sentence}; leave client.timeout out")
+        if w.autoscale is not None:
+            raise Refused(f"autoscale says how many replicas '{name}' has; leave it out to have them searched")
     axes = [_axis(over) for over in overs]
     keys = [axis.key for axis in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):

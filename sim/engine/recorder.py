@@ -34,6 +34,10 @@ class _Column:
         self.chunks: list[NDArray[Any] | tuple[Any, int]] = []
         self.rows: list[Any] = []
 
+    @property
+    def num_rows(self) -> int:
+        return _length(self.chunks) + len(self.rows)
+
     def flush(self) -> None:
         if self.rows:
             values = np.empty(len(self.rows), dtype=object)
@@ -109,6 +113,15 @@ class Recorder:
             return
         for name, column in known.items():
             column.extend(_narrowed(arrays[name]) if name in arrays else (_plain(columns[name]), num_rows))
+
+    def append_some(self, table: str, **columns: Any) -> None:
+        """As `append`, to a table whose rows do not all have the same columns: those that a row lacks are missing."""
+        known = self._tables.setdefault(table, {name: _Column() for name in columns})
+        num_rows = max(column.num_rows for column in known.values())
+        for name in [name for name in columns if name not in known]:
+            known[name] = _Column()
+            known[name].extend((None, num_rows))
+        self.append(table, **columns, **dict.fromkeys(known.keys() - columns.keys()))
 
     def _append_row(self, known: dict[str, _Column], columns: dict[str, Any]) -> None:
         for name, column in known.items():

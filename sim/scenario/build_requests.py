@@ -185,13 +185,16 @@ class ServedRequests:
         return arrival_s, prompt if num_turns is None else session_prompts(num_turns, prompt, output), output
 
     def tenants(self, streams: RandomStreams, num_requests: int) -> Tenants:
-        """Whose each request is, drawn by the tenants' shares."""
+        """Whose each request is, drawn by the tenants' shares; all turns of a session are one tenant's."""
         w = self.w
         if not w.tenants:
             return Tenants((), np.zeros(num_requests, np.int16), (w.targets,))
         upto = np.cumsum([tenant.share for tenant in w.tenants])
-        drawn = streams.stream(f"workload.{w.name}.tenants").random(num_requests)
+        num_turns = self.num_turns(streams)
+        num_drawn = num_requests if num_turns is None else len(num_turns)
+        drawn = streams.stream(f"workload.{w.name}.tenants").random(num_drawn)
         of = np.searchsorted(upto[:-1] / upto[-1], drawn, side="right").astype(np.int16)
+        of = of if num_turns is None else np.repeat(of, num_turns)
         return Tenants(tuple(t.name for t in w.tenants), of, tuple(w.targets | t.targets for t in w.tenants))
 
     def check_batch(self, streams: RandomStreams) -> None:

@@ -39,6 +39,7 @@ from sim.serving.workload import ServingWorkload
 SWAP_SPACE_BYTES = 4 * 2**30
 """Of each accelerator, unless told otherwise: the default of vLLM 0.6's --swap-space."""
 
+
 @dataclass(frozen=True)
 class Server(ServedRequests):
     """What a serving workload is made of, found once and used for checks and for the run."""
@@ -248,6 +249,7 @@ class Server(ServedRequests):
             is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
             num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
         )  # fmt: skip
+
     @property
     def pools(self) -> tuple[tuple[tuple[str, ...], Server], ...]:
         """(where it stands below the workload, the server of each pool): itself, where it is not split."""

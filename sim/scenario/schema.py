@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -160,6 +160,7 @@ class Scenario(Part):
             for path, sentence in fault_problems(self.cluster, fault, num_replicas):
                 yield ("faults", i, *path), sentence
         host_of, leaf_of = self.cluster.hosts_and_leaves()
+        yield from self._faults_of_pools(host_of)
         seen: set[str] = set()
         for i, workload in enumerate(self.workloads):
             if workload.name in seen:
@@ -179,6 +180,20 @@ class Scenario(Part):
                 "every workload runs until the others end, so the run would not end; give one `steps`, or "
                 "the scenario max_time",
             )
+
+    def _faults_of_pools(self, host_of: Sequence[int]) -> Iterator[tuple[Where, str]]:
+        """Faults that would take replicas of prefill or decode pools down."""
+        for w in self.workloads:
+            if not isinstance(w, Serving) or w.disaggregation is None:
+                continue
+            hosts = {int(host_of[rank]) for rank in self.ranks_of(w) if rank < len(host_of)}
+            for i, fault in enumerate(self.faults):
+                is_theirs = fault.replica is not None and fault.replica.rpartition("/")[0] == w.name
+                if is_theirs or (fault.state == "down" and fault.host in hosts):
+                    key = "replica" if is_theirs else "host"
+                    yield ("faults", i, key), f"replicas of '{w.name}', prefill and decode apart, cannot go down; " + (
+                        "leave it out" if is_theirs else "name links"
+                    )
 
 
 class Variant(Part):

@@ -29,6 +29,9 @@ from sim.scenario.scheduling import Batching, scheduling_problems
 from sim.scenario.traffic import Workload
 from sim.serving.tenants import TARGETS
 
+BY_PRECEDENCE = ("priority", "batchllm")
+"""Policies whose order is decided for all requests of the workload."""
+
 
 def _read_model(value: Any, info: ValidationInfo) -> str:
     """A preset's name, or the path of a config.json that is there."""
@@ -163,6 +166,9 @@ class Serving(Workload):
         description="tell contention from the time that transfers take anyway: each step's messages are also run alone "
         "on an ideal fabric, which takes about as long again; of experts spread over accelerators",
     )
+    disaggregation: Disaggregation | None = Field(
+        default=None, description="prefill and decode on separate replicas, in place of `replicas` and `parallelism`"
+    )
 
     @property
     def is_reactive(self) -> bool:
@@ -179,9 +185,6 @@ class Serving(Workload):
     def most_replicas(self) -> int:
         """For which it needs accelerators."""
         return self.replicas if self.autoscale is None else self.autoscale.max
-    disaggregation: Disaggregation | None = Field(
-        default=None, description="prefill and decode on separate replicas, in place of `replicas` and `parallelism`"
-    )
 
     @property
     def num_accelerators(self) -> int:
@@ -244,7 +247,7 @@ class Serving(Workload):
 
     @model_validator(mode="after")
     def _has_contention(self) -> Serving:
-        if self.contention and self.parallelism.expert == 1:
+        if self.contention and self.disaggregation is None and self.parallelism.expert == 1:
             raise refused(
                 "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
                 "with parallelism: {expert: N}",
@@ -319,9 +322,10 @@ class Serving(Workload):
             )  # fmt: skip
         for where, pool in self.pools:
             batching = pool.batching
-            if batching.preemption == "swap" or batching.speculative is not None or batching.policy == "priority":
+            if batching.preemption == "swap" or batching.speculative is not None or batching.policy in BY_PRECEDENCE:
                 raise refused(
-                    "swapping, drafts and priorities are not there with prefill and decode apart; leave them out",
+                    "swapping, drafts, priorities and batchllm are not there with prefill and decode apart; leave them "
+                    "out",
                     *where, "batching",
                 )  # fmt: skip
         if self.is_reactive or any(pool.router.report_interval_s > 0 for _, pool in self.pools):

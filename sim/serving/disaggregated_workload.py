@@ -193,7 +193,9 @@ class DisaggregatedWorkload(ServingWorkload):
             for each in self.decodes:
                 each.catch_up()
         draws = self._decode_draws[request]
-        decode = self._decode_router.choose(self.decodes, Routed(request, len(self.handovers), (draws[0], draws[1])))
+        adapter = int(self.requests["adapter"][request])
+        routed = Routed(request, len(self.handovers), (draws[0], draws[1]), adapter)
+        decode = self._decode_router.choose(self.decodes, routed)
         num_blocks = -(-int(self.requests["num_prompt_tokens"][request]) // self.prefill.limits.block_size)
         handover = Handover(request, replica.index, decode, num_blocks, self.clock.now, copy)
         self.handovers[request] = handover
@@ -284,7 +286,7 @@ class DisaggregatedWorkload(ServingWorkload):
     def time_split(self) -> dict[str, NDArray[np.float64]]:
         """As of `ServingWorkload`: what a request lived through in either pool, and its keys and values in between."""
         self._merge()
-        done = self.requests["outcome"] == COMPLETED
+        done = (self.requests["outcome"] == COMPLETED) & (self.requests["finished_s"] <= self.clock.now)
         rows, is_single = self.requests[done], self.requests["num_output_tokens"][done] == 1
         prompts, answers = (
             parts_s(splits[done], pool.fabric is not None, False)

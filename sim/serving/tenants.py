@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.serving.metrics import gaps_of_each_s, serving_metrics
-from sim.serving.request import COMPLETED, FAILED
+from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, TIMED_OUT
 
 Bools = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
@@ -39,13 +39,13 @@ class Tenants:
         """request_goodput and slo_attainment of the workload, where anybody has targets; then `<tenant>.<metric>`.
 
             request_goodput    completed requests within all their targets, a second of the workload's duration
-            slo_attainment     the same as a share of all that completed or were refused
+            slo_attainment     the same as a share of all that ended: completed, failed or given up
 
         A tenant's other metrics are those of `serving_metrics` over its requests, throughputs over the workload's
         duration, so that they add up. Goodput is that of `vllm bench serve --goodput`.
         """
         done = requests["outcome"] == COMPLETED
-        ended = done | (requests["outcome"] == FAILED)
+        ended = done | np.isin(requests["outcome"], (FAILED, TIMED_OUT))
         is_good = np.zeros(len(requests), dtype=bool)
         for tenant, targets in enumerate(self.targets):
             own = done & (self.of == tenant)
@@ -65,8 +65,9 @@ class Tenants:
 
 def serving_duration_s(requests: NDArray[Any]) -> float | None:
     """From the first arrival to the last token of a completed request."""
-    done = requests[requests["outcome"] == COMPLETED]
-    return float(done["finished_s"].max() - requests["arrival_s"].min()) if len(done) else None
+    arrived = requests[requests["outcome"] != NOT_ARRIVED]
+    done = arrived[arrived["outcome"] == COMPLETED]
+    return float(done["finished_s"].max() - arrived["arrival_s"].min()) if len(done) else None
 
 
 def _goodput(is_good: Bools, ended: Bools, duration_s: float | None) -> dict[str, float | None]:

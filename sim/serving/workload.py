@@ -288,6 +288,7 @@ class ServingWorkload:
         now_s = self.clock.now
         requests, _ = as_of(self.requests, self.token_time_s, now_s)
         counted = requests[requests["outcome"] != NOT_ARRIVED]
+        counted = counted[np.argsort(counted["arrival_s"], kind="stable")]  # turns are numbered by session
         counted = counted[int(WARM_UP * len(counted)) :]
         counted = counted[~np.isin(counted["outcome"], (FAILED, TIMED_OUT))]
         done = counted[counted["outcome"] == COMPLETED]
@@ -326,7 +327,7 @@ class ServingWorkload:
         ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
         rows = requests[ids]
         more: dict[str, Any] = {"num_swaps": rows["num_swaps"]} if self._is_swapping else {}
-        recorder.append(
+        recorder.append_some(
             "requests",
             workload=self.name,
             request=ids,

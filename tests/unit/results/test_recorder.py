@@ -93,3 +93,15 @@ def test_streamed_rows_are_made_when_they_are_asked_for():
     assert [len(frame) for frame in tables.chunks("token_times")] == [2, 1, 0]
     pd.testing.assert_frame_equal(tables["token_times"], appended.frames()["token_times"])
     assert calls == ["a", "b", "a", "b"]
+
+
+def test_rows_of_some_columns():
+    recorder = Recorder()
+    recorder.append_some("t", a=np.array([1, 2]), b="x")
+    recorder.append_some("t", a=3, c=0.5)
+    recorder.append_some("t", a=np.array([4]), b="y", d=np.array([7]))
+    frame = recorder.frames()["t"]
+    assert frame["a"].tolist() == [1, 2, 3, 4]
+    assert frame["b"].isna().tolist() == [False, False, True, False]
+    assert frame["c"].isna().tolist() == [True, True, False, True] and frame["c"][2] == 0.5
+    assert frame["d"].isna().tolist() == [True, True, True, False] and frame["d"][3] == 7

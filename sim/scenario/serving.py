@@ -232,6 +232,16 @@ class Serving(Workload):
         return self
 
     @model_validator(mode="after")
+    def _has_adapters_to_route_by(self) -> Serving:
+        if self.adapters is None and self.router.policy == "adapter_affinity":
+            raise refused(
+                "adapter_affinity brings an adapter's requests together, and there are no adapters; give adapters, or "
+                "use another policy",
+                "router", "policy",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _tells_tenants_apart(self) -> Serving:
         names = [tenant.name for tenant in self.tenants]
         for i, name in enumerate(names):

@@ -56,6 +56,7 @@ def test_faults_of_replicas_that_are_refused(tmp_path, extra, words):
         ("    autoscale: {min: 4, max: 2, target_outstanding: 8}\n", "min is 4, above max, 2; swap them"),
         ("    autoscale: {min: 2, max: 4, target_outstanding: 8}\n", "1 at the beginning is not from autoscale.min, 2"),
         ("    autoscale: {max: 40, target_outstanding: 8}\n", "autoscale.max: 40 replicas of 1 accelerator "),
+        ("    router: {policy: adapter_affinity}\n", "router.policy: adapter_affinity brings an adapter's requests"),
         ("    router: {report_interval: 1 s}\n", "round_robin looks at no replica"),
     ],
 )

@@ -250,7 +250,8 @@ def _draw(outcome: Outcome, folder: Path) -> list[Path]:
             loaded.name, loaded.question, tuple(loaded.seeds), shapes, version("spindle-sim"),
             calibration_fingerprint(s.cost.table for _, s in loaded.variants if s.cost.table),
         )  # fmt: skip
-        figure = draw_size(about, question.workload, question.targets, points)
+        variant = label if len(question.candidates) > 1 else ""
+        figure = draw_size(about, question.workload, question.targets, points, variant)
         if figure is not None:
             drawn.append(folder / ("size.png" if len(question.candidates) == 1 else f"size-{i}.png"))
             drawn[-1].write_bytes(image_bytes(figure, "png", about))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.units import format_bytes, format_count, format_seconds
+from sim.results.drawing import sentence_of
 from sim.results.run_results import RunResults
 
 Row = Mapping[str, Any]
@@ -22,6 +23,9 @@ def fault_lines(run: RunResults) -> list[str]:
     lines = []
     for (at_s, until_s, what), by_variant in rows.items():
         end = "for good" if until_s is None else f"until {format_seconds(until_s)}"
+        if what.startswith("replica "):  # no link: what became of its requests is among the metrics
+            lines.append(f"{what} from {format_seconds(at_s)} {end}, under {sentence_of(list(by_variant))}.")
+            continue
         effects = "; ".join(f"{variant}: {_effect(found)}" for variant, found in by_variant.items())
         lines.append(f"{what} from {format_seconds(at_s)} {end}. {effects}.")
     return lines

@@ -73,7 +73,7 @@ def draw_latencies(run: RunResults, styles: dict[str, VariantStyle]) -> list[Dra
             draw_key(key, styles, _key_rows(samples, unit[0]), _heads(unit[1]), _over_seeds(run))
             of = "gaps" if quantity == "itl" else "requests"
             axes.set(xlabel=f"{LATENCIES[quantity]} ({unit[1]})", ylabel=f"share of {of}")
-        point = next(q for q in ("itl", "ttft", "e2el") if q in found)
+        point = max((q for q in ("itl", "ttft", "e2el") if q in found), key=lambda q: _ratio(_p99_of(run, found[q])))
         title = _gap_title(run, found[point], f"Latency of {workload}", f"p99 {LATENCIES[point]}")
         put_title(figure, title, WIDTH_IN)
         caption = _percentile_sentence(run, found[point], f"The p99 {LATENCIES[point]} is")
@@ -131,12 +131,22 @@ def _percentile_table(found: dict[str, SampleSet], quantity: str) -> list[dict[s
     return rows
 
 
-def _gap_title(run: RunResults, found: dict[str, SampleSet], title: str, what: str) -> str:
-    """The title with its point: how far the p99 of the variants lie apart."""
+def _p99_of(run: RunResults, found: dict[str, SampleSet]) -> dict[str, float]:
+    """Of the variants whose p99s are compared, as far as it is known."""
     p99 = {name: samples.percentile(99).mean for name, samples in found.items() if name != run.ideal_variant}
     if len(p99) < 2:  # nothing to compare with but the bound
         p99 = {name: samples.percentile(99).mean for name, samples in found.items()}
-    known = {name: value for name, value in p99.items() if value}
+    return {name: value for name, value in p99.items() if value}
+
+
+def _ratio(values: dict[str, float]) -> float:
+    """How far they lie apart, in the two digits that count: 1 where there is one, or none."""
+    return round(max(values.values()) / min(values.values()), 2) if len(values) > 1 else 1.0
+
+
+def _gap_title(run: RunResults, found: dict[str, SampleSet], title: str, what: str) -> str:
+    """The title with its point: how far the p99 of the variants lie apart."""
+    known = _p99_of(run, found)
     if len(known) < 2:
         values = [format_value(value, SECONDS) for value in known.values()]
         return f"{title}: {what} is {values[0]}" if values else title

@@ -46,6 +46,9 @@ _LATENCIES = {
     "tpot": "time per output token",
     "itl": "time between tokens",
     "e2el": "end-to-end latency",
+    "kv_transit": "time from first to last byte of keys and values",
+    "kv_wait": "wait of keys and values for room",
+    "kv_exposed": "wait of the second token for keys and values",
 }
 _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "completion_time_s": ("completion time", "seconds", "lower", ""),
@@ -88,10 +91,20 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "num_retries": ("attempts after the first", "count", "lower", ""),
     "accelerator_seconds": ("accelerator-seconds paid", "seconds", "lower", ""),
     "lost_output_tokens": ("output tokens lost", "count", "lower", ""),
-    "prefix_cache_hit_rate": ("prompt tokens found in the cache", "share", "higher", ""),
+    "prefix_cache_hit_rate": ("share of prompt tokens found in the cache", "share", "higher", ""),
     "measured_share": ("time on measured rows", "share", "higher", ""),
     "weight_bytes": ("weights on an accelerator", "bytes", "lower", ""),
     "kv_tokens": ("tokens that the cache holds", "count", "higher", ""),
+    "prefill_weight_bytes": ("weights on an accelerator that prefills", "bytes", "lower", ""),
+    "decode_weight_bytes": ("weights on an accelerator that decodes", "bytes", "lower", ""),
+    "prefill_kv_tokens": ("tokens that the cache of a prefill replica holds", "count", "higher", ""),
+    "decode_kv_tokens": ("tokens that the cache of a decode replica holds", "count", "higher", ""),
+    "kv_transfer_bytes": ("keys and values sent", "bytes", None, ""),
+    "prefill_utilization": ("time the prefill pool is busy", "share", None, ""),
+    "decode_utilization": ("time the decode pool is busy", "share", None, ""),
+    "arrived": ("requests arrived", "count", None, ""),
+    "failed": ("requests failed", "count", "lower", ""),
+    "unfinished": ("requests unfinished", "count", "lower", ""),
     "network_tax": ("network tax", "share", "lower", ""),
     "max_load_over_fair": ("hottest link over fair share", "ratio", "lower", ""),
     "payload_bytes": ("payload sent by hosts", "bytes", None, ""),
@@ -114,13 +127,13 @@ _PARTS = {
     "in_host_communication": "communication inside the host",
     "fabric": "uncontended time in the fabric",
     "fabric_contention": "contention in the fabric",
-    "kv_transfer": "transfer of keys and values",
+    "kv_transfer": "wait for keys and values",
     "recompute": "computing again",
     "waiting_again": "waiting again",
 }
 """Parts of an end-to-end latency."""
 _PART_NAME = re.compile(rf"mean_({'|'.join(_PARTS)})_ms")
-_LATENCY_NAME = re.compile(r"(mean|median|std|p\d+)_(ttft|tpot|itl|e2el)_ms")
+_LATENCY_NAME = re.compile(r"(mean|median|std|p\d+)_(ttft|tpot|itl|e2el|kv_transit|kv_wait|kv_exposed)_ms")
 
 
 _SIZE_BIN = re.compile(r"1e(\d+)-1e(\d+)")

@@ -131,8 +131,9 @@ def request_latencies(result: VariantResult, workload: str) -> pd.DataFrame | No
 
 
 def times_between_tokens(result: VariantResult, workload: str) -> Float64 | None:
-    """Every gap between two consecutive tokens of the same request, in seconds, sorted; None without token times.
+    """Every gap between two tokens of one request that did not come together, in seconds, sorted; None without times.
 
+    As in the metrics (`inter_token_gaps_s`), tokens of one step, drafted ones, have no gap between them.
     Rows lie request by request, in order of time, as a serving workload records them; there may be so many that they
     are read a part at a time.
     """
@@ -153,7 +154,8 @@ def times_between_tokens(result: VariantResult, workload: str) -> Float64 | None
             continue
         request = np.append(last_request, own["request"].to_numpy())
         time_s = np.append(last_s, own["time_s"].to_numpy(dtype=np.float64))
-        found = np.diff(time_s)[request[1:] == request[:-1]]
+        gap_s = np.diff(time_s)
+        found = gap_s[(request[1:] == request[:-1]) & (gap_s > 0)]
         gaps[num : num + len(found)] = found
         num, last_request, last_s = num + len(found), request[-1], time_s[-1]
     if last_request < 0:

@@ -44,9 +44,11 @@ class SizePoint:
 
 
 def draw_size(
-    run: RunResults, workload: str, targets: Mapping[str, float], points: Sequence[SizePoint]
+    run: RunResults, workload: str, targets: Mapping[str, float], points: Sequence[SizePoint], variant: str = ""
 ) -> Figure | None:
-    """A panel for each target (the first three), a line for each shape (`run.variants`). None without points."""
+    """A panel for each target (the first three), a line for each shape (`run.variants`). None without points.
+
+    variant: whose sizes these are, where there are several."""
     if not points:
         return None
     shown = dict(list(targets.items())[:PANELS_AT_MOST])
@@ -59,7 +61,7 @@ def draw_size(
         rows = {shape: _found_of(shape, points) for shape in run.variants}
         note = "large: found; open: misses; ×: ruled out"
         draw_key(grid[0, -1], styles, rows, ["least"], note)
-        put_title(figure, _title(workload, targets, points), WIDTH_IN - 0.5)
+        put_title(figure, _title(workload, targets, points, variant), WIDTH_IN - 0.5)
     return figure
 
 
@@ -131,13 +133,15 @@ def _found_of(shape: str, points: Sequence[SizePoint]) -> list[str]:
     return [next((p.ruled_out for p in own if p.ruled_out is not None), "not run")]
 
 
-def _title(workload: str, targets: Mapping[str, float], points: Sequence[SizePoint]) -> str:
-    bounds = " and ".join(f"{target_label(name)} ≤ {bound:g}\u00a0ms" for name, bound in targets.items())
+def _title(workload: str, targets: Mapping[str, float], points: Sequence[SizePoint], variant: str) -> str:
+    one = [f"{target_label(name)} ≤ {bound:g}\u00a0ms" for name, bound in targets.items()]
+    bounds = one[0] if len(one) == 1 else f"its {len(one)} targets"
+    start = f"{variant}: " if variant else ""
     found = next((p for p in points if p.is_found), None)
     if found is None:
-        return f"No size of {workload} that was tried holds {bounds}"
+        return f"{start}{'no' if start else 'No'} size of {workload} that was tried holds {bounds}"
     num, replicas = found.num_accelerators, found.replicas
     return (
-        f"{num} accelerator{'s' * (num != 1)} hold {workload} at {bounds}: {found.shape}, "
+        f"{start}{num} accelerator{'s hold' if num != 1 else ' holds'} {workload} at {bounds}: {found.shape}, "
         f"{replicas} replica{'s' * (replicas != 1)}"
     )

@@ -159,7 +159,10 @@ def _title(workload: str, means: Mapping[str, pd.Series]) -> str:
     if ratio > 1.01:
         growth = (means[slowest] - means[fastest]).fillna(0.0)
         part = str(growth.idxmax())
-        share = f"{100 * growth[part] / growth.sum():.0f} % of what it adds"
+        is_all = growth[part] > 1.005 * growth.sum()  # other parts shrink
+        share = "all of what it adds, and more"
+        if not is_all:
+            share = f"{100 * growth[part] / growth.sum():.0f} % of what it adds"
         longer = f"{ratio:.1f} times as long" if ratio >= 1.5 else f"{100 * (ratio - 1):.0f} % longer"
         than = "as under" if ratio >= 1.5 else "than under"
         part_words = _words(part, is_told)

@@ -42,7 +42,8 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
         for variant in run.variants:
             for result in run.of_variant(variant)[:1]:
                 frame = request_latencies(result, workload)
-                if frame is not None and np.isfinite(frame["ttft"]).sum() >= 10:
+                is_spread = frame is not None and np.ptp(frame["arrival_s"]) > 0  # a batch that is all there is not
+                if frame is not None and is_spread and np.isfinite(frame["ttft"]).sum() >= 10:
                     frames[variant] = (result.seed, frame.sort_values("arrival_s", kind="stable"))
         if not frames:
             continue

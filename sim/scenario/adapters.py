@@ -52,7 +52,7 @@ class Adapters(Part):
     most_tuned: Count | None = Field(
         default=None, description="slots kept for each adapter in each layer; by default the most that any tunes"
     )
-    fine_tuned: Annotated[tuple[FineTuned, ...], Field(min_length=1)]
+    fine_tuned: Annotated[tuple[FineTuned, ...], Field(min_length=1)] = Field(description="the adapters, by name")
     rerouting: Way = Field(
         default="fused",
         description="eager: PyTorch's operators; fused: one kernel; aligned: on the way of the experts' alignment",

@@ -24,12 +24,13 @@ def workload_problems(
     last = cluster.num_accelerators - 1
     has_pools = isinstance(workload, Serving) and workload.disaggregation is not None and workload.ranks is None
     if isinstance(workload, Serving) and workload.ranks is None and workload.num_accelerators > last + 1:
-        yield ("disaggregation" if has_pools else "replicas",), f"{_needs(workload)}, but the cluster has {last + 1}"
+        at = ("disaggregation",) if has_pools else ("replicas",) if workload.autoscale is None else ("autoscale", "max")
+        yield at, f"{_needs(workload)}, but the cluster has {last + 1}; have fewer replicas, or more hosts"
         return
     beyond = [rank for rank in ranks if rank > last]
     if beyond:
-        at = "disaggregation" if has_pools else "ranks"
-        yield (at,), f"rank {beyond[0]} is not in the cluster, whose accelerators are 0 … {last}"
+        at_ranks = "disaggregation" if has_pools else "ranks"
+        yield (at_ranks,), f"rank {beyond[0]} is not in the cluster, whose accelerators are 0 … {last}"
         return
     if isinstance(workload, Serving):
         yield from _serving_problems(workload, ranks, host_of)
@@ -115,10 +116,14 @@ def _collective_problems(
         )
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _needs(workload: Serving) -> str:
     replicas = " and ".join(
-        f"{pool.most_replicas} replicas of {pool.parallelism.num_accelerators} accelerators (tensor "
-        f"{pool.parallelism.tensor}, expert {pool.parallelism.expert})" for _, pool in workload.pools
+        f"{_count(pool.most_replicas, 'replica')} of {_count(pool.parallelism.num_accelerators, 'accelerator')} "
+        f"(tensor {pool.parallelism.tensor}, expert {pool.parallelism.expert})" for _, pool in workload.pools
     )  # fmt: skip
     return f"{replicas} need {workload.num_accelerators}"
 

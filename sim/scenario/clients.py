@@ -89,8 +89,8 @@ class Autoscale(Part):
     Those that go take no new requests and leave when they have none; those that come have an empty cache.
     """
 
-    min: Count = 1
-    max: Count
+    min: Count = Field(default=1, description="replicas that stay, however low the load is")
+    max: Count = Field(description="replicas at most, for which accelerators are set aside", examples=[8])
     target_outstanding: PositiveNumber = Field(description="requests queued and running per replica", examples=[32])
     interval_s: PositiveSeconds = Field(default=15.0, description="between two looks at the load")
     provisioning_delay_s: Seconds = Field(

@@ -132,11 +132,7 @@ def _plain_sentence(kind: str, value: Any, context: dict[str, Any], message: str
     if kind in bounds:
         words, name = bounds[kind]
         bound = context[name]
-        return (
-            f"{shown} must be {words} {bound:g}"
-            if isinstance(bound, float)
-            else f"{shown} must be {words} {bound}"
-        )
+        return f"{shown} must be {words} {bound:g}" if isinstance(bound, float) else f"{shown} must be {words} {bound}"
     return f"{shown}: {message[:1].lower()}{message[1:]}"
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sim.scenario.cluster import Cluster, Where
+from sim.scenario.errors import quoted
 from sim.scenario.link_names import wrong_link, wrong_switch
 from sim.scenario.quantities import BytesPerS, CountOrZero, Part, PositiveShare, Seconds, Text, refused
+
+
+def _read_replica(value: Any) -> Any:
+    if isinstance(value, int):
+        raise refused(f"{quoted(value)} does not say whose replica; write for example 'chat/{value}'")
+    return value
 
 
 class Fault(Part):
@@ -33,7 +40,7 @@ class Fault(Part):
     host: CountOrZero | None = Field(
         default=None, description="every link between a host and its leaves; where it is down, replicas on it are too"
     )
-    replica: Text | None = Field(
+    replica: Annotated[Text, BeforeValidator(_read_replica)] | None = Field(
         default=None,
         description="a replica of a serving workload: its requests are lost to it (`client.on_failure`), and its cache",
         examples=["chat/1"],

@@ -65,7 +65,7 @@ class Router(Part):
 
     policy: Literal[
         "round_robin", "least_outstanding", "power_of_two", "least_kv", "prefix_affinity", "adapter_affinity"
-    ] = "round_robin"
+    ] = Field(default="round_robin", description="in turn (round_robin), or what it looks at, as said above")
     report_interval_s: Seconds = Field(
         default=0.0, description="the router sees what each replica reported last, every so often; 0: what it is now"
     )
@@ -82,7 +82,7 @@ class Pool(Part):
     """Replicas that only prefill, or only decode."""
 
     replicas: Count = Field(default=1, description="of this pool")
-    parallelism: Degrees = Degrees()
+    parallelism: Degrees = Field(default=Degrees(), description="how one replica of this pool is cut")
     batching: Batching | None = Field(default=None, description="by default the workload's")
     router: Router | None = Field(
         default=None, description="which replica of the pool a request goes to; by default the workload's"
@@ -111,9 +111,9 @@ class Disaggregation(Part):
     """Prompts on one pool of replicas, generation on another. Keys and values move over the fabric, into blocks
     reserved beforehand; where there is no room they wait in the prefill pool. The first token is the prompt's."""
 
-    prefill: Pool = Pool()
-    decode: Pool = Pool()
-    transfer: KvTransfer = KvTransfer()
+    prefill: Pool = Field(default=Pool(), description="replicas that compute prompts and first tokens")
+    decode: Pool = Field(default=Pool(), description="replicas that generate all tokens after the first")
+    transfer: KvTransfer = Field(default=KvTransfer(), description="when keys and values are sent, and over what")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Disaggregation:

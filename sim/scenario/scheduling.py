@@ -23,16 +23,19 @@ class ModelDraft(Part):
 
     kind: Literal["model"]
     cost: PositiveNumber = Field(
-        description="time of one of its passes, as a share of the served model's step on as many tokens"
+        examples=[0.05],
+        description="time of one of its passes, as a share of the served model's step on as many tokens",
     )
 
 
 class Speculative(Part):
     """Drafted tokens that one step of the model verifies (Leviathan et al., 2023)."""
 
-    num_tokens: Annotated[Count, Field(le=64)] = Field(description="drafted for each sequence a step")
-    acceptance: Share = Field(description="probability that a draft is accepted, if all before it were")
-    draft: Annotated[NgramDraft | ModelDraft, Field(discriminator="kind")] = NgramDraft(kind="ngram")
+    num_tokens: Annotated[Count, Field(le=64)] = Field(description="drafted for each sequence a step", examples=[3])
+    acceptance: Share = Field(description="probability that a draft is accepted, if all before it were", examples=[0.7])
+    draft: Annotated[NgramDraft | ModelDraft, Field(discriminator="kind")] = Field(
+        default=NgramDraft(kind="ngram"), description="who drafts: {kind: ngram}, or {kind: model, cost: 0.05}"
+    )
 
 
 class Batching(Part):
@@ -40,7 +43,12 @@ class Batching(Part):
 
     policy: Literal[
         "chunked_prefill", "prefill_first", "shortest_first", "priority", "batchllm", "orca", "static"
-    ] = "chunked_prefill"
+    ] = Field(
+        default="chunked_prefill", description="who joins a step: chunks of prompts beside the decodes, in order of "
+        "arrival (chunked_prefill), by length (shortest_first), by tenants' priorities (priority), by a plan of a "
+        "batch that is all there (batchllm); whole prompts before decodes (prefill_first), beside them with memory "
+        "reserved (orca), or batch after batch (static)",
+    )  # fmt: skip
     max_num_seqs: Count = Field(default=256, description="running requests at most")
     max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
     async_scheduling: bool | None = Field(

@@ -134,31 +134,34 @@ class Serving(Workload):
     model: Model = Field(
         description="a preset of `spindle list models`, or the path of a Hugging Face config.json"
     )
-    precision: Precision = Precision()
+    precision: Precision = Field(default=Precision(), description="of weights, and of keys and values")
     replicas: Count = Field(default=1, description="with autoscale: at the beginning")
-    autoscale: Autoscale | None = None
-    parallelism: Degrees = Degrees()
+    autoscale: Autoscale | None = Field(default=None, description="replicas come and go with the load")
+    parallelism: Degrees = Field(default=Degrees(), description="how one replica is cut")
+    disaggregation: Disaggregation | None = Field(
+        default=None, description="prefill and decode on separate replicas, in place of `replicas` and `parallelism`"
+    )
     ranks: Ranks = Field(
         default=None, description="accelerators given to it; by default as many as it needs, from 0"
     )
-    batching: Batching = Batching()
-    kv: KvCache = KvCache()
-    router: Router = Router()
-    arrivals: Arrivals
+    batching: Batching = Field(default=Batching(), description="what a step computes, and who joins it when")
+    kv: KvCache = Field(default=KvCache(), description="the cache of keys and values")
+    router: Router = Field(default=Router(), description="which replica a request goes to")
+    arrivals: Arrivals = Field(description="when requests come, or how many clients send them")
     lengths: Lengths | None = Field(
         default=None, description="token counts; needed unless a trace gives them"
     )
-    sessions: Sessions | None = None
-    trace: Trace | None = None
+    sessions: Sessions | None = Field(default=None, description="conversations instead of single requests")
+    trace: Trace | None = Field(default=None, description="requests from a file")
     num_requests: Count | None = Field(default=None, description="stop arrivals after so many")
     duration_s: PositiveSeconds | None = Field(default=None, description="stop arrivals after this time")
     host_time_s: Seconds = Field(
         default=0.0,
         description="the engine's own time per step; a step takes the larger of it and the accelerator's",
     )
-    client: Client = Client()
-    experts: Experts = Experts()
-    adapters: Adapters | None = None
+    client: Client = Field(default=Client(), description="what becomes of a request that takes too long, or is lost")
+    experts: Experts = Field(default=Experts(), description="how popular a mixture's experts are")
+    adapters: Adapters | None = Field(default=None, description="fine-tuned experts over the model")
     tenants: tuple[Tenant, ...] = Field(default=(), description="who shares it; metrics then are also by tenant")
     targets: Targets
     contention: bool = Field(
@@ -231,6 +234,16 @@ class Serving(Workload):
             raise refused(
                 f"{self.replicas} replicas for {num_models} merged models; give each as many, such as {num_models} in "
                 "all", "replicas",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _has_adapters_to_route_by(self) -> Serving:
+        if self.adapters is None and self.router.policy == "adapter_affinity":
+            raise refused(
+                "adapter_affinity brings an adapter's requests together, and there are no adapters; give adapters, or "
+                "use another policy",
+                "router", "policy",
             )  # fmt: skip
         return self
 
@@ -326,7 +339,7 @@ class Serving(Workload):
                 raise refused(
                     "swapping, drafts, priorities and batchllm are not there with prefill and decode apart; leave them "
                     "out",
-                    *where, "batching",
+                    *(where if getattr(self.disaggregation, where[1]).batching is not None else ()), "batching",
                 )  # fmt: skip
         if self.is_reactive or any(pool.router.report_interval_s > 0 for _, pool in self.pools):
             raise refused(

@@ -260,7 +260,7 @@ class DisaggregatedWorkload(ServingWorkload):
     def metrics(self) -> dict[str, float | None]:
         """Those of `ServingWorkload`, and of requests whose keys and values have arrived:
 
-        kv_transfer = last byte there - first byte let go        kv_wait = room reserved - asked for
+        kv_transit = last byte there - first byte let go         kv_wait = room reserved - asked for
         kv_exposed = last byte there - first token: what the second token waits for beside its own step
         kv_transfer_bytes: handed to the fabric, whole blocks. prefill_utilization, decode_utilization: accelerator time
         of all steps by all accelerators' in duration_s.
@@ -270,7 +270,7 @@ class DisaggregatedWorkload(ServingWorkload):
         done = [h for h in self.handovers.values() if h.received_s is not None]
         asked_s, reserved_s, started_s, received_s = (_column(done, field) for field in TIMES)
         samples_s = {
-            "kv_transfer": np.where(np.isnan(started_s), 0.0, received_s - started_s),
+            "kv_transit": np.where(np.isnan(started_s), 0.0, received_s - started_s),
             "kv_wait": reserved_s - asked_s,
             "kv_exposed": received_s - self.prompts["first_token_s"][_column(done, "request", np.int64)],
         }

@@ -40,7 +40,7 @@ class ConservationError(RuntimeError):
     """Requests or tokens do not add up; the text gives the law and both sides."""
 
 
-COPIES = "copies of preempted requests' blocks"
+COPIES = "copies of KV blocks"
 DRAFTS = "drafting"
 
 FROM_TABLES = (Source.MEASURED, Source.IMPORTED, Source.INTERPOLATED)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -299,6 +300,10 @@ def test_the_title_says_the_point():
     assert title == "4 accelerators hold chat at p99 time between tokens ≤ 50 ms: tensor 2, 2 replicas"
     words = [text.get_text() for text in figure.axes[-1].texts]
     assert "too slow" in words and "4" in words
+    bounds = {"p99_itl_ms": 50.0, "p99_ttft_ms": 2000.0}
+    of_both = [replace(point, latency_ms={**point.latency_ms, "p99_ttft_ms": 9.0}) for point in points]
+    title = draw_size(run, "chat", bounds, of_both, "a").get_suptitle().replace("\n", " ")
+    assert title == "a: 4 accelerators hold chat at its 2 targets: tensor 2, 2 replicas"
     none = draw_size(run, "chat", {"p99_itl_ms": 50.0}, points[:2])
     assert none.get_suptitle().startswith("No size of chat that was tried holds")
     assert draw_size(run, "chat", {"p99_itl_ms": 50.0}, []) is None

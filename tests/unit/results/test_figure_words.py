@@ -10,9 +10,10 @@ from sim.results.fabric_figures import draw_load_maps, draw_utilisation
 from sim.results.figures import draw_all
 from sim.results.latency_figures import draw_flow_times, draw_latencies
 from sim.results.main_metric import network_tax_key
+from sim.results.metrics import meaning_of
 from sim.results.report import side_by_side
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
-from sim.results.samples import SampleSet
+from sim.results.samples import SampleSet, times_between_tokens
 from sim.results.slowdown_figures import FLOWS_AT_LEAST, draw_slowdowns
 from sim.results.time_figures import draw_latency_over_time
 
@@ -105,6 +106,34 @@ def test_equal_latencies_are_said_not_to_differ():
     alone = run_of({"run": requests(LEVEL, LEVEL)})
     (drawn,) = draw_latencies(alone, variant_styles(alone))
     assert plain(drawn.title) == "Latency of chat: p99 time to first token is 100.0 ms"
+
+
+def test_the_latency_that_differs_most_is_in_the_title():
+    """a and b have the same p99 time to first token; end to end b takes 0.1 s + 10 · 0.4 s, a 1.1 s."""
+    run = run_of({"a": requests(LEVEL, LEVEL), "b": requests(LEVEL, 4 * LEVEL)})
+    (drawn,) = draw_latencies(run, variant_styles(run))
+    assert plain(drawn.title) == "Latency of chat: p99 end-to-end latency is 3.7 times as long under b as under a"
+
+
+def test_a_batch_that_is_all_there_has_no_course():
+    tables = requests(RISING, LEVEL)
+    tables["requests"]["arrival_s"] = 0.0
+    run = run_of({"run": tables})
+    assert draw_latency_over_time(run, variant_styles(run)) == []
+
+
+def test_tokens_of_one_step_have_no_gap_as_in_the_metrics():
+    tables = {"token_times": pd.DataFrame(
+        {"workload": "chat", "request": [0, 0, 0, 0, 1, 1], "time_s": [1.0, 1.5, 1.5, 2.5, 1.0, 1.0]}
+    )}  # fmt: skip
+    run = run_of({"run": tables})
+    assert times_between_tokens(run.results["run", 1], "chat").tolist() == [0.5, 1.0]
+
+
+def test_metrics_of_two_pools_have_words():
+    found = meaning_of("serving.chat.p99_kv_exposed_ms")
+    assert (found.label, found.better) == ("p99 wait of the second token for keys and values", "lower")
+    assert meaning_of("serving.chat.prefill_utilization").quantity == "share"
 
 
 def link_tables(busy: dict[str, float], tier: str = "leaf-spine") -> dict[str, pd.DataFrame]:

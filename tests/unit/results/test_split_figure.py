@@ -61,6 +61,12 @@ def test_several_variants_name_what_makes_the_slowest_slower():
     assert f"6.000\u00a0s under ecmp ({shares})" in figure.caption
 
 
+def test_a_part_that_grows_by_more_than_the_whole_is_all_of_it():
+    (figure,) = drawn(run_of(a={"decode": 2.0, "queue": 0.6}, b={"decode": 2.6, "queue": 0.5}))
+
+    assert figure.title.endswith("under b than under a: decode is all of what it adds, and more")
+
+
 def test_where_contention_is_not_told_apart_the_caption_says_so():
     (figure,) = drawn(run_of(run={"decode": 1.0, "fabric": 2.0, "fabric_contention": np.nan}))
 

@@ -39,6 +39,7 @@ def test_what_is_refused(tmp_path, arrivals, extra, words):
     ("extra", "words"),
     [
         ("faults: [{at: 1 s, replica: chat/2, state: down}]", "no replica 'chat/2'; there are chat/0 … chat/1"),
+        ("faults: [{at: 1 s, replica: 1, state: down}]", "'1' does not say whose replica; write for example 'chat/1'"),
         ("faults: [{at: 1 s, replica: chat, state: down}]", "no replica 'chat'; there are chat/0"),
         ("faults: [{at: 1 s, replica: chat/1, rate: 1 Gbit/s}]", "a replica can only be down; write state: down"),
         ("faults: [{at: 1 s, replica: chat/1, host: 0, state: down}]", "here host and replica; make it one entry each"),
@@ -54,7 +55,8 @@ def test_faults_of_replicas_that_are_refused(tmp_path, extra, words):
         ("    autoscale: {max: 4}\n", "autoscale.target_outstanding: is missing"),
         ("    autoscale: {min: 4, max: 2, target_outstanding: 8}\n", "min is 4, above max, 2; swap them"),
         ("    autoscale: {min: 2, max: 4, target_outstanding: 8}\n", "1 at the beginning is not from autoscale.min, 2"),
-        ("    autoscale: {max: 40, target_outstanding: 8}\n", "40 replicas of 1 accelerators"),
+        ("    autoscale: {max: 40, target_outstanding: 8}\n", "autoscale.max: 40 replicas of 1 accelerator "),
+        ("    router: {policy: adapter_affinity}\n", "router.policy: adapter_affinity brings an adapter's requests"),
         ("    router: {report_interval: 1 s}\n", "round_robin looks at no replica"),
     ],
 )

@@ -65,7 +65,7 @@ def test_two_kinds_of_accelerators_serve_together(tmp_path):
     assert (moved["received_s"] > moved["started_s"]).all()
     # 67 MB through one NIC of 50 GB/s, whose headers take 64 of every 4,096 B.
     least_s = 512 * 131_072 * 4096 / 4032 / 50e9
-    assert metrics["mean_kv_transfer_ms"] == pytest.approx(1e3 * least_s, rel=0.05)
+    assert metrics["mean_kv_transit_ms"] == pytest.approx(1e3 * least_s, rel=0.05)
     links = result.tables["links"].set_index("link")
     assert links["payload_bytes"]["host0->leaf0"] == pytest.approx(metrics["kv_transfer_bytes"])
     assert links["payload_bytes"]["leaf1->host2"] == pytest.approx(metrics["kv_transfer_bytes"])
@@ -81,7 +81,7 @@ def test_within_a_host_they_move_over_its_own_links(tmp_path):
     links = result.tables["links"]
     assert links[links["link"].str.contains("->leaf")]["payload_bytes"].sum() == 0
     assert links["payload_bytes"].sum() == pytest.approx(2 * result.metrics["serving.chat.kv_transfer_bytes"])
-    assert 0.1 < result.metrics["serving.chat.mean_kv_transfer_ms"] < 0.2  # 67 MB into one accelerator, 0.15 ms
+    assert 0.1 < result.metrics["serving.chat.mean_kv_transit_ms"] < 0.2  # 67 MB into one accelerator, 0.15 ms
 
 
 def test_a_mixture_hands_over_between_ranks_of_experts(tmp_path):
@@ -159,7 +159,7 @@ def test_a_price_of_two_kinds_is_their_mean(tmp_path):
         (["disaggregation.prefill.ranks=[0]", "disaggregation.decode.ranks='4-7'"], "but ranks are 1"),
         (["disaggregation.prefill.ranks=[0,99]", "disaggregation.decode.ranks='4-7'"], "rank 99 is not in the cluster"),
         (["ranks='0-6'"], "need 8, but ranks are 7"),
-        (["disaggregation.prefill.replicas=40"], "workloads.chat.disaggregation: 40 replicas of 1 accelerators"),
+        (["disaggregation.prefill.replicas=40"], "workloads.chat.disaggregation: 40 replicas of 1 accelerator "),
         (["disaggregation.decode.batching={policy: orca}"], "the decode pool cannot batch by orca"),
         (["batching={policy: static}"], "the decode pool cannot batch by static"),
         (["disaggregation.prefill.parallelism.expert=2", "disaggregation.transfer.layers=layer_by_layer"],

@@ -199,7 +199,7 @@ def test_serving_defaults(tmp_path):
         (["num_requests="], "arrivals have no end; give num_requests or duration"),
         (
             ["replicas=33"],
-            "33 replicas of 1 accelerators (tensor 1, expert 1) need 33, but the cluster has 32",
+            "33 replicas of 1 accelerator (tensor 1, expert 1) need 33, but the cluster has 32; have fewer",
         ),
         (["parallelism={tensor: 8}"], "tensor degree 8: ranks 0 … 7 lie on several hosts"),
         (

@@ -61,7 +61,7 @@ def test_the_second_token_waits_for_the_transfer():
     assert tokens_of(alone, 0) == [1.0, 3.5, 4.5]
     metrics = alone.metrics()
     assert metrics["mean_ttft_ms"] == 1000
-    assert metrics["mean_kv_transfer_ms"] == metrics["mean_kv_exposed_ms"] == 1500
+    assert metrics["mean_kv_transit_ms"] == metrics["mean_kv_exposed_ms"] == 1500
     assert metrics["mean_kv_wait_ms"] == 0
     assert metrics["kv_transfer_bytes"] == alone.sender.fabric.injected_bytes == 64
     assert metrics["prefill_utilization"] == 1 / 4.5

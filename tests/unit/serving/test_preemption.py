@@ -58,7 +58,7 @@ def test_copies_are_named_among_the_sources_of_time():
     made = served(*TWO, num_blocks=4, num_host_blocks=2, block_copy_s=0.01)
 
     found = {operator: seconds for (operator, _), seconds in made.time_by_source().items()}
-    assert found["copies of preempted requests' blocks"] == pytest.approx(0.04)
+    assert found["copies of KV blocks"] == pytest.approx(0.04)
     assert sum(found.values()) == pytest.approx(7.04)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from sim.engine.random import RandomStreams
 from sim.scenario.clients import ClosedLoopArrivals, ExponentialTime, FixedTime, LognormalTime
 from sim.scenario.schema import Scenario
 from sim.scenario.serving import Serving
-from sim.serving.clients import Clients, ClosedLoop, DrawTime, OpenLoop, Patience, Sessions
+from sim.serving.clients import Clients, ClosedLoop, OpenLoop, Patience, Sessions, ThinkTime
 from sim.serving.fleet import Fleet, Outage, Scaling
 from sim.serving.front import Front
 
@@ -30,12 +29,12 @@ def build_front(
     clients: Clients = OpenLoop(arrival_s)
     if isinstance(w.arrivals, ClosedLoopArrivals):
         rng = streams.stream(f"workload.{w.name}.think")
-        think = None if w.arrivals.think_time is None else draw_time(w.arrivals.think_time, rng)
+        think = None if w.arrivals.think_time is None else think_times(w.arrivals.think_time, rng, len(arrival_s))
         clients = ClosedLoop(w.arrivals.concurrency, len(arrival_s), think, w.duration_s)
     if w.sessions is not None and num_turns is not None:
         rng = streams.stream(f"workload.{w.name}.turn_think")
         law = w.sessions.think_time
-        clients = Sessions(clients, num_turns, None if law is None else draw_time(law, rng))
+        clients = Sessions(clients, num_turns, None if law is None else think_times(law, rng, int(num_turns.sum())))
     c = w.client
     is_for_first = c.timeout_ends_with == "first_token"
     patience = Patience(c.timeout_s, is_for_first, c.retries, c.backoff_s, c.on_failure == "retry")
@@ -64,20 +63,15 @@ def outages_of(scenario: Scenario, w: Serving, host_of: np.ndarray) -> list[Outa
     return found
 
 
-def draw_time(law: FixedTime | ExponentialTime | LognormalTime, rng: np.random.Generator) -> DrawTime:
-    """A time in seconds at each call."""
+def think_times(
+    law: FixedTime | ExponentialTime | LognormalTime, rng: np.random.Generator, num: int
+) -> ThinkTime:
+    """After each of so many requests."""
     match law:
         case FixedTime():
-            return lambda: law.time_s
+            return lambda request: law.time_s
         case ExponentialTime():
-            return partial(_exponential, rng, law.mean_s)
+            times_s = rng.exponential(law.mean_s, num)
         case LognormalTime():
-            return partial(_lognormal, rng, math.log(law.mean_s) - law.sigma**2 / 2, law.sigma)
-
-
-def _exponential(rng: np.random.Generator, mean_s: float) -> float:
-    return float(rng.exponential(mean_s))
-
-
-def _lognormal(rng: np.random.Generator, mu: float, sigma: float) -> float:
-    return float(rng.lognormal(mu, sigma))
+            times_s = rng.lognormal(math.log(law.mean_s) - law.sigma**2 / 2, law.sigma, num)
+    return times_s.tolist().__getitem__

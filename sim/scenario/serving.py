@@ -169,9 +169,6 @@ class Serving(Workload):
         description="tell contention from the time that transfers take anyway: each step's messages are also run alone "
         "on an ideal fabric, which takes about as long again; of experts spread over accelerators",
     )
-    disaggregation: Disaggregation | None = Field(
-        default=None, description="prefill and decode on separate replicas, in place of `replicas` and `parallelism`"
-    )
 
     @property
     def is_reactive(self) -> bool:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 Send = tuple[float, int]
 """(when, which request)."""
 
-DrawTime = Callable[[], float]
-"""A think time in seconds, drawn anew at each call."""
+ThinkTime = Callable[[int], float]
+"""Seconds to think after the request of this number has ended: the same whatever came before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ClosedLoop:
     """
 
     def __init__(
-        self, num_clients: int, num_requests: int, think: DrawTime | None = None, duration_s: float | None = None
+        self, num_clients: int, num_requests: int, think: ThinkTime | None = None, duration_s: float | None = None
     ) -> None:
         if num_clients < 1 or num_requests < 1:
             raise ValueError(f"a closed loop needs clients and requests, got {num_clients} and {num_requests}")
@@ -87,7 +87,7 @@ class ClosedLoop:
         return [(start_s, request) for request in range(self._num_taken)]
 
     def after(self, request: int, ended_s: float, is_completed: bool) -> Send | None:
-        send_s = ended_s if self._think is None else ended_s + self._think()
+        send_s = ended_s if self._think is None else ended_s + self._think(request)
         if self._num_taken == self.num_requests or send_s >= self._end_s:
             return None
         self._num_taken += 1
@@ -104,7 +104,7 @@ class Sessions:
     A session ends with its last turn, or with one that is not answered: failed or given up.
     """
 
-    def __init__(self, clients: Clients, num_turns: NDArray[np.int64], think: DrawTime | None = None) -> None:
+    def __init__(self, clients: Clients, num_turns: NDArray[np.int64], think: ThinkTime | None = None) -> None:
         self._clients, self._think = clients, think
         self._first = np.append(0, np.cumsum(num_turns)).tolist()
         self._session = np.repeat(np.arange(len(num_turns)), num_turns).tolist()
@@ -115,6 +115,6 @@ class Sessions:
     def after(self, request: int, ended_s: float, is_completed: bool) -> Send | None:
         session = self._session[request]
         if is_completed and request + 1 < self._first[session + 1]:
-            return (ended_s if self._think is None else ended_s + self._think()), request + 1
+            return (ended_s if self._think is None else ended_s + self._think(request)), request + 1
         follower = self._clients.after(session, ended_s, is_completed)
         return None if follower is None else (follower[0], self._first[follower[1]])

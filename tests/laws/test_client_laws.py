@@ -112,7 +112,7 @@ def test_a_closed_loop_is_the_open_loop_of_the_times_at_which_its_clients_sent(
 ):
     """Two ways through the code: from end to end, and replicas that run ahead. And no client sends while it waits."""
     num = len(engine["prompt"])
-    front = Front(ClosedLoop(num_clients, num, lambda: think_s))
+    front = Front(ClosedLoop(num_clients, num, lambda _: think_s))
     closed = run_workload(engine, np.zeros(num), num_replicas, router, front)
     requests = closed.requests
     order = np.argsort(requests["arrival_s"], kind="stable")
@@ -175,8 +175,8 @@ def test_two_runs_of_clients_are_the_same_to_the_byte():
     }  # fmt: skip
     runs = []
     for _ in range(2):
-        think = np.random.default_rng(7)
-        front = Front(ClosedLoop(20, 300, lambda think=think: think.exponential(0.01)), Patience(0.1, False, 1, 0.01))
+        think_s = np.random.default_rng(7).exponential(0.01, 300).tolist()
+        front = Front(ClosedLoop(20, 300, think_s.__getitem__), Patience(0.1, False, 1, 0.01))
         runs.append(run_workload(engine, np.zeros(300), 2, "power_of_two", front))
     assert runs[0].requests.tobytes() == runs[1].requests.tobytes()
     assert runs[0].token_time_s.tobytes() == runs[1].token_time_s.tobytes()

@@ -5,7 +5,7 @@ import pytest
 from scenario_texts import CLUSTER, SERVING, changed, loaded, refusal
 
 from sim.scenario import build
-from sim.scenario.build_clients import draw_time
+from sim.scenario.build_clients import think_times
 from sim.scenario.clients import ExponentialTime, FixedTime, LognormalTime
 from sim.simulate import simulate
 
@@ -126,9 +126,9 @@ def test_a_session_of_a_scenario(tmp_path):
 
 def test_laws_have_their_means():
     rng = np.random.default_rng(0)
-    assert draw_time(FixedTime(law="fixed", time="2 s"), rng)() == 2.0
+    assert think_times(FixedTime(law="fixed", time="2 s"), rng, 1)(0) == 2.0
     for law in (ExponentialTime(law="exponential", mean="2 s"), LognormalTime(law="lognormal", mean="2 s", sigma=0.5)):
-        drawn = np.array([draw_time(law, rng)() for _ in range(20_000)])
+        drawn = np.array([*map(think_times(law, rng, 20_000), range(20_000))])
         assert drawn.mean() == pytest.approx(2.0, abs=5 * drawn.std() / np.sqrt(len(drawn)))
 
 

@@ -14,7 +14,7 @@ from sim.workload.sessions import session_contents, session_prompts
 
 
 def closed(num_clients, num, prompt=4, output=5, think_s=0.0, duration_s=None, **options):
-    front = Front(ClosedLoop(num_clients, num, lambda: think_s, duration_s))
+    front = Front(ClosedLoop(num_clients, num, lambda _: think_s, duration_s))
     return served([0.0] * num, [prompt] * num, [output] * num, front=front, **options)
 
 
@@ -50,7 +50,7 @@ def test_little_s_law(num_replicas):
     rng = np.random.default_rng(4)
     thinks: list[float] = []
 
-    def think() -> float:
+    def think(_: int) -> float:
         thinks.append(float(rng.exponential(0.7)))
         return thinks[-1]
 
@@ -145,7 +145,7 @@ def test_turns_follow_one_another_and_find_what_was_said():
     13 + 3 = 16 tokens, of which 12 are found; a second session finds nothing of the first."""
     turns, new, output = np.array([2, 1]), np.array([8, 3, 8]), np.array([5, 2, 1])
     prompt = session_prompts(turns, new, output)
-    front = Front(Sessions(OpenLoop(np.array([0.0, 20.0])), turns, lambda: 2.5))
+    front = Front(Sessions(OpenLoop(np.array([0.0, 20.0])), turns, lambda _: 2.5))
     contents = session_contents(turns, prompt, output, 4)
     made = served(np.zeros(3), prompt, output, front=front, is_caching=True, contents=contents)
     assert prompt.tolist() == [8, 16, 8]
@@ -156,7 +156,7 @@ def test_turns_follow_one_another_and_find_what_was_said():
 def test_a_session_breaks_off_where_it_is_not_answered():
     """A closed loop of one client: the first session's second turn is refused, its third never asked."""
     turns = np.array([3, 2])
-    front = Front(Sessions(ClosedLoop(1, 2), turns, lambda: 1.0))
+    front = Front(Sessions(ClosedLoop(1, 2), turns, lambda _: 1.0))
     made = served(np.zeros(5), [4, 999, 4, 4, 4], [2] * 5, front=front)
     assert [OUTCOMES[o] for o in made.requests["outcome"]] == [
         "completed", "failed", "not arrived", "completed", "completed",
@@ -176,7 +176,7 @@ def test_prefix_affinity_keeps_a_session_where_it_began():
     prompt = session_prompts(turns, new, output)
     hit_rate = {}
     for router in ("round_robin", "prefix_affinity"):
-        front = Front(Sessions(OpenLoop(np.cumsum(rng.exponential(1.0, 60))), turns, lambda: 2.0))
+        front = Front(Sessions(OpenLoop(np.cumsum(rng.exponential(1.0, 60))), turns, lambda _: 2.0))
         made = served(np.zeros(num), prompt, output, front=front, is_caching=True, num_replicas=3, router=router,
                       contents=session_contents(turns, prompt, output, 4), num_blocks=5000,
                       table=linear_table(0.05, tokens=1e-3))  # fmt: skip

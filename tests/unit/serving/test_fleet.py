@@ -186,7 +186,7 @@ def test_a_closed_loop_goes_on_while_replicas_die_and_come():
     rng = np.random.default_rng(8)
     num = 500
     outages = [Outage((int(i % 3),), 2.0 * i, 2.0 * i + 1.5) for i in range(1, 40)]
-    front = Front(ClosedLoop(12, num, lambda: 0.1), Patience(3.0, False, 2, 0.1), Fleet(outages, 0.25))
+    front = Front(ClosedLoop(12, num, lambda _: 0.1), Patience(3.0, False, 2, 0.1), Fleet(outages, 0.25))
     made = served([0.0] * num, rng.integers(1, 20, num), rng.integers(1, 40, num), front=front, num_replicas=3,
                   router="power_of_two", table=linear_table(0.05, tokens=1e-3))  # fmt: skip
     metrics = made.metrics()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,6 +80,16 @@ class Outcome:
 Simulate = Callable[[list[Job]], Iterator[Probed | None]]
 
 
+def by_label(runs: Iterable[Probed | None], progress: Progress) -> dict[str, list[Probed]]:
+    """What has run to its end, of each variant."""
+    found: dict[str, list[Probed]] = defaultdict(list)
+    for run in runs:
+        if run is not None:
+            found[run.label].append(run)
+            progress.finish_run(f"{run.label}, seed {run.seed}")
+    return found
+
+
 def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) -> Outcome:
     """Search every variant, one rate of each at a time, and keep folder/probes.csv up to date.
 
@@ -103,11 +113,7 @@ def run_capacity(question: Question, folder: Path, workers: int, quiet: bool) ->
                 }
                 jobs = [(label, scenario, seed) for seed in seeds for label, (scenario, _) in changed.items()]
                 progress.total_runs += len(jobs)
-                runs: dict[str, list[Probed]] = defaultdict(list)
-                for run in simulated(jobs):
-                    if run is not None:
-                        runs[run.label].append(run)
-                        progress.finish_run(f"{run.label}, seed {run.seed}")
+                runs = by_label(simulated(jobs), progress)
                 for label, rate in list(wanted.items()):
                     if len(runs[label]) < len(seeds):
                         continue

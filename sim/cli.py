@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shlex
 import signal
 import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from models import compile_cache
+from sim.carry_out import (
+    INTERRUPTED,
+    asked_for,
+    how_to_report,
+    imported,
+    leave_if,
+    say_if_compiling,
+    searched,
+    simulated,
+    usual_workers,
+)  # fmt: skip
 from sim.console import fail, print_rows, print_text, rows_of, standard_output
 from sim.options import (
     BoundOption,
@@ -45,7 +53,7 @@ from sim.options import (
 )
 from sim.scenario.errors import Refused
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 
 app = typer.Typer(
     name="spindle",
@@ -68,11 +76,6 @@ def _options(
         raise typer.Exit
 
 
-def _say_if_compiling(quiet: bool) -> None:
-    if sys.stderr.isatty() and not quiet and not compile_cache.is_warm():
-        typer.echo("first run of this version: compiling the simulation core, about a minute, once", err=True)
-
-
 @app.command()
 def run(
     scenario: ScenarioArgument,
@@ -88,31 +91,17 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a scenario, all its variants and seeds, and write tables, figures and report.html."""
-    from sim.engine.progress import Progress
     from sim.scenario.load import load_scenario
 
     loaded = load_scenario(scenario, settings or [], small, seed, seeds)
     folder = output_folder(loaded.name, out, force)
-    options = _asked_for(trace=trace, overwrite=force, max_packet_hops=max_packet_hops)
-    simulate = _imported("sim.run").run_scenario
-    num_runs = len(loaded.variants) * len(loaded.seeds)
-    _say_if_compiling(quiet)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with Progress(num_runs, quiet) as progress:
-            outcome = simulate(loaded, folder, workers or _usual_workers(num_runs), progress, **options)
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; what was finished is in {folder}{_how_to_report(folder)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        fail(error, folder)
+    options = asked_for(trace=trace, overwrite=force, max_packet_hops=max_packet_hops)
+    outcome = simulated(loaded, folder, workers, quiet, options)
     if not quiet:
         report_file = Path(outcome.out_dir) / "report.html"
         lines = [outcome.headline, *outcome.overloads, report_file if report_file.exists() else outcome.out_dir]
         print_text("\n".join(map(str, lines)))
-    if outcome.partial:
-        typer.echo(f"interrupted: the results are partial{_how_to_report(folder)}", err=True)
-        raise typer.Exit(INTERRUPTED)
+    leave_if(outcome.partial, how_to_report(folder))
 
 
 @app.command()
@@ -152,30 +141,21 @@ def sweep(
     if target:
         if scheduler is not None:
             raise Refused("--scheduler is of --grid; a search runs on this machine, with --workers")
-        search = _imported("sim.capacity_sweep")
         loaded = load_scenario(scenario, settings or [], small, seed, seeds)
-        question = _imported("sim.capacity_question").question_of(loaded, target, workload, tolerance, price)
+        question = imported("sim.capacity_question").question_of(loaded, target, workload, tolerance, price)
         folder = output_folder(f"{loaded.name} capacity", out, force)
-        num_runs = len(loaded.variants) * len(loaded.seeds)
-        _say_if_compiling(quiet)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            is_partial = search.command(question, folder, workers or _usual_workers(num_runs), quiet, as_json)
-        except Exception as error:
-            fail(error, folder)
+        is_partial = searched("sim.capacity_sweep", question, folder, workers, quiet, as_json)
     else:
         points = grid_points(scenario, grid or [], settings or [], small, seed, seeds)
         folder = output_folder(f"{points[0].loaded.name} sweep", out, force)
         try:
-            outcome = run_sweep(points, folder, workers or _usual_workers(len(points)), scheduler, quiet, force)
+            outcome = run_sweep(points, folder, workers or usual_workers(len(points)), scheduler, quiet, force)
         except Exception as error:
             fail(error, folder)
         if not quiet:
             typer.echo(f"{outcome.num_finished} of {len(points)} points in {outcome.table}")
         is_partial = outcome.partial
-    if is_partial:
-        typer.echo("interrupted: the results are partial", err=True)
-        raise typer.Exit(INTERRUPTED)
+    leave_if(is_partial)
 
 
 class Least(StrEnum):
@@ -210,23 +190,12 @@ def size(
     quiet: QuietOption = False,
 ) -> None:
     """Find the fewest accelerators that hold a scenario's load within latency targets."""
-    ask = _imported("sim.size_question").size_question
+    ask = imported("sim.size_question").size_question
     question = ask(
         scenario, over or [], target or [], workload, price, by is Least.cost, settings or [], small, seed, seeds
     )
     folder = output_folder(f"{question.loaded.name} size", out, force)
-    num_runs = len(question.loaded.variants) * len(question.loaded.seeds)
-    _say_if_compiling(quiet)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        is_partial = _imported("sim.size_run").command(
-            question, folder, workers or _usual_workers(num_runs), quiet, as_json
-        )
-    except Exception as error:
-        fail(error, folder)
-    if is_partial:
-        typer.echo("interrupted: the results are partial", err=True)
-        raise typer.Exit(INTERRUPTED)
+    leave_if(searched("sim.size_run", question, folder, workers, quiet, as_json))
 
 
 @app.command()
@@ -246,35 +215,18 @@ def tax(
     quiet: QuietOption = False,
 ) -> None:
     """Say what the fabric costs a serving workload: an unlimited fabric against each path policy, and a report."""
-    from sim.engine.progress import Progress
-
-    taxes = _imported("sim.tax")
+    taxes = imported("sim.tax")
     question = taxes.tax_question(scenario, policies, workload, settings or [], small, seed, seeds)
-    loaded = question.loaded
-    folder = output_folder(f"{loaded.name} tax", out, force)
-    options = _asked_for(overwrite=force, max_packet_hops=max_packet_hops)
-    num_runs = len(loaded.variants) * len(loaded.seeds)
-    _say_if_compiling(quiet)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with Progress(num_runs, quiet) as progress:
-            outcome = _imported("sim.run").run_scenario(
-                loaded, folder, workers or _usual_workers(num_runs), progress, **options
-            )
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; what was finished is in {folder}{_how_to_report(folder)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        fail(error, folder)
-    rows = taxes.tax_rows(_imported("sim.results.store").read_run(outcome.out_dir), question.workload)
+    folder = output_folder(f"{question.loaded.name} tax", out, force)
+    options = asked_for(overwrite=force, max_packet_hops=max_packet_hops)
+    outcome = simulated(question.loaded, folder, workers, quiet, options)
+    rows = taxes.tax_rows(imported("sim.results.store").read_run(outcome.out_dir), question.workload)
     if as_json:
         print_rows(rows, "", as_json)
     elif not quiet:
         print_rows(taxes.shown_rows(rows), f"Network tax of {question.workload}", as_json)
         print_text("\n".join(map(str, [outcome.headline, *outcome.overloads, Path(outcome.out_dir) / "report.html"])))
-    if outcome.partial:
-        typer.echo(f"interrupted: the results are partial{_how_to_report(folder)}", err=True)
-        raise typer.Exit(INTERRUPTED)
+    leave_if(outcome.partial, how_to_report(folder))
 
 
 @app.command()
@@ -296,12 +248,12 @@ def study(
     loaded = load_study(folder, settings or [], small, seeds)
     target = output_folder(f"{folder.resolve().name} study", out, force)
     num_runs = sum(len(each.variants) * len(each.seeds) for each in loaded.values())
-    _say_if_compiling(quiet)
+    say_if_compiling(quiet)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress(num_runs, quiet) as progress:
             outcome = run_study(
-                loaded, target, workers or _usual_workers(num_runs), progress, overwrite=force,
+                loaded, target, workers or usual_workers(num_runs), progress, overwrite=force,
                 max_packet_hops=max_packet_hops,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -334,7 +286,7 @@ def report(
     if out is not None and out.exists() and not force:
         raise Refused(f"--out {out} exists; choose another file, or replace it with --force")
     target = out or (folders[0] / "report.html" if len(folders) == 1 else free_path(Path("comparison.html")))
-    written = _imported("sim.results.report").write_report(folders, target)
+    written = imported("sim.results.report").write_report(folders, target)
     typer.echo(str(written or target))
 
 
@@ -367,7 +319,7 @@ def validate(
     if against is not None:
         _validate_against(against, table, workload, model, accelerator, figure, as_json)
         return
-    validation = _imported("sim.validate.main")
+    validation = imported("sim.validate.main")
     rows = rows_of(validation.run_checks())
     compared = validation.run_comparisons()
     compared_rows = rows_of(compared)
@@ -391,7 +343,7 @@ def _validate_against(
     if table is None:
         raise Refused("--against needs --table FILE, measured times of that GPU; `spindle calibrate` makes tables")
     try:
-        found, remarks = _imported("sim.validate.against").compare(folder, table, workload, model, accelerator, figure)
+        found, remarks = imported("sim.validate.against").compare(folder, table, workload, model, accelerator, figure)
     except (TableError, ValueError) as error:  # RunError and TraceError are ValueErrors
         raise Refused(str(error)) from None
     for remark in remarks:
@@ -413,7 +365,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the simulator's own speed; a few minutes."""
-    benchmarks = _imported("sim.bench.main")
+    benchmarks = imported("sim.bench.main")
     rows = rows_of(benchmarks.run_benchmarks(quick, only))
     if write is not None:
         typer.echo(str(benchmarks.write_record(rows, write)), err=True)
@@ -470,8 +422,8 @@ def calibrate(
         from sim.scenario.load import load_scenario
 
         loaded = load_scenario(explain, [], False, None, None)
-        _imported("sim.scenario.build").check(loaded)
-        print_rows(_imported("sim.explain_cost").explain(loaded), "Operators in two typical steps", as_json)
+        imported("sim.scenario.build").check(loaded)
+        print_rows(imported("sim.explain_cost").explain(loaded), "Operators in two typical steps", as_json)
         return
     if check is not None:
         given = ["check", str(check), *(["--report", str(out)] if out is not None else [])]
@@ -481,7 +433,7 @@ def calibrate(
         given = ["import", source, "--tensor", str(tensor)]
         given += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     elif source is None and (out is not None or needed_by is not None):
-        code = _imported("sim.calibrate").command(out, needed_by, quick, seconds, commit)
+        code = imported("sim.calibrate").command(out, needed_by, quick, seconds, commit)
         if code:
             raise typer.Exit(code)
         return
@@ -522,33 +474,6 @@ def list_presets(
     for name in [what.value] if what is not None else [listed.value for listed in Listed]:
         for table in tables(name):
             console.print(table)
-
-
-def _usual_workers(num_runs: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, num_runs))
-
-
-def _how_to_report(folder: Path) -> str:
-    """What to do where a run has results and no report."""
-    if (folder / "report.html").exists() or not (folder / "summary.json").exists():
-        return ""
-    return f"; for their report: spindle report {shlex.quote(str(folder))}"
-
-
-def _asked_for(**options: Any) -> dict[str, Any]:
-    """Only what the user gave; the rest is left to the defaults of what is called."""
-    return {key: value for key, value in options.items() if value not in (None, False)}
-
-
-def _imported(module: str) -> Any:
-    """A part of Spindle that a command needs. Raises Refused where this version does not have it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise Refused(f"this version has no {module}; update Spindle") from error
 
 
 def check_packages() -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sim.capacity_probe import Probed
-from sim.capacity_sweep import QUEUE_WORDS, Probe, judged, simulating
+from sim.capacity_sweep import QUEUE_WORDS, Probe, by_label, judged, simulating
 from sim.console import print_rows, print_text
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
@@ -110,11 +109,7 @@ def run_size(question: SizeQuestion, folder: Path, workers: int, quiet: bool) ->
                         assert sized.loaded is not None
                         jobs.append((label, dict(sized.loaded.variants)[label], seed))
                 progress.total_runs += len(jobs)
-                runs: dict[str, list[Probed]] = defaultdict(list)
-                for run in simulated(jobs):
-                    if run is not None:
-                        runs[run.label].append(run)
-                        progress.finish_run(f"{run.label}, seed {run.seed}")
+                runs = by_label(simulated(jobs), progress)
                 for label, sized in trying.items():
                     if len(runs[label]) < len(seeds):
                         continue

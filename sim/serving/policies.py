@@ -120,6 +120,15 @@ def _running_first(state: EngineState, budget: int) -> tuple[int, bool]:
     return budget, is_steady and position == counts.num_running
 
 
+@inner
+def _join(state: EngineState, budget: int) -> int:
+    """Admit the first in line, with as much of its prompt as the budget allows; returns the tokens scheduled."""
+    request = admit(state)
+    num_tokens = min(num_missing(state, request), budget)
+    schedule(state, request, num_tokens)
+    return num_tokens
+
+
 def chunked_prefill(state: EngineState) -> bool:
     """Sarathi-Serve and vLLM's second scheduler: every step fills one budget of max_num_batched_tokens.
 
@@ -135,10 +144,7 @@ def chunked_prefill(state: EngineState) -> bool:
     if counts.num_preemptions > num_preemptions:
         return False
     while budget > 0 and can_admit(state):
-        request = admit(state)
-        num_tokens = min(num_missing(state, request), budget)
-        schedule(state, request, num_tokens)
-        budget -= num_tokens
+        budget -= _join(state, budget)
         is_steady = False
     return is_steady
 
@@ -160,10 +166,7 @@ def shortest_first(state: EngineState) -> bool:
         bring_shortest(state)
         if not can_admit(state):
             break
-        request = admit(state)
-        num_tokens = min(num_missing(state, request), budget)
-        schedule(state, request, num_tokens)
-        budget -= num_tokens
+        budget -= _join(state, budget)
         is_steady = False
     return is_steady
 
@@ -208,8 +211,7 @@ def priority(state: EngineState) -> bool:
     if counts.num_preemptions > num_preemptions:
         return False
     while counts.tokens < counts.max_num_batched_tokens and can_admit(state):
-        request = admit(state)
-        schedule(state, request, min(num_missing(state, request), counts.max_num_batched_tokens - counts.tokens))
+        _join(state, counts.max_num_batched_tokens - counts.tokens)
         is_steady = False
     return is_steady
 
@@ -232,10 +234,7 @@ def batchllm(state: EngineState) -> bool:
     order_line(state)
     budget, is_steady = _running_first(state, counts.max_num_batched_tokens)
     while budget > 0 and can_reserve_rest(state):
-        request = admit(state)
-        num_tokens = min(num_missing(state, request), budget)
-        schedule(state, request, num_tokens)
-        budget -= num_tokens
+        budget -= _join(state, budget)
         is_steady = False
     return is_steady
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 
-from sim.workload.traces import Trace, TraceError, tokens_of, trace_text, windowed
+from sim.workload.traces import Trace, TraceError, csv_rows, tokens_of, windowed
 
 TIMESTAMP, MODEL, REQUEST, RESPONSE, LOG = "Timestamp", "Model", "Request tokens", "Response tokens", "Log Type"
 COLUMNS = (TIMESTAMP, MODEL, REQUEST, RESPONSE, LOG)
@@ -43,51 +41,30 @@ def read_burstgpt_trace(
     that model or log type, or an empty window; ValueError for a window or a scale that makes no sense.
     """
     path = Path(path)
-    reader = csv.reader(io.StringIO(trace_text(path), newline=""))
     times_s: list[float] = []
     prompts: list[int] = []
     outputs: list[int] = []
     first_s, last_s = None, -math.inf
     wanted = {name: word for name, word in ((MODEL, model), (LOG, log_type)) if word is not None}
     seen: dict[str, dict[str, None]] = {name: {} for name in wanted}
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
-            raise TraceError(
-                f"{path}, line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)}, "
-                f"found {','.join(header)[:120] or 'nothing'}"
-            )
-        column = {name: header.index(name) for name in COLUMNS}
-        for row in reader:
-            if not row:
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise TraceError(f"{where}: {len(row)} fields, the header has {len(header)}")
-            text = row[column[TIMESTAMP]].strip()
-            if not _SECONDS.fullmatch(text):
-                raise TraceError(f"{where}: {TIMESTAMP} {text!r} is no time in seconds like 45 or 45.5")
-            time_s = float(text)
-            if time_s < last_s:
-                raise TraceError(f"{where}: {TIMESTAMP} {text} is before that of the row above; sort by time")
-            last_s = time_s
-            first_s = time_s if first_s is None else first_s
-            output = tokens_of(row[column[RESPONSE]], RESPONSE, 0, where)
-            prompt = tokens_of(row[column[REQUEST]], REQUEST, int(output > 0), where)
-            is_wanted = True
-            for name, word in wanted.items():
-                found = row[column[name]].strip()
-                seen[name][found] = None
-                is_wanted &= found == word
-            if is_wanted:
-                times_s.append(time_s)
-                prompts.append(max(prompt, 1))
-                outputs.append(output)
-    except csv.Error as error:
-        raise TraceError(f"{path}, line {reader.line_num}: {error}") from error
-    if first_s is None:
-        raise TraceError(f"{path}: a header and no rows")
+    for where, fields in csv_rows(path, COLUMNS):
+        row = dict(zip(COLUMNS, map(str.strip, fields), strict=True))
+        text = row[TIMESTAMP]
+        if not _SECONDS.fullmatch(text):
+            raise TraceError(f"{where}: {TIMESTAMP} {text!r} is no time in seconds like 45 or 45.5")
+        time_s = float(text)
+        if time_s < last_s:
+            raise TraceError(f"{where}: {TIMESTAMP} {text} is before that of the row above; sort by time")
+        last_s = time_s
+        first_s = time_s if first_s is None else first_s
+        output = tokens_of(row[RESPONSE], RESPONSE, 0, where)
+        prompt = tokens_of(row[REQUEST], REQUEST, int(output > 0), where)
+        for name in wanted:
+            seen[name][row[name]] = None
+        if all(row[name] == word for name, word in wanted.items()):
+            times_s.append(time_s)
+            prompts.append(max(prompt, 1))
+            outputs.append(output)
     if not times_s:
         words = " and ".join(f"{name} {word!r}" for name, word in wanted.items())
         known = "; ".join(f"{name}: {', '.join(list(seen[name])[:10])}" for name in wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -108,38 +109,47 @@ def _azure_rows(
     path: Path, refuse_zero_output: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Absolute times in ns, prompt and output tokens of every row."""
-    reader = csv.reader(io.StringIO(trace_text(path), newline=""))
     times: list[int] = []
     prompts: list[int] = []
     outputs: list[int] = []
+    for where, (timestamp, prompt, output) in csv_rows(path, AZURE_COLUMNS):
+        time_ns = _nanoseconds(timestamp, where)
+        if times and time_ns < times[-1]:
+            raise TraceError(f"{where}: TIMESTAMP {timestamp} is before that of the row above; sort by time")
+        times.append(time_ns)
+        prompts.append(tokens_of(prompt, "ContextTokens", 1, where))
+        outputs.append(tokens_of(output, "GeneratedTokens", int(refuse_zero_output), where))
+    return np.array(times), np.array(prompts), np.array(outputs)
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(file and line, fields of these columns) of each row of a CSV file with a header.
+
+    Raises TraceError for an unreadable file, a missing column, a row of another length, or no rows.
+    """
+    reader = csv.reader(io.StringIO(trace_text(path), newline=""))
+    is_empty = True
     try:
         header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in AZURE_COLUMNS if name not in header]
+        missing = [name for name in columns if name not in header]
         if missing:
             raise TraceError(
-                f"{path}, line 1: no column {', '.join(missing)}; expected {','.join(AZURE_COLUMNS)}, "
+                f"{path}, line 1: no column {', '.join(missing)}; expected {','.join(columns)}, "
                 f"found {','.join(header)[:120] or 'nothing'}"
             )
-        columns = [header.index(name) for name in AZURE_COLUMNS]
+        places = [header.index(name) for name in columns]
         for row in reader:
             if not row:
                 continue
             where = f"{path}, line {reader.line_num}"
             if len(row) != len(header):
                 raise TraceError(f"{where}: {len(row)} fields, the header has {len(header)}")
-            time_ns = _nanoseconds(row[columns[0]], where)
-            if times and time_ns < times[-1]:
-                raise TraceError(
-                    f"{where}: TIMESTAMP {row[columns[0]]} is before that of the row above; sort by time"
-                )
-            times.append(time_ns)
-            prompts.append(tokens_of(row[columns[1]], "ContextTokens", 1, where))
-            outputs.append(tokens_of(row[columns[2]], "GeneratedTokens", int(refuse_zero_output), where))
+            is_empty = False
+            yield where, [row[place] for place in places]
     except csv.Error as error:
         raise TraceError(f"{path}, line {reader.line_num}: {error}") from error
-    if not times:
+    if is_empty:
         raise TraceError(f"{path}: a header and no rows")
-    return np.array(times), np.array(prompts), np.array(outputs)
 
 
 def trace_text(path: Path) -> str:

@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 
 from models.architecture import Experts
 
-__all__ = [
-    "ExpertPlacement",
-    "Popularity",
-    "expected_distinct",
-    "inclusion_probabilities",
-    "interpolate_distinct",
-    "place_experts",
-]
+__all__ = ["Popularity", "expected_distinct", "inclusion_probabilities"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +115,9 @@ class Popularity:
         return found
 
     def check(self, experts: Experts) -> None:
-        """Raises ValueError where the popularity is that of another model's layers; adapters may have added slots."""
+        """Raises ValueError where the popularity is that of another model's layers."""
         num_layers, num_experts = self.inclusion.shape
-        if num_experts < experts.num_routed or self.top_k != experts.top_k:
+        if num_experts != experts.num_routed or self.top_k != experts.top_k:
             raise ValueError(
                 f"popularity of top-{self.top_k} of {num_experts} experts, "
                 f"the model routes to top-{experts.top_k} of {experts.num_routed}"
@@ -197,64 +190,3 @@ def inclusion_probabilities(weights: NDArray[np.float64], top_k: int) -> NDArray
     times = np.exp(np.arange(np.log(1e-18), np.log(45.0 / weights.min()), log_step))
     inclusion = _chances(weights, top_k, times, log_step)
     return np.minimum(inclusion * (top_k / inclusion.sum()), 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertPlacement:
-    """Routed experts laid over ranks, and what each rank then receives.
-
-    row_share: [layers, ranks], share of all (token, expert) rows that go to the rank
-    tokens: [nodes], whole-group token counts at which `distinct` is tabulated, rising from 0
-    distinct: [layers, ranks, nodes], expected different local experts the rank computes
-    """
-
-    row_share: NDArray[np.float64]
-    tokens: NDArray[np.float64]
-    distinct: NDArray[np.float64]
-
-
-def place_experts(
-    popularity: Popularity, num_layers: int, num_ranks: int, max_tokens: int, rng: np.random.Generator
-) -> ExpertPlacement:
-    """Experts in equal contiguous groups over ranks, who is popular being drawn anew for each layer.
-
-    A popularity with one row is shuffled per layer; rows per layer keep their order, the model's expert ids.
-    max_tokens: the most tokens that all ranks together send in one step.
-
-    Raises ValueError where the experts do not divide over the ranks or the layers do not fit.
-    """
-    recorded_layers, num_experts = popularity.inclusion.shape
-    if num_experts % num_ranks:
-        raise ValueError(f"{num_experts} experts do not divide over {num_ranks} ranks")
-    if recorded_layers == 1:
-        inclusion = np.stack([rng.permutation(popularity.inclusion[0]) for _ in range(num_layers)])
-    elif recorded_layers == num_layers:
-        inclusion = popularity.inclusion
-    else:
-        raise ValueError(f"popularity of {recorded_layers} layers for {num_layers} layers with experts")
-    local = inclusion.reshape(num_layers * num_ranks, num_experts // num_ranks)
-    tokens = _token_nodes(max_tokens)
-    distinct = expected_distinct(Popularity(local, popularity.top_k), tokens)
-    return ExpertPlacement(
-        row_share=local.sum(axis=1).reshape(num_layers, num_ranks) / popularity.top_k,
-        tokens=tokens.astype(np.float64),
-        distinct=distinct.reshape(num_layers, num_ranks, tokens.size),
-    )
-
-
-def _token_nodes(max_tokens: int) -> NDArray[np.int64]:
-    """Every count up to 32, then steps of about 3 %: the line between nodes is off by less than 0.02 %."""
-    nodes = np.unique(
-        np.round(
-            np.geomspace(32, max(max_tokens, 33), num=1 + int(np.log(max(max_tokens, 33) / 32) / 0.03) + 1)
-        )
-    )
-    return np.concatenate([np.arange(32), nodes]).astype(np.int64)
-
-
-@njit(cache=True)
-def interpolate_distinct(
-    tokens: NDArray[np.float64], distinct: NDArray[np.float64], num_tokens: float
-) -> float:
-    """Distinct experts of one layer and rank: linear between the nodes, the last node beyond them."""
-    return np.interp(num_tokens, tokens, distinct)

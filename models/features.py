@@ -71,9 +71,9 @@ class Operator:
     memory or its link to the other devices of the host; each of `num_messages` messages on that link pays its
     latency. `kind` and `shape` are what measured tables know it by (`models.cost.measured`): linear (inputs, outputs) ·
     elementwise (numbers a row) · feed_forward (hidden, inner, matrices) · attention (heads, kv_heads, head_dim) ·
-    experts (hidden, inner, top_k, experts on the rank) · all_reduce, all_gather and reduce_scatter
-    (ranks, bytes a row of all ranks together) ·
-    reroute_eager, reroute_fused, reroute_aligned (top_k, num_experts, adapters).
+    experts (hidden, inner, top_k, experts on the rank) · all_reduce (ranks, bytes a row) · all_gather, reduce_scatter
+    (ranks, bytes a row of all ranks together) · reroute_eager, reroute_fused, reroute_aligned (top_k, num_experts,
+    adapters).
     """
 
     name: str

@@ -10,8 +10,6 @@ from models.experts import (
     Popularity,
     expected_distinct,
     inclusion_probabilities,
-    interpolate_distinct,
-    place_experts,
 )
 
 
@@ -120,39 +118,6 @@ def test_popularity_of_another_model():
         Popularity.uniform(8, 2).check(experts)
     with pytest.raises(ValueError, match="3 layers"):
         Popularity(np.full((3, 64), 6 / 64), 6).check(experts)
-
-
-def test_placement_shares():
-    """Uniform: each of 8 ranks gets 1/8 of the rows, and its 8 experts one eighth of the distinct ones."""
-    placed = place_experts(Popularity.uniform(64, 6), 26, 8, 4096, np.random.default_rng(1))
-    assert placed.row_share == pytest.approx(np.full((26, 8), 1 / 8))
-    whole = expected_distinct(Popularity.uniform(64, 6), np.array([8]))[0, 0]
-    assert interpolate_distinct(placed.tokens, placed.distinct[0, 0], 8.0) == pytest.approx(whole / 8)
-
-
-def test_skewed_placement_is_seeded_and_conserves_rows():
-    popularity = Popularity.zipf(64, 6, 0.8)
-    first = place_experts(popularity, 26, 8, 4096, np.random.default_rng(5))
-    again = place_experts(popularity, 26, 8, 4096, np.random.default_rng(5))
-    assert np.array_equal(first.row_share, again.row_share)
-    assert first.row_share.sum(axis=1) == pytest.approx(np.ones(26))
-    assert first.row_share.max() > 1.2 / 8
-    assert not np.array_equal(first.row_share[0], first.row_share[1])
-
-
-def test_tabulated_distinct_experts_are_close_between_nodes():
-    popularity = Popularity.zipf(256, 8, 1.0)
-    placed = place_experts(popularity, 1, 1, 100_000, np.random.default_rng(2))
-    tokens = np.arange(0, 100_001, 37)
-    exact = expected_distinct(popularity, tokens)[0]
-    looked_up = [interpolate_distinct(placed.tokens, placed.distinct[0, 0], float(n)) for n in tokens]
-    assert looked_up == pytest.approx(exact, rel=2e-4, abs=1e-9)
-
-
-@pytest.mark.parametrize("num_ranks", [5, 128])
-def test_experts_that_do_not_divide(num_ranks):
-    with pytest.raises(ValueError, match="do not divide"):
-        place_experts(Popularity.uniform(64, 6), 26, num_ranks, 64, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,15 @@ def take_away(state: EngineState, request: int) -> int:
     _leave(state, request)
     counts, flight = state.counts[0], state.flight[0]
     in_flight, batch = state.in_flight, state.batch
+    # Whoever leaves, also from the line, may have been all that kept somebody out: the policy has to be asked again.
+    flight.is_steady = 0
+    counts.is_steady = 0
     for i in range(flight.batch_size):
         if in_flight[i].request == request:
             in_flight[i].samples = 0
-            flight.is_steady = 0
     for i in range(counts.batch_size):
         if batch[i].request == request:
             batch[i].samples = 0
-            counts.is_steady = 0
     if counts.is_async and flight.batch_size > 0 and counts.is_formed == 0 and counts.batch_size == 0:
         # Nothing could be scheduled when the step in flight began. That was then, and room comes too late for it.
         counts.is_formed = 1

@@ -9,7 +9,7 @@ from serving_parts import linear_table, served, tokens_of, workload
 from sim.engine.recorder import Recorder
 from sim.serving.clients import ClosedLoop, OpenLoop, Patience, Sessions
 from sim.serving.front import Front
-from sim.serving.request import OUTCOMES
+from sim.serving.request import COMPLETED, OUTCOMES, TIMED_OUT
 from sim.workload.sessions import session_contents, session_prompts
 
 
@@ -185,3 +185,15 @@ def test_prefix_affinity_keeps_a_session_where_it_began():
             first = np.repeat(np.cumsum(turns) - turns, turns)
             assert (made.requests["replica"] == made.requests["replica"][first]).all()
     assert hit_rate["prefix_affinity"] > 1.5 * hit_rate["round_robin"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_who_gives_up_in_the_line_lets_those_behind_in(is_async):
+    """Request 0 decodes for long; 1 finds no room for its prompt, and 2, small enough, waits behind it. When 1 gives up
+    at 4.5 s, 2 joins the next batch that is formed, though 0's decodes had been foreseen far ahead."""
+    made = served(
+        [0.0, 0.1, 3.0], [4, 40, 4], [30, 1, 1], num_blocks=11, is_async=is_async,
+        front=Front(OpenLoop(np.array([0.0, 0.1, 3.0])), Patience(4.4, is_for_first=True)),
+    )  # fmt: skip
+    assert made.requests["outcome"].tolist() == [COMPLETED, TIMED_OUT, COMPLETED]
+    assert made.requests["scheduled_s"][2] == 5.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.engine.clock import Clock
 from sim.fabric import fluid_state as fs
-from sim.fabric import full_core, full_faults, packet_faults, packet_ledger, packet_log
+from sim.fabric import full_core, full_faults, packet_faults, packet_ledger, packet_log, waiting_packets
 from sim.fabric import full_state as fulls
 from sim.fabric import packet_core as core
 from sim.fabric import packet_state as ps
@@ -350,6 +350,22 @@ class PacketFabric(MessageFabric):
     def _held_up(self) -> dict[int, str]:
         """Rows of messages that are under way and cannot move -> the dead link that they wait for."""
         return packet_faults.held_up(self._state, self.topology) if self.is_full else {}
+
+    # --- at this moment -----------------------------------------------------------------------------------------------
+
+    def senders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row of its message, link of its NIC, whether it waits for its turn there) of the pieces under way."""
+        return waiting_packets.senders(self._state)
+
+    def waiting_packets(self) -> np.ndarray:
+        """Data packets in the queues of all links (`waiting_packets.ENTRY`)."""
+        now = int(np.rint(self.clock.now * ps.PS_PER_S))
+        return waiting_packets.waiting_packets(self._state, self.topology.num_links, now)
+
+    def owner_of(self, message: int) -> str:
+        """Whose the row of a message is; "" when its transfer is over."""
+        span = self._spans.get(int(self._state.messages["transfer"][message]))
+        return "" if span is None else span.transfer.graph.owner
 
     # --- what happened ------------------------------------------------------------------------------------------------
 

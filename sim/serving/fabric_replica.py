@@ -12,6 +12,7 @@ from sim.engine.clock import Clock
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.fluid import FluidFabric
 from sim.fabric.held_up import held_up
+from sim.fabric.packet import PacketFabric
 from sim.fabric.transfer import Fabric, Transfer
 from sim.serving.engine import complete_step, form_batch, launch_batch
 from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
@@ -156,8 +157,8 @@ class FabricReplica:
     def _look_later(self, step_s: float) -> None:
         """Look once during the next step, if it takes about as long as the one that has just ended, at a moment of it
         that goes through all of them evenly (multiples of the golden ratio); it stands for so many seconds."""
-        if not isinstance(self.fabric, FluidFabric):
-            return
+        if not isinstance(self.fabric, FluidFabric | PacketFabric):
+            return  # that of a fabric which escalates is either
         fabric, self._num_looks = self.fabric, self._num_looks + 1
 
         def look(_: Event) -> None:

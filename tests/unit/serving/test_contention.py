@@ -11,6 +11,7 @@ from sim.engine.clock import Clock
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.messages import message_graph
+from sim.fabric.packet import PacketFabric
 from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.serving.time_split import PARTS
 
@@ -77,16 +78,18 @@ def test_whatever_makes_it_slower_than_that_is_contention(cause):
     assert found["fabric_contention"] > 0.2 * found["fabric"]
 
 
-def test_what_held_up_the_messages_is_seen():
-    """Three messages of a neighbour out of the same NIC: nothing else is full, and only dispatches pass there."""
+@pytest.mark.parametrize("kind", [FluidFabric, PacketFabric])
+def test_what_held_up_the_messages_is_seen(kind):
+    """Three messages of a neighbour out of the same NIC: nothing else is full, and only dispatches pass there.
+    Thirty prompts, one a step."""
     clock = Clock()
     topology = two_racks(spine_bytes_per_s=1e11)
-    fabric = FluidFabric(clock, topology, "ecmp")
+    fabric = kind(clock, topology, "ecmp")
     made_of = iteration(owner="chat")
     made_of.accelerators = np.array([0, 1, 10, 11])
     made = workload(
-        [0.0], [300], [50], clock=clock, block_size=16, num_blocks=1000, iterations=[made_of], fabric=fabric,
-        alone=AloneOnIdeal(topology, 4096, 64, tolerance=0.0),
+        0.02 * np.arange(30), [300] * 30, [1] * 30, clock=clock, block_size=16, num_blocks=1000,
+        iterations=[made_of], fabric=fabric, alone=AloneOnIdeal(topology, 4096, 64, tolerance=0.0),
     )  # fmt: skip
     fabric.start(message_graph([0] * 3, [15, 16, 17], 10**12, owner="neighbour"))
     clock.run(until=made.start())

@@ -23,10 +23,11 @@ from sim.console import print_rows, print_text
 from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.results.capacity_figure import CapacityCurve, CurvePoint, draw_capacity
-from sim.results.drawing import image_bytes
+from sim.results.drawing import image_bytes, sentence_of
 from sim.results.run_results import RunResults
 from sim.results.statistics import Estimate, mean_interval
 from sim.run import calibration_fingerprint
+from sim.scenario.schema import Scenario
 from sim.serving.load import Load, load_of
 from sim.workers import Job, one_by_one, worker_pool
 
@@ -258,9 +259,21 @@ def remarks(outcome: Outcome) -> list[str]:
             said.append(f"{label}: at higher rates all arrive at once; raise num_requests, or take a longer trace")
         elif above.verdict.missed == "backlogged":
             said.append(f"{label}: waits grow at the next rate, or seem to; more requests or seeds would tell")
-    if len(outcome.question.loaded.seeds) == 1:
-        said.append("one seed, so no intervals; --seeds 5 gives them (a trace is the same with every seed)")
+    replayed = [label for label, s in outcome.question.loaded.variants if _is_replayed(s, outcome.question.workload)]
+    if replayed:
+        said.append(
+            f"{sentence_of(replayed)}: every seed replays the same trace, so that no interval says what another day "
+            "would bring; search parts of it (trace.from, trace.until) to see how far they differ"
+        )
+    if len(outcome.question.loaded.seeds) == 1 and len(replayed) < len(outcome.question.loaded.variants):
+        said.append("one seed, so no intervals; --seeds 5 gives them")
     return said
+
+
+def _is_replayed(scenario: Scenario, workload: str) -> bool:
+    """Whether arrivals and lengths are a trace's own."""
+    w = serving_workload(scenario, workload)
+    return w.arrivals.kind == "trace" and w.lengths is None and not any(tenant.lengths for tenant in w.tenants)
 
 
 def _curves(outcome: Outcome) -> list[CapacityCurve]:

@@ -16,7 +16,7 @@ from sim.engine.interruption import Interruption
 from sim.engine.progress import Progress
 from sim.escalation import Decision, decide, decide_again
 from sim.results.headline import headline_of
-from sim.results.load_lines import overloads
+from sim.results.load_lines import herds, overloads
 from sim.results.report import write_report
 from sim.results.run_results import RunResults, VariantResult
 from sim.results.store import RunFolder
@@ -35,6 +35,7 @@ class RunOutcome:
     partial: bool
     headline: str
     overloads: tuple[str, ...] = ()
+    """What latencies depend on beside the load: overload, and clients that begin at once."""
 
 
 def identity(scenario: Scenario) -> str:
@@ -125,7 +126,7 @@ def run_scenario(
         write_report([folder.path], folder.path / "report.html")
     elif not run.partial:
         raise KeyboardInterrupt
-    return RunOutcome(folder.path, run.partial, headline, tuple(overloads(run)))
+    return RunOutcome(folder.path, run.partial, headline, (*overloads(run), *herds(run)))
 
 
 def _jobs(loaded: LoadedScenario, variants: Sequence[tuple[str, Scenario]]) -> list[Job]:

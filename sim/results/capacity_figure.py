@@ -186,4 +186,7 @@ def _title(workload: str, targets: Mapping[str, float], curves: Sequence[Capacit
     ties = [name for name, tokens_per_s in found.items() if tokens_per_s > found[best] / 1.02]
     who = f"{sentence_of(ties)} serve{'s' * (len(ties) == 1)}" if len(ties) <= 3 else f"{len(ties)} variants serve"
     tail = f"; no rate does under {sentence_of(none)}" if 0 < len(none) <= 2 else f"; {len(none)} hold it at no rate"
-    return f"At {bounds}, {who} {ratio:.2g} times as many tokens as {worst}{tail if none else ''}"
+    behind = [name for name in found if name not in ties]
+    second = max(behind, key=lambda name: found[name])
+    next_to = f" and {found[best] / found[second]:.3g} times as many as {second}, the next" if second != worst else ""
+    return f"At {bounds}, {who} {ratio:.2g} times as many tokens as {worst}{next_to}{tail if none else ''}"

@@ -158,7 +158,7 @@ class _Answer:
             first = self.run.variants[0]
             reference = first if first in clear else clear[-1]
             text, short = self.against(best, reference, self.in_order([best, *ties]))
-            text += self.others(best, reference, clear, ties, unclear)
+            text += self.others(best, reference, clear, ties, unclear) + self.tenants(best, reference)
         if not clear:
             return text + self.bound() + self.missing() + self.fidelities(), short, None, []
         return text + self.bound() + self.missing() + self.fidelities(), short, best, ties
@@ -286,6 +286,36 @@ class _Answer:
             n = min(self.mean[name].num_values for name in (best, *unclear))
             means = [f"{name} ({self.value(name)} on average)" for name in unclear]
             text += f"; {_listed(means)} cannot be told apart from {best} with {n} seeds"
+        return text
+
+    def tenants(self, best: str, reference: str) -> str:
+        """Of a tenant's metric: what the workload's other tenants have of it, under the same two variants."""
+        parent, _, tenant = (self.meaning.workload or "").rpartition(".")
+        start, name = f"{self.meaning.kind}.{parent}.", self.meaning.name
+        keys = self.run.metric_keys()
+        if not parent or f"{start}{name}" not in keys:
+            return ""
+        text = ""
+        for key in keys:
+            other = key.removeprefix(start).removesuffix(f".{name}")
+            if key != f"{start}{other}.{name}" or "." in other or other == tenant:
+                continue
+            pairs = self.run.paired(best, reference, key)
+            found = paired_difference(*pairs, self.meaning.better, self.meaning.is_share)
+            mean = mean_interval(self.run.values(best, key)).mean
+            shown = found.difference if self.meaning.is_share else found.relative
+            if mean is None or shown.mean is None:
+                continue
+            points = " points" if self.meaning.is_share else ""
+            change = f"{format_percent(shown)}{points} against {reference}"
+            is_worse = (shown.mean > 0) == (self.meaning.better == "lower")
+            if found.is_none:
+                text += f"; {other} has the same ({format_value(mean, self.meaning)})"
+            elif found.verdict != "unclear":
+                verb = "pays" if is_worse else "gains as well"
+                text += f"; {other} {verb}: {format_value(mean, self.meaning)}, {change}"
+            else:
+                text += f"; what {other} pays cannot be told: {format_value(mean, self.meaning)}, {change}"
         return text
 
     def bound(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sim.results.drawing import under
-from sim.results.metrics import number
+from sim.results.drawing import SECONDS, sentence_of, under
+from sim.results.metrics import format_value, number
 from sim.results.run_results import RunResults
 from sim.serving.load import FEWEST_LATENCIES, Load, load_of
 
@@ -28,19 +28,25 @@ class LoadFound:
     waiting_halfway: float
     waiting_at_last_arrival: float
 
-    def sentence(self, workload: str, variant: str) -> str:
-        """`chat under ecmp is overloaded: …`"""
-        halfway, at_last = _count(self.waiting_halfway), _count(self.waiting_at_last_arrival)
-        waiting = f"requests waiting: {halfway} half way through the arrivals, {at_last} at the last one"
-        growth = f"waits grow by {number(self.wait_growth, 2)} s with each second of arrivals ({waiting})"
-        why = {
-            "stable": f"waits of late arrivals do not grow ({waiting})",
-            "backlogged": f"{growth}, which chance can do; a longer run or more seeds would tell",
-            "overloaded": f"{growth}: more arrive than are served, so that latencies depend on how long the run is",
-            "too short": f"the arrivals are over within {FEWEST_LATENCIES} mean latencies, before anything is steady",
-        }[self.label]
-        label = "too short to judge" if self.label == "too short" else self.label
-        return f"{workload}{under(variant)} is {label}: {why}."
+
+def _sentence(workload: str, label: Load, alike: Mapping[str, LoadFound], num_variants: int) -> str:
+    """`chat under ecmp and spray is overloaded: …`, of variants with one label; of several numbers their range."""
+    halfway, at_last = (
+        _range([getattr(load, name) for load in alike.values()], _count)
+        for name in ("waiting_halfway", "waiting_at_last_arrival")
+    )
+    waiting = f"requests waiting: {halfway} half way through the arrivals, {at_last} at the last one"
+    grown = _range([load.wait_growth for load in alike.values()], lambda value: number(value, 2))
+    growth = f"waits grow by {grown} s with each second of arrivals ({waiting})"
+    why = {
+        "stable": f"waits of late arrivals do not grow ({waiting})",
+        "backlogged": f"{growth}, which chance can do; a longer run or more seeds would tell",
+        "overloaded": f"{growth}: more arrive than are served, so that latencies depend on how long the run is",
+        "too short": f"the arrivals are over within {FEWEST_LATENCIES} mean latencies, before anything is steady",
+    }[label]
+    said = "too short to judge" if label == "too short" else label
+    where = under(sentence_of(list(alike))) if len(alike) < num_variants or len(alike) == 1 else " under every variant"
+    return f"{workload}{where} is {said}: {why}."
 
 
 def loads(run: RunResults) -> dict[str, dict[str, LoadFound]]:
@@ -58,7 +64,7 @@ def loads(run: RunResults) -> dict[str, dict[str, LoadFound]]:
 
 
 def load_lines(run: RunResults) -> list[str]:
-    """A sentence per workload and variant; workloads that are stable in every variant share one."""
+    """A sentence per workload and label, with the variants that have it."""
     found = loads(run)
     lines = []
     for workload in dict.fromkeys(name for by in found.values() for name in by):
@@ -70,18 +76,66 @@ def load_lines(run: RunResults) -> list[str]:
                 f"{number(max(worst, 0.0), 3)} s with each second of arrivals)."
             )
         else:
-            lines += [load.sentence(workload, variant) for variant, load in of_variants.items()]
-    return lines
+            lines += [
+                _sentence(workload, label, alike, len(run.variants)) for label, alike in _by_label(of_variants).items()
+            ]
+    return lines + herds(run)
 
 
 def overloads(run: RunResults) -> list[str]:
     """The sentences of what is overloaded: there latencies say how long the run was."""
-    return [
-        load.sentence(workload, variant)
-        for variant, by in loads(run).items()
-        for workload, load in by.items()
-        if load.label == "overloaded"
-    ]
+    found = loads(run)
+    lines = []
+    for workload in dict.fromkeys(name for by in found.values() for name in by):
+        alike = _by_label({v: by[workload] for v, by in found.items() if workload in by}).get("overloaded")
+        if alike:
+            lines.append(_sentence(workload, "overloaded", alike, len(run.variants)))
+    return lines
+
+
+def _by_label(of_variants: Mapping[str, LoadFound]) -> dict[Load, dict[str, LoadFound]]:
+    found: dict[Load, dict[str, LoadFound]] = {}
+    for variant, load in of_variants.items():
+        found.setdefault(load.label, {})[variant] = load
+    return found
+
+
+HERD = 1.1
+"""How much longer p99 has to be with the first requests than without them to be worth a word."""
+
+
+def herds(run: RunResults) -> list[str]:
+    """A sentence for each workload whose clients all begin at once, where that makes its p99 time to first token."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for variant in run.variants:
+        seen: dict[str, list[tuple[float, float]]] = {}
+        for result in run.of_variant(variant):
+            for workload, queue in result.notes.get("queues", {}).items():
+                if queue.get("p99_ttft_later_s") is not None:
+                    seen.setdefault(workload, []).append((queue["p99_ttft_s"], queue["p99_ttft_later_s"]))
+        for workload, pairs in seen.items():
+            with_s, without_s = (float(mean) for mean in np.mean(pairs, axis=0))
+            if with_s > HERD * without_s:
+                found.setdefault(workload, {})[variant] = (with_s, without_s)
+    lines = []
+    for workload, by in found.items():
+        parts = [f"{_seconds(with_s)} with and {_seconds(without_s)} without their first requests{under(variant)}"
+                 for variant, (with_s, without_s) in by.items()]  # fmt: skip
+        lines.append(
+            f"The clients of {workload} all begin at once and wait for one another: p99 time to first token is "
+            f"{sentence_of(parts)}; arrivals: {{ramp: …}} lets them begin over a time."
+        )
+    return lines
+
+
+def _seconds(value_s: float) -> str:
+    return format_value(value_s, SECONDS)
+
+
+def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """`0.12 to 0.31`, or the one that all are."""
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _judged(queues: Sequence[dict[str, Any]]) -> LoadFound:

@@ -18,7 +18,7 @@ from sim.results.drawing import DrawnFigure, VariantStyle, image_bytes, style, v
 from sim.results.fault_lines import fault_lines
 from sim.results.figures import NARROW_IN, draw_all, draw_headline
 from sim.results.headline import Headline, headline_of
-from sim.results.load_lines import load_lines, overloads
+from sim.results.load_lines import herds, load_lines, overloads
 from sim.results.main_metric import is_arrival_window, keys_with_values, main_metric, network_tax_key
 from sim.results.metrics import (
     MetricMeaning,
@@ -180,7 +180,7 @@ def render(combined: Combined, figures: Sequence[DrawnFigure]) -> str:
         faults=fault_lines(run),
         loads=load_lines(run),
         cost_sources=cost_shares(run),
-        warnings=combined.warnings + collected_warnings(run) + overloads(run),
+        warnings=combined.warnings + collected_warnings(run) + overloads(run) + herds(run),
     )
 
 

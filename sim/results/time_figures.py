@@ -28,10 +28,25 @@ from sim.results.drawing import (
 )
 from sim.results.latency_figures import WORKLOADS_AT_MOST
 from sim.results.metrics import format_value
-from sim.results.run_results import RunResults
+from sim.results.run_results import RunResults, VariantResult
 from sim.results.samples import LATENCIES, request_latencies, table, workloads_in
 
 POINTS_AT_MOST = 4000
+FAULTY = "#ececec"
+PEAK = 8.0
+"""A longest latency so many times the p99 is a peak, and no tail: of an exponential law a thousand requests reach 1.5
+times their p99, of a lognormal one of sigma 1 four times."""
+
+Fault = tuple[float, float, str]
+"""From when until when, in seconds, and what."""
+
+
+def faults_of(result: VariantResult) -> list[Fault]:
+    """What was down or slower during a run."""
+    return [
+        (row["at_s"], np.inf if row["until_s"] is None else row["until_s"], row["what"])
+        for row in result.notes.get("faults", ())
+    ]
 
 
 def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> list[DrawnFigure]:
@@ -47,6 +62,7 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
                     frames[variant] = (result.seed, frame.sort_values("arrival_s", kind="stable"))
         if not frames:
             continue
+        faults = {name: faults_of(run.of_variant(name)[0]) for name in frames}
         columns = min(4, len(frames))
         blocks = -(-len(frames) // columns)
         figure = new_figure(WIDTH_IN, 0.7 + 3.1 * blocks)
@@ -59,6 +75,10 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
             for i, (variant, (_, frame)) in enumerate(frames.items()):
                 axes = grid[2 * (i // columns) + row, i % columns]
                 _draw_against_arrival(axes, frame, quantity, unit_s, styles[variant])
+                for at_s, until_s, _ in faults[variant]:
+                    last_s = float(frame["arrival_s"].max())
+                    if at_s < last_s:
+                        axes.axvspan(at_s, min(until_s, last_s), color=FAULTY, lw=0, zorder=0)
                 axes.set_ylim(0, 1.05 * largest / unit_s)
                 axes.tick_params(labelleft=i % columns == 0, labelbottom=row == 1)
                 if row == 0:
@@ -70,7 +90,13 @@ def draw_latency_over_time(run: RunResults, styles: dict[str, VariantStyle]) -> 
         for i in range(len(frames), blocks * columns):
             for row in (0, 1):
                 grid[2 * (i // columns) + row, i % columns].set_axis_off()
-        title, caption = _drift_words(run, workload, {name: frame for name, (_, frame) in frames.items()})
+        own = {name: frame for name, (_, frame) in frames.items()}
+        title, caption = _drift_words(run, workload, own)
+        peaks = _peak_words(run, workload, own, faults)
+        if peaks is not None:
+            title, caption = peaks[0], f"{peaks[1]} {caption}"
+        if any(faults.values()):
+            caption += " Shaded: while something is down or slower."
         title += of_one_seed(run, (seed for seed, _ in frames.values()))
         put_title(figure, title, WIDTH_IN)
         out.append(
@@ -179,6 +205,37 @@ def _drift_words(run: RunResults, workload: str, frames: dict[str, pd.DataFrame]
         return f"Latency of {workload} {said[0][1]}", caption
     title = ", ".join(f"{label} {trend}" for label, trend in said)
     return f"Over the arrivals of {workload}, {title}", caption
+
+
+def _peak_words(
+    run: RunResults, workload: str, frames: dict[str, pd.DataFrame], faults: dict[str, list[Fault]]
+) -> tuple[str, str] | None:
+    """Title and caption, where a request under some variant waits far longer for its first token than others there.
+
+    A fault is named where it begins while that request waits, or where the request comes while it lasts.
+    """
+    peaks: dict[str, tuple[float, float, str]] = {}
+    for name, frame in frames.items():
+        frame = frame[np.isfinite(frame["ttft"].to_numpy())]
+        if not len(frame):
+            continue
+        ttft_s, arrival_s = frame["ttft"].to_numpy(), frame["arrival_s"].to_numpy()
+        most = int(np.argmax(ttft_s))
+        p99_s = float(np.percentile(ttft_s, 99))
+        if ttft_s[most] >= PEAK * p99_s > 0:
+            arrived_s, answered_s = arrival_s[most], arrival_s[most] + ttft_s[most]
+            why = [f", of a request that waits as {what} begins" for at_s, _, what in faults[name]
+                   if arrived_s <= at_s <= answered_s]  # fmt: skip
+            why += [f", during {what}" for at_s, until_s, what in faults[name] if at_s < arrived_s < until_s]
+            peaks[name] = (float(ttft_s[most]), p99_s, why[0] if why else f", of a request at {arrived_s:.4g}\u00a0s")
+    if not peaks:
+        return None
+    first = max(peaks, key=lambda name: peaks[name][0])
+    most_s, _, why_first = peaks[first]
+    title = f"Time to first token of {workload} peaks at {format_value(most_s, SECONDS)}{under(first)}{why_first}"
+    parts = [f"{format_value(most, SECONDS)} against a p99 of {format_value(p99, SECONDS)}{under(name)}{why}"
+             for name in run.variants if name in peaks for most, p99, why in [peaks[name]]]  # fmt: skip
+    return title, f"Longest times to first token: {'; '.join(parts)}."
 
 
 def _medians(values: NDArray[np.float64]) -> tuple[float, float]:

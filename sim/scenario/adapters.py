@@ -15,7 +15,7 @@ from sim.scenario.quantities import Count, InputFile, Part, PositiveNumber, Rout
 class FineTuned(Part):
     """One adapter: its experts from a file, or the most and the mean of a layer, spread as evenly as can be."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="what the adapter is called")
     file: InputFile | None = Field(
         default=None, description='ESFT\'s JSON, {"experts": {"1": [3, 14], …}}: of each layer, the experts tuned'
     )

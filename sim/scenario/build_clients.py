@@ -30,7 +30,7 @@ def build_front(
     if isinstance(w.arrivals, ClosedLoopArrivals):
         rng = streams.stream(f"workload.{w.name}.think")
         think = None if w.arrivals.think_time is None else think_times(w.arrivals.think_time, rng, len(arrival_s))
-        clients = ClosedLoop(w.arrivals.concurrency, len(arrival_s), think, w.duration_s)
+        clients = ClosedLoop(w.arrivals.concurrency, len(arrival_s), think, w.duration_s, w.arrivals.ramp_s)
     if w.sessions is not None and num_turns is not None:
         rng = streams.stream(f"workload.{w.name}.turn_think")
         law = w.sessions.think_time

@@ -99,11 +99,41 @@ class ServedRequests:
         )
 
     def remarks(self) -> list[str]:
-        """What of its trace is not replayed."""
+        """What of its trace is not replayed, and which of its keys have no effect."""
+        said = self._idle_keys()
         if self.w.trace is None or self.w.trace.format != "burstgpt" or self.trace is None:
-            return []
+            return said
         num = self.trace.num_zero_outputs
-        return [f"{num} rows of the trace had no response tokens, failures, and are left out"] if num else []
+        return [*said, f"{num} rows of the trace had no response tokens, failures, and are left out"] if num else said
+
+    def _idle_keys(self) -> list[str]:
+        """Keys that are valid and change nothing: a variant may have them for the sake of the others."""
+        w, said = self.w, []
+        if len({tenant.priority for tenant in w.tenants}) > 1 and w.batching.policy != "priority":
+            policy = w.batching.policy
+            said.append(f"tenants' priorities have no effect under batching.policy: {policy}; under priority they have")
+        routers = {pool.router.policy for _, pool in w.pools}
+        if "prefix_affinity" in routers and not self.has_shared_prefixes:
+            why = "no prompts share a beginning; sessions do, and traces with hash_ids"
+            why = why if w.kv.prefix_caching else "kv.prefix_caching is false"
+            said.append(f"router.policy: prefix_affinity is least_outstanding here: {why}")
+        if "adapter_affinity" in routers and w.adapters is not None and w.adapters.is_merged:
+            said.append(
+                "router.policy: adapter_affinity tells nobody apart here: merged models have replicas of their own"
+            )
+        return said
+
+    @property
+    def has_shared_prefixes(self) -> bool:
+        """Whether a cache may have something of a prompt before it comes."""
+        if not self.w.kv.prefix_caching:
+            return False
+        return self.w.sessions is not None or self._has_known_contents
+
+    @property
+    def _has_known_contents(self) -> bool:
+        """Whether a trace says what its prompts hold."""
+        return self.trace is not None and self.trace.blocks is not None and not self.length_laws()
 
     def num_turns(self, streams: RandomStreams) -> np.ndarray | None:
         """Of each session; None where each request is on its own."""
@@ -130,7 +160,7 @@ class ServedRequests:
                 return None
             return session_contents(num_turns, prompt, output, self.w.kv.block_size)
         trace = self.trace
-        if trace is None or trace.blocks is None or self.length_laws() or not self.w.kv.prefix_caching:
+        if trace is None or trace.blocks is None or not self._has_known_contents or not self.w.kv.prefix_caching:
             return None
         is_served = np.arange(trace.num_requests) < len(prompt)
         return trace.blocks.select(is_served).contents(prompt, self.w.kv.block_size, adapter)

@@ -12,23 +12,23 @@ from sim.scenario.quantities import Count, CountOrZero, Part, PositiveNumber, Po
 class FixedTime(Part):
     """Always the same."""
 
-    law: Literal["fixed"]
-    time_s: Seconds
+    law: Literal["fixed"] = Field(description="always the same: fixed")
+    time_s: Seconds = Field(description="how long")
 
 
 class ExponentialTime(Part):
     """Exponential of the given mean."""
 
-    law: Literal["exponential"]
-    mean_s: PositiveSeconds
+    law: Literal["exponential"] = Field(description="exponential")
+    mean_s: PositiveSeconds = Field(description="mean time")
 
 
 class LognormalTime(Part):
     """Lognormal of the given mean; sigma is the spread of the logarithm."""
 
-    law: Literal["lognormal"]
-    mean_s: PositiveSeconds
-    sigma: Annotated[PositiveNumber, Field(le=5)]
+    law: Literal["lognormal"] = Field(description="the logarithm is normal: lognormal")
+    mean_s: PositiveSeconds = Field(description="mean time")
+    sigma: Annotated[PositiveNumber, Field(le=5)] = Field(description="standard deviation of the logarithm")
 
 
 def _read_time(value: Any) -> Any:
@@ -45,8 +45,13 @@ TimeLaw = Annotated[
 class ClosedLoopArrivals(Part):
     """A fixed number of clients, each of which sends its next request some time after the end of its last one."""
 
-    kind: Literal["closed_loop"]
-    concurrency: Count = Field(description="clients, all of which begin at once", examples=[64])
+    kind: Literal["closed_loop"] = Field(description="clients that wait for their answers: closed_loop")
+    concurrency: Count = Field(description="clients; each has one request on its way, or thinks", examples=[64])
+    ramp_s: Seconds = Field(
+        default=0.0, description="clients begin evenly over this time, as in JMeter's ramp-up period; by default all "
+        "at once, as `vllm bench serve --max-concurrency`, and the first requests then wait for one another",
+        examples=["30 s"],
+    )  # fmt: skip
     think_time: TimeLaw | None = Field(
         default=None, description="from the end of a request to the next one of that client: a time, or {law: fixed, "
         "exponential or lognormal, mean: …}; by default none, as `vllm bench serve --max-concurrency`",

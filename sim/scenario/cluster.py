@@ -43,7 +43,7 @@ class NvLink(Part):
     """The links inside a host; what is absent comes from the accelerator's preset."""
 
     rate_bytes_per_s: BytesPerS | None = Field(default=None, description="one direction of one accelerator")
-    latency_s: Seconds | None = None
+    latency_s: Seconds | None = Field(default=None, description="of one message between two accelerators")
 
 
 class Pcie(Part):
@@ -56,14 +56,14 @@ class Pcie(Part):
 class Host(Part):
     """One kind of host."""
 
-    accelerators: Count = 1
+    accelerators: Count = Field(default=1, description="accelerators of a host; by default one")
     accelerator: Text = Field(
         default="h200", description="a preset of `spindle list hardware`", examples=["h200"]
     )
     nics: Count = Field(default=1, description="network cards; accelerator i uses NIC i·nics/accelerators")
-    nic: Nic = Nic()
-    nvlink: NvLink = NvLink()
-    pcie: Pcie = Pcie()
+    nic: Nic = Field(default=Nic(), description="what limits each of its NICs")
+    nvlink: NvLink = Field(default=NvLink(), description="links between its accelerators")
+    pcie: Pcie = Field(default=Pcie(), description="copies between an accelerator and host memory")
 
     @model_validator(mode="after")
     def _accelerator_is_known(self) -> Host:
@@ -80,14 +80,14 @@ class Host(Part):
 class HostGroup(Host):
     """Hosts of one kind among others."""
 
-    name: Name
+    name: Name = Field(description="what this kind of host is called")
     count: Count = Field(description="hosts of this kind; the kinds come in this order")
 
 
 class Cluster(Part):
     """Fabric and hosts. Accelerators are numbered host by host, from 0."""
 
-    fabric: Fabric
+    fabric: Fabric = Field(description="switches and links between the hosts")
     host: Host | None = Field(default=None, description="when all hosts are alike")
     hosts: tuple[HostGroup, ...] | None = Field(
         default=None, description="hosts of several kinds, in this order"

@@ -28,8 +28,10 @@ class LinkOverride(Part):
         "'plane1/leaf0-spine0', 'host3-leaf0'",
         examples=["leaf0-spine0"],
     )
-    rate_bytes_per_s: BytesPerS | None = None
-    latency_s: Seconds | None = None
+    rate_bytes_per_s: BytesPerS | None = Field(
+        default=None, description="of one direction; by default that of its kind"
+    )
+    latency_s: Seconds | None = Field(default=None, description="by default that of its kind")
 
     @model_validator(mode="after")
     def _changes_something(self) -> LinkOverride:
@@ -41,9 +43,9 @@ class LinkOverride(Part):
 class LeafSpine(Part):
     """Every leaf has `lanes` links to every spine, in each of `planes` copies of the fabric."""
 
-    kind: Literal["leaf_spine"]
-    leaves: Count
-    spines: Count
+    kind: Literal["leaf_spine"] = Field(description="two tiers: leaf_spine")
+    leaves: Count = Field(description="leaf switches, of each plane")
+    spines: Count = Field(description="spine switches, of each plane")
     hosts_per_leaf: Count = Field(
         description="hosts on each leaf; with attach: rail, on each group of leaves, one leaf per NIC"
     )
@@ -53,8 +55,8 @@ class LeafSpine(Part):
         default="host",
         description="host: all NICs of a host on one leaf; rail: the i-th NIC of each host on leaf i",
     )
-    host_link: Link
-    spine_link: Link
+    host_link: Link = Field(description="NIC port to leaf")
+    spine_link: Link = Field(description="leaf to spine, each lane")
     links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
 
     @property
@@ -82,15 +84,15 @@ class LeafSpine(Part):
 class FatTree(Part):
     """Three tiers; aggregation j of each pod connects to cores j·cores/aggregations_per_pod onwards."""
 
-    kind: Literal["fat_tree"]
-    pods: Count
-    edges_per_pod: Count
-    aggregations_per_pod: Count
+    kind: Literal["fat_tree"] = Field(description="three tiers: fat_tree")
+    pods: Count = Field(description="pods of edge and aggregation switches")
+    edges_per_pod: Count = Field(description="edge switches of a pod")
+    aggregations_per_pod: Count = Field(description="aggregation switches of a pod")
     cores: Count = Field(description="a multiple of aggregations_per_pod")
-    hosts_per_edge: Count
+    hosts_per_edge: Count = Field(description="hosts on each edge switch")
     edge_lanes: Count = Field(default=1, description="parallel links of each edge and aggregation")
     core_lanes: Count = Field(default=1, description="parallel links of each aggregation and core")
-    host_link: Link
+    host_link: Link = Field(description="NIC to edge")
     edge_link: Link = Field(description="edge to aggregation")
     core_link: Link = Field(description="aggregation to core")
     links: tuple[LinkOverride, ...] = Field(default=(), description="single links that differ")
@@ -132,7 +134,7 @@ class Htsim(Part):
     aggregation c mod a of each pod, ours to c / (cores / a): the same graph, other numbers.
     """
 
-    kind: Literal["htsim"]
+    kind: Literal["htsim"] = Field(description="a topology file of htsim: htsim")
     file: InputFile = Field(
         description="Nodes, Tiers, Podsize, and per tier rates in Gbit/s, latencies in ns, radices, bundles, queues in "
         "bytes; as htsim's fat_tree_topology.cpp reads it",

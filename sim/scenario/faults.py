@@ -46,7 +46,7 @@ class Fault(Part):
         examples=["chat/1"],
     )
     rate_bytes_per_s: BytesPerS | None = Field(default=None, description="what one direction of each link carries now")
-    state: Literal["down"] | None = None
+    state: Literal["down"] | None = Field(default=None, description="down: it carries nothing, or serves nobody")
     loss: PositiveShare | None = Field(
         default=None, description="probability that a packet is lost, on a link; fidelity: packet only"
     )

@@ -57,7 +57,10 @@ class Transport(Part):
     2017; EQDS, NSDI 2022).
     """
 
-    kind: TransportKind = "window"
+    kind: TransportKind = Field(
+        default="window", description="how a sender decides what may be under way, as said above; by default a fixed "
+        "window",
+    )  # fmt: skip
     window: Window = Field(
         default=(1.5, "bdp"),
         description="the fixed window, or the first one of the others, of the path's own rate and idle round trip",
@@ -143,7 +146,9 @@ class Packet(Part):
 
     mtu_bytes: PositiveBytes = Field(default=4096, description="a full packet, header included")
     header_bytes: Bytes = Field(default=64, description="the part of every packet that is not payload")
-    transport: Transport = Transport()
+    transport: Transport = Field(
+        default=Transport(), description="what a queue pair may have under way, and how it recovers"
+    )
     buffer: Buffer | None = Field(default=None, description="absent: the transport's own")
     ecn: Marking | None = Field(default=None, description="absent: the transport's own")
     pfc: PauseOrFlag | None = Field(

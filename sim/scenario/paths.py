@@ -33,7 +33,9 @@ class PlainPaths(_Fair):
     fewest outstanding bytes for its rate.
     """
 
-    policy: Literal["ideal", "ecmp", "spray", "spray_switch", "least_loaded"]
+    policy: Literal["ideal", "ecmp", "spray", "spray_switch", "least_loaded"] = Field(
+        description="how a path is chosen, as said above; ecmp by default"
+    )
 
 
 class AssignedPaths(_Fair):
@@ -42,7 +44,9 @@ class AssignedPaths(_Fair):
     ethereal: the remainder in equal pieces (arXiv 2407.00550) · wrap_around: cut at the path boundaries.
     """
 
-    policy: Literal["ethereal", "wrap_around"]
+    policy: Literal["ethereal", "wrap_around"] = Field(
+        description="how gathered messages are assigned to paths, as said above"
+    )
     window_s: Seconds = Field(default=100e-9, description="how long messages are gathered")
     jitter_s: Seconds = Field(
         default=50e-9, description="each start is put off by up to this much, evenly drawn"
@@ -52,8 +56,8 @@ class AssignedPaths(_Fair):
 class MultipathPaths(_Fair):
     """Each queue pair in equal static sub-flows, each hashed."""
 
-    policy: Literal["multipath"]
-    subflows: Count = 4
+    policy: Literal["multipath"] = Field(description="equal sub-flows of each queue pair: multipath")
+    subflows: Count = Field(default=4, description="of each queue pair; by default 4")
 
 
 class PacketPaths(_Fair):
@@ -63,13 +67,15 @@ class PacketPaths(_Fair):
     shortest queue · reps: paths whose acknowledgements came back unmarked, again (arXiv 2407.21625).
     """
 
-    policy: Literal["spray_round_robin", "spray_random", "adaptive", "reps"]
+    policy: Literal["spray_round_robin", "spray_random", "adaptive", "reps"] = Field(
+        description="how a path is chosen for each packet, as said above"
+    )
 
 
 class FlowletPaths(_Fair):
     """A flow takes another random path after a pause, which only `fidelity: packet` can express."""
 
-    policy: Literal["flowlet"]
+    policy: Literal["flowlet"] = Field(description="another path after a pause: flowlet")
     gap_s: PositiveSeconds = Field(
         default=10e-6, description="the pause; more than a round trip, so that packets stay in order"
     )

@@ -23,7 +23,7 @@ from sim.scenario.quantities import (
 class DiurnalShape(Part):
     """A day's rise and fall: rate · (1 + amplitude · sin(2 π t / period))."""
 
-    kind: Literal["diurnal"]
+    kind: Literal["diurnal"] = Field(description="a day's rise and fall: diurnal")
     period_s: PositiveSeconds = Field(examples=["24 h"], description="of one rise and fall")
     amplitude: PositiveShare = Field(examples=[0.6], description="1: the rate goes from none to twice the mean")
 
@@ -31,7 +31,7 @@ class DiurnalShape(Part):
 class BurstShape(Part):
     """The last `length` of each period at `factor` times the rate of the rest; `rate` is the mean of both."""
 
-    kind: Literal["burst"]
+    kind: Literal["burst"] = Field(description="bursts at regular times: burst")
     period_s: PositiveSeconds = Field(examples=["60 s"], description="from burst to burst")
     length_s: PositiveSeconds = Field(examples=["10 s"], description="of a burst")
     factor: PositiveNumber = Field(examples=[4], description="rate within a burst over the rate outside of it")
@@ -52,16 +52,16 @@ Shape = Annotated[
 class PoissonArrivals(Part):
     """Independent arrivals at a mean rate."""
 
-    kind: Literal["poisson"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
+    kind: Literal["poisson"] = Field(description="independent arrivals: poisson")
+    rate_per_s: PerS = Field(examples=["4 /s"], description="mean rate of requests, or of sessions")
     shape: Shape = None
 
 
 class GammaArrivals(Part):
     """Gamma-distributed gaps: shape below 1 is burstier than Poisson, 1 is Poisson."""
 
-    kind: Literal["gamma"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
+    kind: Literal["gamma"] = Field(description="gamma-distributed gaps: gamma")
+    rate_per_s: PerS = Field(examples=["4 /s"], description="mean rate of requests, or of sessions")
     burstiness: Annotated[PositiveNumber, Field(ge=0.001)] = Field(
         default=1.0, description="shape of the gamma law of the gaps"
     )
@@ -71,15 +71,15 @@ class GammaArrivals(Part):
 class ConstantArrivals(Part):
     """One request every 1/rate."""
 
-    kind: Literal["constant"]
-    rate_per_s: PerS = Field(examples=["4 /s"])
+    kind: Literal["constant"] = Field(description="equal gaps: constant")
+    rate_per_s: PerS = Field(examples=["4 /s"], description="rate of requests, or of sessions")
     shape: Shape = None
 
 
 class TraceArrivals(Part):
     """The trace's own times, at `scale` times its rate."""
 
-    kind: Literal["trace"]
+    kind: Literal["trace"] = Field(description="the times of `trace`: trace")
     scale: PositiveNumber = Field(default=1.0, description="2 doubles the rate")
 
 
@@ -91,16 +91,16 @@ Arrivals = Annotated[
 class FixedLength(Part):
     """Always the same."""
 
-    law: Literal["fixed"]
-    tokens: Count
+    law: Literal["fixed"] = Field(description="always the same: fixed")
+    tokens: Count = Field(description="how many")
 
 
 class UniformLength(Part):
     """Every whole number from low to high equally likely."""
 
-    law: Literal["uniform"]
-    low: Count
-    high: Count
+    law: Literal["uniform"] = Field(description="every whole number from low to high equally likely: uniform")
+    low: Count = Field(description="fewest")
+    high: Count = Field(description="most")
 
     @model_validator(mode="after")
     def _rises(self) -> UniformLength:
@@ -112,9 +112,9 @@ class UniformLength(Part):
 class LognormalLength(Part):
     """Lognormal of the given mean; sigma is the spread of the logarithm."""
 
-    law: Literal["lognormal"]
-    mean: Annotated[PositiveNumber, Field(le=2**20)]
-    sigma: Annotated[PositiveNumber, Field(le=5)]
+    law: Literal["lognormal"] = Field(description="the logarithm is normal: lognormal")
+    mean: Annotated[PositiveNumber, Field(le=2**20)] = Field(description="mean, before it is cut to max")
+    sigma: Annotated[PositiveNumber, Field(le=5)] = Field(description="standard deviation of the logarithm")
     max: Count | None = Field(default=None, description="longer ones are cut to this")
 
 
@@ -124,8 +124,8 @@ Length = Annotated[FixedLength | UniformLength | LognormalLength, Field(discrimi
 class Lengths(Part):
     """Tokens in and out of each request, drawn independently."""
 
-    input: Length
-    output: Length
+    input: Length = Field(description="tokens of a prompt; in sessions of what each turn adds")
+    output: Length = Field(description="tokens of an answer")
 
 
 class Sessions(Part):
@@ -150,9 +150,11 @@ class Trace(Part):
         "lines with timestamp in ms, input_length, output_length, hash_ids; vllm: JSON lines with arrival_time_ns, "
         "input_toks, output_toks, hash_ids. Equal hash_ids are equal blocks, of 512 and of 16 tokens",
     )  # fmt: skip
-    file: InputFile
+    file: InputFile = Field(description="a file of that format, beside the scenario or from the working directory")
     from_s: Seconds = Field(default=0.0, description="requests before this are left out; from the first row")
-    until_s: PositiveSeconds | None = None
+    until_s: PositiveSeconds | None = Field(
+        default=None, description="requests from this on are left out; by default none"
+    )
     model: str | None = Field(default=None, description="burstgpt: only rows of this Model, such as GPT-4")
     log_type: str | None = Field(
         default=None, description="burstgpt: only rows of this Log Type, such as Conversation log"

@@ -14,14 +14,14 @@ from sim.serving.graphs import largest_graph
 class NgramDraft(Part):
     """Drafts what followed the same words before (prompt lookup), on the host: no time of the accelerator."""
 
-    kind: Literal["ngram"]
+    kind: Literal["ngram"] = Field(description="prompt lookup: ngram")
     time_s: Seconds = Field(default=0.0, description="of drafting for all sequences of a step, after the step")
 
 
 class ModelDraft(Part):
     """A small model, or a head on the large one, that says one token a pass; its memory is left out."""
 
-    kind: Literal["model"]
+    kind: Literal["model"] = Field(description="a small model, or a head: model")
     cost: PositiveNumber = Field(
         examples=[0.05],
         description="time of one of its passes, as a share of the served model's step on as many tokens",

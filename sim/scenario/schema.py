@@ -35,14 +35,18 @@ MOST_SEEDS = 10_000
 class Efficiency(Part):
     """What share of its peak an accelerator reaches."""
 
-    compute: PositiveShare = 1.0
-    memory: PositiveShare = 1.0
+    compute: PositiveShare = Field(
+        default=1.0, description="of peak flops, for every operator that is priced by a roofline"
+    )
+    memory: PositiveShare = Field(default=1.0, description="of memory bandwidth, likewise")
 
 
 class Cost(Part):
     """Changes to the cost model."""
 
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = Field(
+        default=Efficiency(), description="what share of its peaks an accelerator reaches; by default all"
+    )
     scale: dict[str, PositiveNumber] = Field(
         default_factory=dict,
         description="time of an operator times this: {attention: 0.8} is a faster kernel; a name covers the operators "
@@ -66,7 +70,7 @@ class Scenario(Part):
         description="key of the metric that answers it; by default chosen from the workloads",
         examples=["serving.chat.p99_itl_ms"],
     )
-    seed: Seed = 1
+    seed: Seed = Field(default=1, description="of all random draws; the same seed gives the same tables, byte for byte")
     seeds: Annotated[Count, Field(le=MOST_SEEDS)] | None = Field(
         default=None, description="repeat with this many seeds, from `seed` on, and give intervals"
     )
@@ -75,12 +79,12 @@ class Scenario(Part):
         description="fluid: rates that share links fairly · packet: every packet · auto: fluid, and packet by packet "
         "again where the two can differ (incast, loss, short flows, contested verdicts)",
     )
-    cluster: Cluster
-    packet: Packet = Packet()
-    fluid: Fluid = Fluid()
-    paths: Paths = PlainPaths(policy="ecmp")
+    cluster: Cluster = Field(description="fabric and hosts")
+    packet: Packet = Field(default=Packet(), description="packets on the wire, transport and switches")
+    fluid: Fluid = Field(default=Fluid(), description="how exact the fluid core is")
+    paths: Paths = Field(default=PlainPaths(policy="ecmp"), description="which way through the fabric messages take")
     workloads: tuple[AnyWorkload, ...] = Field(min_length=1, description="jobs that share the cluster")
-    cost: Cost = Cost()
+    cost: Cost = Field(default=Cost(), description="changes to the cost model")
     faults: tuple[Fault, ...] = Field(default=(), description="what changes during the run")
     max_time_s: PositiveSeconds | None = Field(
         default=None, description="simulated time at which the run is cut"
@@ -201,7 +205,7 @@ class Variant(Part):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Label
+    name: Label = Field(description="what the report calls it")
     side: Label | None = Field(
         default=None,
         description="of an entry of the last axis: what it stands for, such as `spraying`; the report then also says "

@@ -70,13 +70,16 @@ class Precision(Part):
         default=None, description="by default as the model is published: fp8 for deepseek-v3, else bf16 but for files "
         "whose quantization_config says fp8",
     )  # fmt: skip
-    kv: Literal["bf16", "fp8"] = "bf16"
+    kv: Literal["bf16", "fp8"] = Field(default="bf16", description="of keys and values in the cache; by default bf16")
 
 
 class Experts(Part):
     """How popular a mixture's experts are."""
 
-    popularity: Literal["uniform", "zipf", "recorded"] = "uniform"
+    popularity: Literal["uniform", "zipf", "recorded"] = Field(
+        default="uniform", description="how often a token's router chooses each: all alike (uniform), by a power law, "
+        "or as recorded",
+    )  # fmt: skip
     alpha: PositiveNumber | None = Field(
         default=None, description="zipf: the i-th expert is drawn as often as i to the power −alpha"
     )
@@ -130,7 +133,7 @@ class Tenant(Part):
 class Serving(Workload):
     """Replicas of a model that serve requests."""
 
-    kind: Literal["serving"]
+    kind: Literal["serving"] = Field(description="requests on replicas of a model: serving")
     model: Model = Field(
         description="a preset of `spindle list models`, or the path of a Hugging Face config.json"
     )
@@ -236,12 +239,14 @@ class Serving(Workload):
 
     @model_validator(mode="after")
     def _has_adapters_to_route_by(self) -> Serving:
-        if self.adapters is None and self.router.policy == "adapter_affinity":
-            raise refused(
-                "adapter_affinity brings an adapter's requests together, and there are no adapters; give adapters, or "
-                "use another policy",
-                "router", "policy",
-            )  # fmt: skip
+        for where, pool in self.pools:
+            if self.adapters is None and pool.router.policy == "adapter_affinity":
+                at = where if where and getattr(self.disaggregation, where[1]).router is not None else ()
+                raise refused(
+                    "adapter_affinity brings an adapter's requests together, and there are no adapters; give adapters, "
+                    "or use another policy",
+                    *at, "router", "policy",
+                )  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -296,6 +301,14 @@ class Serving(Workload):
                 "beside the duration",
                 "num_requests",
             )
+        if isinstance(self.arrivals, ClosedLoopArrivals) and self.duration_s is not None and (
+            self.arrivals.ramp_s > self.duration_s
+        ):
+            raise refused(
+                f"ramp is {self.arrivals.ramp_s:g} s, above the duration, {self.duration_s:g} s: some clients would "
+                "never begin; shorten it",
+                "arrivals", "ramp",
+            )  # fmt: skip
         for where, pool in self.pools:
             batching = pool.batching
             if batching.is_chunked and batching.max_num_batched_tokens < batching.max_num_seqs:

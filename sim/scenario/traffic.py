@@ -26,16 +26,16 @@ from sim.scenario.quantities import (
 class FixedSizes(Part):
     """Every message alike."""
 
-    law: Literal["fixed"]
-    size_bytes: PositiveBytes
+    law: Literal["fixed"] = Field(description="every message alike: fixed")
+    size_bytes: PositiveBytes = Field(description="payload of each message")
 
 
 class UniformSizes(Part):
     """Every whole number of bytes from low to high equally likely."""
 
-    law: Literal["uniform"]
-    low_bytes: PositiveBytes
-    high_bytes: PositiveBytes
+    law: Literal["uniform"] = Field(description="every whole number of bytes equally likely: uniform")
+    low_bytes: PositiveBytes = Field(description="smallest payload")
+    high_bytes: PositiveBytes = Field(description="largest payload")
 
     @model_validator(mode="after")
     def _rises(self) -> UniformSizes:
@@ -47,16 +47,16 @@ class UniformSizes(Part):
 class LognormalSizes(Part):
     """Lognormal; sigma is the spread of the logarithm."""
 
-    law: Literal["lognormal"]
-    mean_bytes: PositiveBytes
-    sigma: PositiveNumber
+    law: Literal["lognormal"] = Field(description="the logarithm of the size is normal: lognormal")
+    mean_bytes: PositiveBytes = Field(description="mean payload")
+    sigma: PositiveNumber = Field(description="standard deviation of the logarithm of the size")
 
 
 class ParetoSizes(Part):
     """Pareto: P(size > x) falls as x to the power −shape."""
 
-    law: Literal["pareto"]
-    mean_bytes: PositiveBytes
+    law: Literal["pareto"] = Field(description="a power law: pareto")
+    mean_bytes: PositiveBytes = Field(description="mean payload")
     shape: Annotated[PositiveNumber, Field(gt=1)] = Field(
         description="above 1, or the mean would be infinite"
     )
@@ -65,8 +65,10 @@ class ParetoSizes(Part):
 class FileSizes(Part):
     """A distribution from lines `bytes probability` (that a message is at most so long)."""
 
-    law: Literal["file"]
-    file: InputFile
+    law: Literal["file"] = Field(description="a distribution from a file: file")
+    file: InputFile = Field(
+        description="lines `bytes probability`, both rising: the probability that a message is at most so long"
+    )
 
 
 Sizes = Annotated[
@@ -86,9 +88,9 @@ class Workload(Part):
 
 
 class _Traffic(Workload):
-    kind: Literal["traffic"]
+    kind: Literal["traffic"] = Field(description="flows by a pattern: traffic")
     ranks: Ranks = Field(default=None, description="accelerators that take part; all by default")
-    start_s: Seconds = 0.0
+    start_s: Seconds = Field(default=0.0, description="when it begins; by default at 0")
     jitter_s: Seconds = Field(
         default=0.0, description="each flow starts later by up to this much, evenly drawn"
     )
@@ -97,28 +99,30 @@ class _Traffic(Workload):
 
 class _Repeated(_Traffic):
     size_per_flow_bytes: PositiveBytes = Field(description="bytes of each ordered pair")
-    repeat: Count = 1
+    repeat: Count = Field(
+        default=1, description="times that the pattern is sent, each after the one before; by default once"
+    )
     gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
 
 
 class Permutation(_Repeated):
     """Everyone sends to one and receives from one, drawn at random."""
 
-    pattern: Literal["permutation"]
+    pattern: Literal["permutation"] = Field(description="everyone sends to one and receives from one: permutation")
     cross_leaf: Flag = Field(default=True, description="every pair crosses leaves")
 
 
 class Shift(_Repeated):
     """Every host sends to its twin `leaves_by` leaves further on."""
 
-    pattern: Literal["shift"]
-    leaves_by: Count = 1
+    pattern: Literal["shift"] = Field(description="every host sends to its twin some leaves further on: shift")
+    leaves_by: Count = Field(default=1, description="leaves between a host and its twin; by default the next leaf")
 
 
 class Incast(_Repeated):
     """Many send to one."""
 
-    pattern: Literal["incast"]
+    pattern: Literal["incast"] = Field(description="many send to one: incast")
     fan_in: Count | None = Field(default=None, description="number of senders; all others by default")
     receiver: CountOrZero = Field(default=0, description="position among the ranks")
 
@@ -126,16 +130,20 @@ class Incast(_Repeated):
 class AllToAll(_Repeated):
     """Everyone sends to everyone else."""
 
-    pattern: Literal["all_to_all"]
+    pattern: Literal["all_to_all"] = Field(description="everyone sends to everyone else: all_to_all")
 
 
 class Matrix(_Traffic):
     """Flows from a file: CSV, or htsim's connection files (.cm)."""
 
-    pattern: Literal["matrix"]
-    file: InputFile
-    repeat: Count = 1
-    gap_s: Seconds = 0.0
+    pattern: Literal["matrix"] = Field(description="flows from a file: matrix")
+    file: InputFile = Field(
+        description=".csv of bytes between ranks (a square table, or source,destination,bytes), or htsim's .cm"
+    )
+    repeat: Count = Field(
+        default=1, description="times that all flows are sent, each after the ones before; by default once"
+    )
+    gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
 
     @model_validator(mode="after")
     def _is_known_form(self) -> Matrix:
@@ -149,12 +157,12 @@ class Matrix(_Traffic):
 class Poisson(_Traffic):
     """Flows between random pairs, at random times."""
 
-    pattern: Literal["poisson"]
+    pattern: Literal["poisson"] = Field(description="flows between random pairs at random times: poisson")
     load: Annotated[PositiveNumber, Field(le=10)] = Field(
         description="offered wire bytes/s over the sum of the host links' rates", examples=[0.5]
     )
     duration_s: PositiveSeconds = Field(description="how long flows keep arriving")
-    sizes: Sizes
+    sizes: Sizes = Field(description="payload of each flow: a law, or a file")
 
 
 Traffic = Annotated[
@@ -189,7 +197,7 @@ class _Communicates(Workload):
     ranks: Ranks = Field(
         default=None, description="accelerators that take part, in rank order; all by default"
     )
-    operation: Operation
+    operation: Operation = Field(description="what the ranks do together, by the names of NCCL")
     algorithm: AlgorithmName = Field(
         description="default: ring for all_reduce, all_gather, reduce_scatter and broadcast, else direct"
     )
@@ -197,13 +205,13 @@ class _Communicates(Workload):
         description="as nccl-tests prints it: the larger of a rank's send and receive buffer",
         examples=["64 MB"],
     )
-    start_s: Seconds = 0.0
+    start_s: Seconds = Field(default=0.0, description="when it begins; by default at 0")
     jitter_s: Seconds = Field(
         default=0.0, description="each rank starts later by up to this much, evenly drawn"
     )
     chunk_bytes: PositiveBytes | None = Field(default=None, description="pipelining unit of trees and chains")
     hierarchical: Flag = Field(default=False, description="inside the hosts first, then across them on rails")
-    queue_pairs: Count = 1
+    queue_pairs: Count = Field(default=1, description="queue pairs that each message is striped over")
 
     @model_validator(mode="before")
     @classmethod
@@ -243,15 +251,15 @@ class _Communicates(Workload):
 class Collective(_Communicates):
     """A collective, once or several times."""
 
-    kind: Literal["collective"]
-    repeat: Count = 1
+    kind: Literal["collective"] = Field(description="an operation among ranks: collective")
+    repeat: Count = Field(default=1, description="times that it is done, each after the one before; by default once")
     gap_s: Seconds = Field(default=0.0, description="pause between repetitions")
 
 
 class Training(_Communicates):
     """A training-like neighbour: compute, then a collective, again and again."""
 
-    kind: Literal["training"]
+    kind: Literal["training"] = Field(description="compute and communicate in turn: training")
     compute_s: Seconds = Field(description="time of a step without communication")
     steps: Count | None = Field(default=None, description="absent: as long as the other workloads run")
 

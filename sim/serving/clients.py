@@ -43,6 +43,10 @@ class Clients(Protocol):
     def after(self, request: int, ended_s: float, is_completed: bool) -> Send | None:
         """What follows the end of a request."""
 
+    @property
+    def num_at_once(self) -> int:
+        """Clients that begin at one instant, where that is the tool's doing and not the load's."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
@@ -59,32 +63,44 @@ class OpenLoop:
     def after(self, request: int, ended_s: float, is_completed: bool) -> Send | None:
         return None
 
+    @property
+    def num_at_once(self) -> int:
+        return 1
+
 
 class ClosedLoop:
     """A fixed number of clients; each sends its next request a think time after the end of its last one.
 
-    All begin at once, as `vllm bench serve --max-concurrency` does. Requests are numbered in the order in which clients
-    take them, at the end of the one before. With R the mean time to answer and Z the mean think time, throughput is
-    num_clients / (R + Z) (Little's law).
+    Client i of n begins at i ramp / n, as in JMeter's ramp-up period; without a ramp all begin at once, as
+    `vllm bench serve --max-concurrency` does. Clients' first requests have the first numbers, all others follow in the
+    order in which clients take them, at the end of the one before. With R the mean time to answer and Z the mean think
+    time, throughput is num_clients / (R + Z) (Little's law).
 
     num_requests   in all, failed ones included
     duration_s     nothing is sent from then on; None: no such end
     """
 
     def __init__(
-        self, num_clients: int, num_requests: int, think: ThinkTime | None = None, duration_s: float | None = None
-    ) -> None:
+        self, num_clients: int, num_requests: int, think: ThinkTime | None = None, duration_s: float | None = None,
+        ramp_s: float = 0.0,
+    ) -> None:  # fmt: skip
         if num_clients < 1 or num_requests < 1:
             raise ValueError(f"a closed loop needs clients and requests, got {num_clients} and {num_requests}")
         self.num_clients, self.num_requests, self.duration_s = num_clients, num_requests, duration_s
+        self.ramp_s = ramp_s
         self._think = think
-        self._num_taken = min(num_clients, num_requests)
+        self._num_taken = self._num_taken_first = min(num_clients, num_requests)
         self._end_s = np.inf
 
     def first(self, start_s: float) -> list[Send]:
         if self.duration_s is not None:
             self._end_s = start_s + self.duration_s
-        return [(start_s, request) for request in range(self._num_taken)]
+        begin_s = [start_s + self.ramp_s * client / self.num_clients for client in range(self._num_taken)]
+        return [(send_s, client) for client, send_s in enumerate(begin_s) if send_s < self._end_s]
+
+    @property
+    def num_at_once(self) -> int:
+        return self._num_taken_first if self.ramp_s == 0 else 1
 
     def after(self, request: int, ended_s: float, is_completed: bool) -> Send | None:
         send_s = ended_s if self._think is None else ended_s + self._think(request)
@@ -118,3 +134,7 @@ class Sessions:
             return (ended_s if self._think is None else ended_s + self._think(request)), request + 1
         follower = self._clients.after(session, ended_s, is_completed)
         return None if follower is None else (follower[0], self._first[follower[1]])
+
+    @property
+    def num_at_once(self) -> int:
+        return self._clients.num_at_once

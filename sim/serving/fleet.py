@@ -203,14 +203,15 @@ class Fleet:
             front.plan(now_s + scaling.interval_s, self._scale)
 
     def _add(self, num: int) -> None:
+        """Keep some that leave, then start others, as far as there are any; not where an outage has the place down."""
         assert self.scaling is not None
         now_s = self._front.clock.now
-        for standing in [s for s in self._standing if s.is_leaving][:num]:
+        for standing in [s for s in self._standing if s.is_leaving and s.num_outages == 0][:num]:
             standing.is_leaving = False
             self._changed_s = now_s
             num -= 1
         for i, standing in enumerate(self._standing):
-            if num > 0 and standing.paid_from_s is None:
+            if num > 0 and standing.paid_from_s is None and standing.num_outages == 0:
                 standing.paid_from_s = self._changed_s = now_s
                 self._num_to_come += 1
                 self._front.plan(now_s + self.scaling.provisioning_s, partial(self._ready, i))

@@ -43,7 +43,7 @@ class Front:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._num_planned = 0
         self._num_to_send = 0
-        self._num_waiting = 0
+        self._waiting: dict[int, None] = {}
         """Requests whose next attempt is planned."""
         self._held: dict[int, None] = {}
         """Requests that no replica is there to take."""
@@ -63,7 +63,10 @@ class Front:
         requests["arrival_s"] = requests["submitted_s"] = np.nan
         self.num_sent = np.zeros(len(requests), np.int64)
         self.num_lost = np.zeros(len(requests), np.int64)
-        self._attempt = np.zeros(len(requests), np.int64)
+        self.num_attempts = np.zeros(len(requests), np.int64)
+        """Of each request's client; what is sent again because its replica died is the same attempt."""
+        self._wait = np.zeros(len(requests), np.int64)
+        """Which of its waits for an answer is on."""
         self._on: list[dict[int, None]] = [{} for _ in replicas]
         self._next_s = [np.inf for _ in replicas]
         self._num_completed = [0 for _ in replicas]
@@ -83,7 +86,12 @@ class Front:
     def num_between(self) -> int:
         """Requests that have arrived, have not ended, and are with no replica: they wait for their next attempt, or
         for a replica."""
-        return self._num_waiting + len(self._held)
+        return len(self._waiting) + len(self._held)
+
+    @property
+    def unended(self) -> NDArray[np.int64]:
+        """Requests that have arrived and have not ended, by where they are."""
+        return np.array([*self._waiting, *self._held, *(request for on in self._on for request in on)], np.int64)
 
     @property
     def num_unended(self) -> int:
@@ -176,17 +184,22 @@ class Front:
         """One attempt of a client."""
         row, now_s = self.requests[request], self.clock.now
         self._num_to_send -= 1
-        if self._attempt[request] == 0:
+        if self.num_attempts[request] == 0:
             self.num_arrived += 1
             row["arrival_s"] = now_s
             row["outcome"] = UNFINISHED
         else:
-            self._num_waiting -= 1
-        self._attempt[request] += 1
-        if self.patience.timeout_s is not None:
-            attempt = int(self._attempt[request])
-            self.plan(now_s + self.patience.timeout_s, partial(self._give_up, request, attempt))
+            del self._waiting[request]
+        self.num_attempts[request] += 1
+        self._await(request)
         self._route(request)
+
+    def _await(self, request: int) -> None:
+        """From now on its client waits for an answer; an earlier wait is over."""
+        self._wait[request] += 1
+        if self.patience.timeout_s is not None:
+            wait = int(self._wait[request])
+            self.plan(self.clock.now + self.patience.timeout_s, partial(self._give_up, request, wait))
 
     def _route(self, request: int) -> None:
         """Hand it to a replica; where none takes requests it is held until one does."""
@@ -220,10 +233,10 @@ class Front:
         for request in held:
             self._route(request)
 
-    def _give_up(self, request: int, attempt: int) -> None:
-        """An attempt has taken too long, unless it ends at this very moment, or has ended."""
+    def _give_up(self, request: int, wait: int) -> None:
+        """A wait has taken too long, unless it ends at this very moment, or has ended."""
         row = self.requests[request]
-        if self._attempt[request] != attempt or row["outcome"] != UNFINISHED:
+        if self._wait[request] != wait or row["outcome"] != UNFINISHED:
             return
         if request in self._held:
             del self._held[request]
@@ -233,18 +246,22 @@ class Front:
             if row["outcome"] != UNFINISHED or (self.patience.is_for_first and row["num_generated"] > 0):
                 return
             self._take_away(i, request)
+        attempt = int(self.num_attempts[request])
         if attempt > self.patience.num_retries:
             row["outcome"] = TIMED_OUT
             self._end(request)
             return
-        self._num_waiting += 1
+        self._waiting[request] = None
         self._plan_send(self.clock.now + self.patience.backoff_s * 2.0 ** (attempt - 1), request)
 
     def lose(self, i: int) -> None:
-        """A replica dies, and its requests with it: they are sent to another one, or have failed."""
+        """A replica dies, and its requests with it: they are sent to another one, or have failed. Who waited for the
+        first token and had it waits for it anew, from now on; all other waits go on."""
         self.look_at(i)
         lost = list(self._on[i])
         for request in lost:
+            if self.patience.is_for_first and self.requests["num_generated"][request] > 0:
+                self._await(request)
             self._take_away(i, request)
         self.replicas[i].die()
         self._next_s[i] = self.replicas[i].next_s
@@ -283,15 +300,19 @@ class Front:
         """timed_out: requests given up after their last attempt; num_retries: times that requests were sent again;
         lost_output_tokens: generated for attempts that were given up, or lost with a replica; accelerator_seconds:
         paid, from the decision to start a replica until it has left."""
-        outcome = self.requests["outcome"]
-        metrics: dict[str, float | None] = {
-            "timed_out": int((outcome == TIMED_OUT).sum()),
-            "num_retries": int(self.num_sent.sum() - (self.num_sent > 0).sum()),
-            "lost_output_tokens": int(self.num_lost.sum()),
-        }
+        metrics = self.counts(np.ones(len(self.requests), bool))
         if self.fleet.scaling is not None:
             metrics["accelerator_seconds"] = self.fleet.accelerator_s
         return metrics
+
+    def counts(self, which: NDArray[np.bool_]) -> dict[str, float | None]:
+        """Those of `metrics` that add up, of some of the requests."""
+        num_sent = self.num_sent[which]
+        return {
+            "timed_out": int((self.requests["outcome"][which] == TIMED_OUT).sum()),
+            "num_retries": int(num_sent.sum() - (num_sent > 0).sum()),
+            "lost_output_tokens": int(self.num_lost[which].sum()),
+        }
 
     def columns(self, ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Of the table of requests."""

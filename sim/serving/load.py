@@ -76,6 +76,30 @@ class Queue:
     waiting_at_last: int
 
 
+@dataclass(frozen=True, slots=True)
+class Herd:
+    """Clients that begin at one instant, and what their first requests do to the time to first token.
+
+    num_at_once            such requests
+    p99_ttft_s             of all completed requests
+    p99_ttft_later_s       of all but those; None where there are no others
+    """
+
+    num_at_once: int
+    p99_ttft_s: float
+    p99_ttft_later_s: float | None
+
+
+def herd_of(arrival_s: Float64, first_token_s: Float64) -> Herd | None:
+    """Of completed requests; None where none was sent at the first of these instants together with another."""
+    is_first = arrival_s == arrival_s.min(initial=np.inf)
+    if is_first.sum() < 2:
+        return None
+    ttft_s = first_token_s - arrival_s
+    later_s = float(np.percentile(ttft_s[~is_first], 99)) if not is_first.all() else None
+    return Herd(int(is_first.sum()), float(np.percentile(ttft_s, 99)), later_s)
+
+
 def queue_of(arrival_s: Float64, scheduled_s: Float64, end_s: float) -> Queue:
     """Of requests in order of arrival; one that was never scheduled (NaN) waits until end_s."""
     if len(arrival_s) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, TIMED_OUT
 
 Bools = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
+Counts = Callable[[Bools], Mapping[str, float | None]]
 
 PERCENTILES = {"median": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 TARGETS = tuple(
@@ -35,14 +36,17 @@ class Tenants:
     of: NDArray[np.int16]
     targets: tuple[Mapping[str, float], ...]
 
-    def metrics(self, requests: NDArray[Any], token_time_s: Float64) -> dict[str, float | None]:
+    def metrics(
+        self, requests: NDArray[Any], token_time_s: Float64, counts: Counts | None = None
+    ) -> dict[str, float | None]:
         """request_goodput and slo_attainment of the workload, where anybody has targets; then `<tenant>.<metric>`.
 
             request_goodput    completed requests within all their targets, a second of the workload's duration
             slo_attainment     the same as a share of all that ended: completed, failed or given up
 
         A tenant's other metrics are those of `serving_metrics` over its requests, throughputs over the workload's
-        duration, so that they add up. Goodput is that of `vllm bench serve --goodput`.
+        duration, so that they add up: arrived = completed + failed + unfinished, and timed_out where clients give up.
+        Goodput is that of `vllm bench serve --goodput`. counts: further counts of some of the requests, by name.
         """
         done = requests["outcome"] == COMPLETED
         ended = done | np.isin(requests["outcome"], (FAILED, TIMED_OUT))
@@ -57,6 +61,8 @@ class Tenants:
         for tenant, name in enumerate(self.names):
             own = self.of == tenant
             metrics = serving_metrics(requests[own], token_time_s, over_s=duration_s)
+            if counts is not None:
+                metrics |= counts(own)
             if self.targets[tenant]:
                 metrics |= _goodput(is_good & own, ended & own, duration_s)
             found |= {f"{name}.{key}": value for key, value in metrics.items()}

@@ -24,10 +24,19 @@ from sim.fabric.transfer import Fabric
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fabric_replica import FabricReplica, Replica
 from sim.serving.front import Front
-from sim.serving.load import WARM_UP, queue_of
+from sim.serving.load import WARM_UP, herd_of, queue_of
 from sim.serving.metrics import as_of, serving_metrics
 from sim.serving.replica import Engine, EngineLimits, LocalReplica, refusals
-from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, OUTCOMES, TIMED_OUT, new_requests, new_token_times
+from sim.serving.request import (
+    COMPLETED,
+    FAILED,
+    NOT_ARRIVED,
+    OUTCOMES,
+    TIMED_OUT,
+    UNFINISHED,
+    new_requests,
+    new_token_times,
+)
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
 from sim.serving.time_split import PARTS, new_splits, parts_s
@@ -246,7 +255,8 @@ class ServingWorkload:
             metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
         if self.front is not None:
             metrics |= self.front.metrics()
-        of_tenants = {} if self.tenants is None else self.tenants.metrics(*known)
+        counts = None if self.front is None else self.front.counts
+        of_tenants = {} if self.tenants is None else self.tenants.metrics(*known, counts)
         return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants
 
     def _draft_metrics(self) -> dict[str, float | None]:
@@ -283,17 +293,22 @@ class ServingWorkload:
         return {key: held_s[key] / looked_s for key in sorted(held_s)}
 
     def queue(self) -> dict[str, float | None]:
-        """What `sim.serving.load` judges the load by, without the warm-up, and the mean latency of what completed."""
+        """What `sim.serving.load` judges the load by, without the warm-up, and the mean latency of what completed; and
+        the herd, where clients begin at one instant."""
         self._catch_up()
         now_s = self.clock.now
         requests, _ = as_of(self.requests, self.token_time_s, now_s)
+        served = requests[requests["outcome"] == COMPLETED]
+        is_at_once = self.front is not None and self.front.clients.num_at_once > 1
+        herd = herd_of(served["arrival_s"], served["first_token_s"]) if is_at_once else None
         counted = requests[requests["outcome"] != NOT_ARRIVED]
         counted = counted[np.argsort(counted["arrival_s"], kind="stable")]  # turns are numbered by session
         counted = counted[int(WARM_UP * len(counted)) :]
         counted = counted[~np.isin(counted["outcome"], (FAILED, TIMED_OUT))]
         done = counted[counted["outcome"] == COMPLETED]
         latency_s = float((done["finished_s"] - done["arrival_s"]).mean()) if len(done) else None
-        return asdict(queue_of(counted["arrival_s"], counted["scheduled_s"], now_s)) | {"mean_latency_s": latency_s}
+        queue = asdict(queue_of(counted["arrival_s"], counted["scheduled_s"], now_s)) | {"mean_latency_s": latency_s}
+        return queue if herd is None else queue | asdict(herd)
 
     def time_by_source(self) -> dict[tuple[str, Source], float]:
         """Accelerator time of all steps by (operator, source)."""
@@ -395,6 +410,8 @@ class ServingWorkload:
                 f"{self.name}: {completed} completed + {failed} failed{given_up} + {outstanding} unfinished requests, "
                 f"but {arrived} arrived"
             )
+        if self.front is not None:
+            self._check_places(self.front)
         done = self.requests[outcome == COMPLETED]
         if (done["num_generated"] != done["num_output_tokens"]).any():
             raise ConservationError(f"{self.name}: a completed request lacks output tokens")
@@ -404,6 +421,21 @@ class ServingWorkload:
             raise ConservationError(f"{self.name}: {expected} tokens generated, {timed} have a time")
         for engine in self.engines:
             engine.check()
+
+    def _check_places(self, front: Front) -> None:
+        """Raises ConservationError unless each request that was sent has ended or is in one place: then what was sent
+        is completed, failed, timed out or unfinished for each tenant as well."""
+        outcome, is_sent = self.requests["outcome"], front.num_attempts > 0
+        if ((outcome != NOT_ARRIVED) != is_sent).any():
+            raise ConservationError(f"{self.name}: {int(is_sent.sum())} requests were sent, others have an outcome")
+        unended = front.unended
+        unended = np.sort(unended[outcome[unended] == UNFINISHED])
+        unfinished = np.flatnonzero(outcome == UNFINISHED)
+        if not np.array_equal(unended, unfinished):
+            raise ConservationError(
+                f"{self.name}: requests {unfinished.tolist()} are unfinished, but those with a replica or waiting for "
+                f"one are {unended.tolist()}"
+            )
 
 
 TOKENS_PER_CHUNK = 1 << 20

@@ -269,6 +269,7 @@ def curve(variant, *found):
         ([curve("a", 500.0), curve("b", 800.0)], "b serves 1.6 times as many tokens as a"),
         ([curve("a", 500.0), curve("b", 800.0), curve("c", 801.0)], "b and c serve 1.6 times"),
         ([curve("a", 500.0), curve("b", 800.0), curve("c")], "as a; no rate does under c"),
+        ([curve("a", 500.0), curve("b", 800.0), curve("c", 640.0)], "as a and 1.25 times as many as c, the next"),
     ],
 )
 def test_the_title_says_the_point(curves, words):

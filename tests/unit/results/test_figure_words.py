@@ -99,6 +99,30 @@ def test_latency_over_time_says_what_grows_and_what_falls(variants, title):
     assert plain(drawn.title) == title
 
 
+@pytest.mark.parametrize(
+    ("at_s", "until_s", "why"),
+    [
+        (41.0, 60.0, ", of a request that waits as host1 down begins"),
+        (35.0, None, ", during host1 down"),
+        (10.0, 20.0, ", of a request at 40 s"),
+    ],
+)
+def test_a_peak_is_in_the_title_with_the_fault_that_it_comes_with(at_s, until_s, why):
+    """Of 1000 requests, ten a second, the one of 40 s waits for 4 s, all others 0.1 s."""
+    peak = np.full(1000, 0.1)
+    peak[400] = 4.0
+    level = np.full(1000, 0.1)
+    run = run_of({"calm": requests(level, level), "dead host": requests(peak, level)})
+    run.results["dead host", 1].notes["faults"] = [{"at_s": at_s, "until_s": until_s, "what": "host1 down"}]
+    (drawn,) = draw_latency_over_time(run, variant_styles(run))
+
+    assert plain(drawn.title) == f"Time to first token of chat peaks at 4.000 s under dead host{why}"
+    assert "4.000 s against a p99 of 100.0 ms under dead host" in plain(drawn.caption)
+    calm, dead = drawn.figure.axes[:2]
+    assert len(calm.patches) == 0 and len(dead.patches) == 1
+    assert dead.patches[0].get_x() == at_s
+
+
 def test_equal_latencies_are_said_not_to_differ():
     run = run_of({name: requests(LEVEL, LEVEL) for name in ("a", "b")})
     (drawn,) = draw_latencies(run, variant_styles(run))

@@ -306,3 +306,23 @@ def test_a_run_with_axes_says_that_it_is_partial_what_was_not_served_and_what_wa
     for result in run.results.values():
         result.notes["partial"] = True
     assert said(run) == "No comparison: 0 of 8 runs finished."
+
+
+def test_what_other_tenants_pay_is_said_beside_the_gain():
+    """Only of the tenants' own metric, and of those who share the workload."""
+    key = "serving.chat.people.p99_ttft_ms"
+    run = run_of({"arrival": [200.0, 210.0, 220.0], "priority": [100.0, 105.0, 110.0]}, key, answer=key)
+    others = {
+        "serving.chat.p99_ttft_ms": (150.0, 150.0), "serving.chat.batch.p99_ttft_ms": (100.0, 150.0),
+        "serving.chat.cron.p99_ttft_ms": (100.0, 100.0), "serving.chat.bot.p99_ttft_ms": (100.0, 50.0),
+        "serving.mail.people.p99_ttft_ms": (100.0, 900.0), "serving.chat.batch.p99_itl_ms": (1.0, 9.0),
+    }  # fmt: skip
+    for (name, seed), result in run.results.items():
+        for other, values in others.items():
+            result.metrics[other] = values[name == "priority"] * (1 + 0.001 * seed)
+    text = said(run)
+
+    assert "batch pays: 150.3 ms, +50.0 % [50.0, 50.0] against arrival" in text
+    assert "; cron has the same (100.2 ms)" in text
+    assert "bot gains as well: 50.10 ms, −50.0 % [−50.0, −50.0] against arrival" in text
+    assert "mail" not in text and text.count("against arrival") == 2

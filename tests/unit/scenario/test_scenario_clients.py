@@ -25,6 +25,8 @@ def text(arrivals=CLOSED, extra="") -> str:
         ("arrivals: {kind: closed_loop, concurrency: 4, think_time: 2}", "", "'2' has no unit"),
         ("arrivals: {kind: closed_loop, concurrency: 4, think_time: {law: normal}}", "", "unknown law 'normal'"),
         ("arrivals: {kind: closed_loop, concurrency: 4, rate: 2 /s}", "", "unknown key 'rate'"),
+        ("arrivals: {kind: closed_loop, concurrency: 4, ramp: 3 s}", "    duration: 2 s\n",
+         "chat.arrivals.ramp: ramp is 3 s, above the duration, 2 s"),
         (OPEN, "    client: {retries: 2}\n", "client.retries: retries has no effect without a timeout"),
         (OPEN, "    client: {timeout: 1 s, backoff: 1 s}\n", "backoff has no effect without retries"),
         (OPEN, "    client: {timeout: 0 s}\n", "must be above 0"),
@@ -99,6 +101,35 @@ def test_a_closed_loop_on_a_fabric(tmp_path):
     sent, ended = np.sort(frame["arrival_s"].to_numpy()), np.sort(frame["finished_s"].to_numpy())
     assert (sent[:3] == 0).all() and len(sent) == 10
     assert (sent[3:] == ended[:7] + 0.1).all()
+
+
+def test_a_ramp_of_a_scenario(tmp_path):
+    ramped = "arrivals: {kind: closed_loop, concurrency: 3, ramp: 3 s, think_time: 100 ms}"
+    frame = simulate(loaded(tmp_path, text(ramped)).variants[0][1], 1, "run").tables["requests"]
+    assert frame["arrival_s"].to_numpy()[:3].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("    tenants: [{name: a}, {name: b, priority: 2}]\n", "tenants' priorities have no effect under "),
+        ("    tenants: [{name: a}, {name: b, priority: 2}]\n    batching: {policy: priority}\n", None),
+        ("    tenants: [{name: a}, {name: b}]\n", None),
+        ("    router: {policy: prefix_affinity}\n", "is least_outstanding here: no prompts share a beginning"),
+        ("    router: {policy: prefix_affinity}\n    kv: {prefix_caching: false}\n"
+         "    sessions: {turns: {law: fixed, tokens: 2}}\n", "is least_outstanding here: kv.prefix_caching is false"),
+        ("    router: {policy: prefix_affinity}\n    sessions: {turns: {law: fixed, tokens: 2}}\n", None),
+    ],
+)  # fmt: skip
+def test_keys_without_effect_are_said(tmp_path, extra, words):
+    """And prefix_affinity is then what the remark says it is."""
+    result = simulate(loaded(tmp_path, text(OPEN, "    replicas: 2\n" + extra)).variants[0][1], 1, "run")
+    warnings = result.notes["warnings"]
+    assert warnings == [] if words is None else len(warnings) == 1 and words in warnings[0]
+    if words is not None and "least_outstanding" in words:
+        plain = extra.replace("prefix_affinity", "least_outstanding")
+        same = simulate(loaded(tmp_path, text(OPEN, "    replicas: 2\n" + plain)).variants[0][1], 1, "run")
+        assert result.tables["requests"].equals(same.tables["requests"])
 
 
 def test_a_closed_loop_says_how_many_requests_at_most(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from scenario_texts import CLUSTER, SERVING, changed, loaded, refusal
 
 from sim.scenario.cluster import Cluster
+from sim.scenario.load import json_schema
 
 
 def traffic(**fields):
@@ -488,3 +489,15 @@ def test_scenarios_are_frozen(tmp_path):
     scenario = loaded(tmp_path, CLUSTER + SERVING).variants[0][1]
     with pytest.raises(ValueError, match="frozen"):
         scenario.seed = 3
+
+
+def test_every_key_has_a_description():
+    """Editors show it: of each mapping that a scenario file may hold, every key."""
+    schema = json_schema()
+    parts = {"the file": schema, **schema["$defs"]}
+    assert len(parts) > 60
+    bare = [
+        f"{name}.{key}" for name, part in parts.items() for key, field in part.get("properties", {}).items()
+        if not field.get("description", "").strip()
+    ]  # fmt: skip
+    assert bare == []

@@ -8,6 +8,7 @@ from serving_parts import linear_table, served, tokens_of, workload
 
 from sim.engine.recorder import Recorder
 from sim.serving.clients import ClosedLoop, OpenLoop, Patience, Sessions
+from sim.serving.fleet import Fleet, Outage
 from sim.serving.front import Front
 from sim.serving.request import COMPLETED, OUTCOMES, TIMED_OUT
 from sim.workload.sessions import session_contents, session_prompts
@@ -83,6 +84,36 @@ def test_a_duration_ends_the_sending_and_not_the_serving():
     assert made.metrics()["arrived"] == 6 and made.clock.now == 15.0
 
 
+def test_clients_begin_over_a_ramp():
+    """Four clients over 8 s begin at 0, 2, 4 and 6 s; requests of 5 steps follow one another at once."""
+    made = served([0.0] * 8, [4] * 8, [5] * 8, front=Front(ClosedLoop(4, 8, ramp_s=8.0)))
+    assert sorted(made.requests["arrival_s"]) == [0, 2, 4, 5, 6, 7, 9, 10]
+    assert made.requests["arrival_s"][:4].tolist() == [0, 2, 4, 6]
+    assert "num_at_once" not in made.queue() and closed(4, 8).queue()["num_at_once"] == 4
+
+
+def test_a_ramp_takes_the_herd_out_of_the_tail():
+    """40 clients, 40 slots, prompts of 1 s each in a step: whoever begins with 39 others waits for up to 40 prompts,
+    one in 10 s hardly for anybody; both send the same requests, and both have as many clients in the end."""
+    rng = np.random.default_rng(3)
+    num, think = 400, rng.exponential(400.0, 400).tolist().__getitem__
+    tail = {}
+    for ramp_s in (0.0, 400.0):
+        made = served([0.0] * num, [10] * num, [2] * num, front=Front(ClosedLoop(40, num, think, ramp_s=ramp_s)),
+                      table=linear_table(0.01, tokens=0.1), num_blocks=1000)  # fmt: skip
+        tail[ramp_s] = made.metrics()["p99_ttft_ms"]
+        assert made.metrics()["completed"] == num
+        if ramp_s == 0:
+            assert made.queue()["p99_ttft_later_s"] < 0.4 * made.queue()["p99_ttft_s"]
+    assert tail[400.0] < 0.4 * tail[0.0]
+
+
+def test_whoever_would_begin_after_the_end_does_not():
+    made = served([0.0] * 9, [4] * 9, [5] * 9, front=Front(ClosedLoop(4, 9, duration_s=5.0, ramp_s=8.0)))
+    sent = made.requests[made.requests["outcome"] == COMPLETED]
+    assert sent["arrival_s"].tolist() == [0, 2, 4] and made.metrics()["arrived"] == 3
+
+
 def test_a_request_that_is_refused_is_answered_at_once():
     made = served([0.0] * 3, [4, 999, 4], [2, 1, 2], front=Front(ClosedLoop(1, 3)))
     assert [OUTCOMES[o] for o in made.requests["outcome"]] == ["completed", "failed", "completed"]
@@ -115,6 +146,34 @@ def test_an_answer_at_the_very_moment_counts():
 def test_the_first_token_may_end_the_wait():
     made = patient([0.0, 0.0], [4, 4], [10, 1], 2.0, True, max_num_seqs=1)
     assert [OUTCOMES[o] for o in made.requests["outcome"]] == ["completed", "timed out"]
+
+
+def first_token_lost(died_s, others):
+    """A first token by 2 s at most, two replicas of one slot. Request 0 has its first token at 1 s; then its replica
+    dies, and the other one has a request of so many steps."""
+    patience, fleet = Patience(2.0, True), Fleet([Outage((0,), died_s)])
+    return served([0.0, 0.0], [4, 4], [10, others], num_replicas=2, max_num_seqs=1,
+                  front=Front(OpenLoop(np.zeros(2)), patience, fleet))  # fmt: skip
+
+
+def test_a_first_token_that_is_lost_is_waited_for_again():
+    """Lost at 4.5 s, it has to come again by 6.5 s: it does at 6 where the other slot is free at 5."""
+    assert tokens_of(first_token_lost(4.5, 5), 0) == [6.0 + i for i in range(10)]
+    late = first_token_lost(4.5, 30)
+    assert [OUTCOMES[o] for o in late.requests["outcome"]] == ["timed out", "completed"]
+    assert late.front.num_lost.tolist() == [4, 0]
+
+
+def test_and_has_the_whole_time_again():
+    """Lost at 1.5 s, when the first wait had 0.5 s left: by 3.5 s. It does at 3, and at 4 it would be too late."""
+    assert tokens_of(first_token_lost(1.5, 2), 0) == [3.0 + i for i in range(10)]
+    assert OUTCOMES[first_token_lost(1.5, 3).requests["outcome"][0]] == "timed out"
+
+
+def test_who_had_no_first_token_goes_on_waiting():
+    """Lost at 0.5 s, in the middle of the first step: still by 2 s, and at 2 the other slot is free."""
+    assert OUTCOMES[first_token_lost(0.5, 2).requests["outcome"][0]] == "timed out"
+    assert tokens_of(first_token_lost(0.5, 1), 0) == [2.0 + i for i in range(10)]
 
 
 def test_another_attempt_waits_twice_as_long_each_time():

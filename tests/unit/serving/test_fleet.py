@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from serving_parts import linear_table, served, tokens_of
+from serving_parts import linear_table, served, tokens_of, workload
 
 from sim.devices.kv_cache import Contents
 from sim.serving.clients import ClosedLoop, OpenLoop, Patience
@@ -173,6 +173,23 @@ def test_a_replica_that_dies_for_good_is_replaced():
     made = run([0.0], [4], [10], fleet, num_replicas=2)
     # Seen at 6 s, replaced at 9 s.
     assert tokens_of(made, 0)[-1] == 19.0 and made.requests["replica"].tolist() == [1]
+
+
+def test_no_replica_is_started_where_an_outage_has_its_place_down():
+    """Two are wanted at 2 s, and the place of replica 1 is down until 100 s: replica 2 is there at 5 s, and takes the
+    request that comes at 6."""
+    fleet = Fleet([Outage((1,), 1.0, 100.0)], scaling=Scaling(1, 3, 1.0, 2.0, 3.0), num_first=1)
+    made = run([0.0, 0.0, 6.0], [4] * 3, [20, 20, 5], fleet, num_replicas=3, router="least_outstanding")
+    assert made.requests["replica"].tolist() == [0, 0, 2]
+
+
+def test_a_leaving_replica_that_has_died_is_not_kept_in_place_of_a_new_one():
+    """Replica 1 leaves when it dies: of one that is wanted the place of replica 2 has to be taken."""
+    fleet = Fleet(scaling=Scaling(1, 3, 1.0, 2.0, 3.0), num_first=2)
+    made = workload([0.0], [4], [5], front=Front(OpenLoop(np.zeros(1)), None, fleet), num_replicas=3)
+    fleet._standing[1].is_leaving, fleet._standing[1].num_outages = True, 1
+    fleet._add(1)
+    assert fleet._standing[1].is_leaving and fleet._standing[2].paid_from_s == made.clock.now
 
 
 def test_looks_at_regular_times_end_with_the_work():

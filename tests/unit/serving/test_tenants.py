@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_parts import linear_table, served
+from serving_parts import linear_table, served, workload
 
 from sim.engine.recorder import Recorder
+from sim.serving.clients import OpenLoop, Patience
+from sim.serving.fleet import Fleet, Outage
+from sim.serving.front import Front
 from sim.serving.metrics import serving_metrics
 from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
 from sim.serving.tenants import TARGETS, Tenants, within_targets
+from sim.serving.workload import ConservationError
 
 
 def requests_with(arrival_s, token_s):
@@ -91,6 +95,42 @@ def test_what_tenants_see_adds_up_to_the_workload():
     recorder = Recorder()
     made.record(recorder)
     assert recorder.frames()["tenants"]["tenant"].tolist() == [tenants.names[t] for t in tenants.of]
+
+
+def test_each_tenant_s_requests_are_accounted_for():
+    """Replicas die, clients give up and try again, some prompts are too long, and the run is cut in between: what a
+    tenant sent is completed, failed, timed out or unfinished, and counts of tenants add up to the workload's."""
+    rng = np.random.default_rng(11)
+    n = 400
+    tenants = Tenants(("chat", "batch"), rng.integers(0, 2, n).astype(np.int16), ({}, {}))
+    arrivals, prompts = np.cumsum(rng.exponential(0.2, n)), rng.integers(1, 50, n)
+    prompts[::37] = 999
+    outages = [Outage((int(i % 2),), 5.0 * i, 5.0 * i + 3.0) for i in range(1, 12)]
+    made = workload(
+        arrivals, prompts, rng.integers(1, 30, n), table=linear_table(0.05, tokens=0.004), tenants=tenants,
+        num_replicas=2, front=Front(OpenLoop(arrivals), Patience(2.0, False, 1, 0.5), Fleet(outages)),
+    )  # fmt: skip
+    made.start()
+    for until_s in (21.3, 60.0, 1000.0):
+        made.clock.run(until=until_s)
+        made.check()
+        found = made.metrics()
+        for i, tenant in enumerate(("chat", "batch")):
+            ended = [found[f"{tenant}.{name}"] for name in ("completed", "failed", "timed_out", "unfinished")]
+            assert sum(ended) == found[f"{tenant}.arrived"] == (made.front.num_attempts[tenants.of == i] > 0).sum()
+        for name in ("arrived", "failed", "timed_out", "num_retries", "lost_output_tokens", "unfinished"):
+            assert found[f"chat.{name}"] + found[f"batch.{name}"] == found[name]
+    assert min(found[f"{t}.{name}"] for t in ("chat", "batch") for name in ("failed", "timed_out", "num_retries")) > 0
+
+
+def test_a_request_that_is_nowhere_is_found_out():
+    made = workload([0.0], [4], [20], front=Front(OpenLoop(np.zeros(1))))
+    made.start()
+    made.clock.run(until=5.0)
+    made.check()
+    made.front._on[0].clear()
+    with pytest.raises(ConservationError, match=r"requests \[0\] are unfinished"):
+        made.check()
 
 
 def test_without_tenants_nothing_is_added():

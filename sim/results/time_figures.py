@@ -224,9 +224,10 @@ def _peak_words(
         p99_s = float(np.percentile(ttft_s, 99))
         if ttft_s[most] >= PEAK * p99_s > 0:
             arrived_s, answered_s = arrival_s[most], arrival_s[most] + ttft_s[most]
-            why = [f", of a request that waits as {what} begins" for at_s, _, what in faults[name]
+            why = [f", as {_happening(what, 'goes down', 'begins')}" for at_s, _, what in faults[name]
                    if arrived_s <= at_s <= answered_s]  # fmt: skip
-            why += [f", during {what}" for at_s, until_s, what in faults[name] if at_s < arrived_s < until_s]
+            why += [f", while {_happening(what, 'is down', 'lasts')}" for at_s, until_s, what in faults[name]
+                    if at_s < arrived_s < until_s]  # fmt: skip
             peaks[name] = (float(ttft_s[most]), p99_s, why[0] if why else f", of a request at {arrived_s:.4g}\u00a0s")
     if not peaks:
         return None
@@ -236,6 +237,11 @@ def _peak_words(
     parts = [f"{format_value(most, SECONDS)} against a p99 of {format_value(p99, SECONDS)}{under(name)}{why}"
              for name in run.variants if name in peaks for most, p99, why in [peaks[name]]]  # fmt: skip
     return title, f"Longest times to first token: {'; '.join(parts)}."
+
+
+def _happening(what: str, of_death: str, of_others: str) -> str:
+    """`host1 goes down`, of a fault called `host1 down`."""
+    return f"{what.removesuffix(' down')} {of_death}" if what.endswith(" down") else f"{what} {of_others}"
 
 
 def _medians(values: NDArray[np.float64]) -> tuple[float, float]:

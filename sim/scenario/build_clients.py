@@ -14,6 +14,7 @@ from sim.scenario.serving import Serving
 from sim.serving.clients import Clients, ClosedLoop, OpenLoop, Patience, Sessions, ThinkTime
 from sim.serving.fleet import Fleet, Outage, Scaling
 from sim.serving.front import Front
+from sim.serving.pools_front import PoolsFront
 
 
 def build_front(
@@ -35,6 +36,8 @@ def build_front(
         rng = streams.stream(f"workload.{w.name}.turn_think")
         law = w.sessions.think_time
         clients = Sessions(clients, num_turns, None if law is None else think_times(law, rng, int(num_turns.sum())))
+    if w.disaggregation is not None:
+        return PoolsFront(clients)
     c = w.client
     is_for_first = c.timeout_ends_with == "first_token"
     patience = Patience(c.timeout_s, is_for_first, c.retries, c.backoff_s, c.on_failure == "retry")

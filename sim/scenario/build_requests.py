@@ -109,9 +109,10 @@ class ServedRequests:
     def _idle_keys(self) -> list[str]:
         """Keys that are valid and change nothing: a variant may have them for the sake of the others."""
         w, said = self.w, []
-        if len({tenant.priority for tenant in w.tenants}) > 1 and w.batching.policy != "priority":
-            policy = w.batching.policy
-            said.append(f"tenants' priorities have no effect under batching.policy: {policy}; under priority they have")
+        policies = list(dict.fromkeys(pool.batching.policy for _, pool in w.pools))
+        if len({tenant.priority for tenant in w.tenants}) > 1 and "priority" not in policies:
+            names = " and ".join(policies)
+            said.append(f"tenants' priorities have no effect under batching.policy: {names}; under priority they have")
         routers = {pool.router.policy for _, pool in w.pools}
         if "prefix_affinity" in routers and not self.has_shared_prefixes:
             why = "no prompts share a beginning; sessions do, and traces with hash_ids"

@@ -32,6 +32,7 @@ from sim.scenario.cluster import Host
 from sim.scenario.cost_table import measured
 from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
 from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.fleet import Outage
 from sim.serving.replica import EngineLimits
 from sim.serving.speculation import Speculation
 from sim.serving.workload import ServingWorkload
@@ -269,6 +270,8 @@ class Server(ServedRequests):
             "arrival_s": arrival_s, "num_prompt_tokens": prompt, "num_output_tokens": output, "adapter": adapter,
             "rng": streams.stream(f"workload.{w.name}.router"), "remarks": self.remarks(),
             "tenants": tenants if w.tenants or w.targets else None,
+            "precedence": self.precedence(prompt, output, contents, tenants),
+            "front": build_front(w, self._arrival_s(streams), num_turns, streams, self._outages()),
         }  # fmt: skip
         if w.disaggregation is not None:
             (_, prefill), (_, decode) = self.pools
@@ -282,15 +285,16 @@ class Server(ServedRequests):
             )  # fmt: skip
         parts = self.parts(prompt, output, contents, fabric, streams)
         plan = self.memory_plan()
-        outages = outages_of(self.scenario, w, self.topology.host_of_accelerator)
         return ServingWorkload(
             w.name, clock, num_replicas=w.most_replicas, router=w.router.policy,
             memory={"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
             model=self.model_of(adapter), num_models=w.adapters.num_models if w.adapters else 1,
-            precedence=self.precedence(prompt, output, contents, tenants),
-            front=build_front(w, self._arrival_s(streams), num_turns, streams, outages), alone=self.alone(),
-            **common, **parts,
+            alone=self.alone(), **common, **parts,
         )  # fmt: skip
+
+    def _outages(self) -> list[Outage]:
+        """Of its replicas; pools have none, which the schema sees to."""
+        return [] if self.w.disaggregation else outages_of(self.scenario, self.w, self.topology.host_of_accelerator)
 
     def alone(self) -> AloneOnIdeal | None:
         """What tells contention in the fabric, where that is asked for."""

@@ -29,9 +29,6 @@ from sim.scenario.scheduling import Batching, scheduling_problems
 from sim.scenario.traffic import Workload
 from sim.serving.tenants import TARGETS
 
-BY_PRECEDENCE = ("priority", "batchllm")
-"""Policies whose order is decided for all requests of the workload."""
-
 
 def _read_model(value: Any, info: ValidationInfo) -> str:
     """A preset's name, or the path of a config.json that is there."""
@@ -345,16 +342,22 @@ class Serving(Workload):
             )  # fmt: skip
         for where, pool in self.pools:
             batching = pool.batching
-            if batching.preemption == "swap" or batching.speculative is not None or batching.policy in BY_PRECEDENCE:
+            at = where if getattr(self.disaggregation, where[1]).batching is not None else ()
+            if batching.preemption == "swap" or batching.speculative is not None or batching.policy == "batchllm":
                 raise refused(
-                    "swapping, drafts, priorities and batchllm are not there with prefill and decode apart; leave them "
-                    "out",
-                    *(where if getattr(self.disaggregation, where[1]).batching is not None else ()), "batching",
+                    "swapping, drafts and batchllm are not there with prefill and decode apart; leave them out",
+                    *at, "batching",
                 )  # fmt: skip
-        if self.is_reactive or any(pool.router.report_interval_s > 0 for _, pool in self.pools):
+            if at and batching.policy == "priority" and not self.tenants:
+                raise refused(
+                    "priority orders requests by their tenants, and there are none; write for example tenants: "
+                    "[{name: interactive, priority: 0}, {name: batch, priority: 1}]",
+                    *at, "batching", "policy",
+                )  # fmt: skip
+        is_late = any(pool.router.report_interval_s > 0 for _, pool in self.pools)
+        if self.client.timeout_s is not None or self.autoscale is not None or is_late:
             raise refused(
-                "clients that react, sessions, late reports and scaling are not there with prefill and decode apart; "
-                "leave them out",
+                "timeouts, late reports and scaling are not there with prefill and decode apart; leave them out",
                 "disaggregation",
             )
         if self.contention:

@@ -22,6 +22,7 @@ from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fabric_replica import Replica
 from sim.serving.kv_transfer import Handover, KVSender
 from sim.serving.metrics import summary
+from sim.serving.pools_front import PoolsFront
 from sim.serving.replica import Engine, EngineLimits, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, UNFINISHED, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
@@ -67,7 +68,7 @@ class Pool:
 
 
 class DisaggregatedWorkload(ServingWorkload):
-    """An open loop of requests that one pool prefills and another decodes.
+    """Requests that one pool prefills and another decodes: an open loop, unless `front` says what clients do.
 
     A request's first token comes from its prompt, in the prefill pool; the second waits for the keys and values, which
     move over the fabric as `shards` says. prefill.router chooses at arrival; decode.router when the prompt is done, or,
@@ -83,7 +84,7 @@ class DisaggregatedWorkload(ServingWorkload):
 
     def __init__(
         self, name: str, clock: Clock, *, prefill: Pool, decode: Pool, shards: KVShards, fabric: Fabric | None = None,
-        is_layered: bool = False, queue_pairs: int = 1, **options: Any,
+        is_layered: bool = False, queue_pairs: int = 1, front: PoolsFront | None = None, **options: Any,
     ) -> None:  # fmt: skip
         if prefill.limits.block_size != decode.limits.block_size:
             raise ValueError(f"blocks of {prefill.limits.block_size} and of {decode.limits.block_size} tokens")
@@ -105,6 +106,10 @@ class DisaggregatedWorkload(ServingWorkload):
             table=prefill.table, iterations=prefill.iterations, memory=memory, **options,
         )  # fmt: skip
         self.entrances = self.prefills
+        self.front = self.pools_front = front
+        if front is not None:
+            front.attach(clock, self.requests, list(self.prefills), self.router, self._rng, self.failures)
+            front.attach_pools(self.prompts, self.answers, self.decodes)
         self._decode_router = ROUTERS[decode.router]
 
     def _new_replicas(self, limits: EngineLimits, *_: Any) -> Sequence[Replica]:
@@ -112,6 +117,7 @@ class DisaggregatedWorkload(ServingWorkload):
         prompt, output = requests["num_prompt_tokens"], requests["num_output_tokens"]
         self.prompts = new_requests(requests["arrival_s"], prompt, np.ones_like(output), requests["adapter"])
         """The requests as the prefill pool sees them: one token each."""
+        self.prompts["precedence"] = requests["precedence"]
         self.answers = requests.copy()
         """As the decode pool sees them: they come with their first token, when their keys and values have."""
         refused = [
@@ -180,6 +186,8 @@ class DisaggregatedWorkload(ServingWorkload):
         if row["num_output_tokens"] == 1:
             self._num_single += 1
             replica.let_go(request, copy)
+            if self.pools_front is not None:
+                self.pools_front.ended_before_decoding(request, COMPLETED)
             self._check_left()
             return
         handover = self.handovers.get(request) or self._ask(replica, request, copy)
@@ -200,9 +208,13 @@ class DisaggregatedWorkload(ServingWorkload):
         handover = Handover(request, replica.index, decode, num_blocks, self.clock.now, copy)
         self.handovers[request] = handover
         self.decodes[decode].ask(handover)
+        if self.pools_front is not None:
+            self.pools_front.changed(decode)
         return handover
 
     def _granted(self, handover: Handover) -> None:
+        if self.pools_front is not None:
+            self.pools_front.changed(handover.decode)
         if handover.is_computed:
             self.sender.send_rest(handover)
 
@@ -213,10 +225,15 @@ class DisaggregatedWorkload(ServingWorkload):
             self.failures[TRANSFER_FAILED] += 1
             self.answers["outcome"][request] = FAILED
             decode.lose(handover)
+            if self.pools_front is not None:
+                self.pools_front.ended_before_decoding(request, FAILED)
+                self.pools_front.changed(handover.decode)
         else:
             self._num_moved += 1
             self.answers["first_token_s"][request] = self.prompts["first_token_s"][request]
             decode.receive(handover)
+            if self.pools_front is not None:
+                self.pools_front.is_decoding(request, handover.decode)
         self._check_left()
 
     def _run(self) -> Generator[Event, None, None]:
@@ -237,8 +254,12 @@ class DisaggregatedWorkload(ServingWorkload):
 
     @property
     def progress(self) -> tuple[int, int]:
+        return self._num_ended, len(self.requests)
+
+    @property
+    def _num_ended(self) -> int:
         decoded = sum(engine.count("num_completed") for replica in self.decodes for engine in replica.engines)
-        return self.failures.total() + self._num_single + decoded, len(self.requests)
+        return self.failures.total() + self._num_single + decoded
 
     # --- what came of it ----------------------------------------------------------------------------------------------
 
@@ -319,11 +340,14 @@ class DisaggregatedWorkload(ServingWorkload):
         rows = self.requests
         num_ended = int((rows["outcome"] >= COMPLETED).sum())
         num_known = int((rows["outcome"] != NOT_ARRIVED).sum())
-        if num_known != self._num_arrived or num_ended != self.progress[0]:
+        num_arrived = self._num_arrived if self.front is None else self.front.num_arrived
+        if num_known != num_arrived or num_ended != self._num_ended:
             raise ConservationError(
-                f"{self.name}: {num_known} requests have come and {num_ended} have ended, but {self._num_arrived} "
-                f"arrived and {self.progress[0]} were counted at their ends"
+                f"{self.name}: {num_known} requests have come and {num_ended} have ended, but {num_arrived} "
+                f"arrived and {self._num_ended} were counted at their ends"
             )
+        if self.front is not None:
+            self._check_places(self.front)
         if (rows["num_generated"] != rows["num_output_tokens"])[rows["outcome"] == COMPLETED].any():
             raise ConservationError(f"{self.name}: a completed request lacks output tokens")
         timed = int((~np.isnan(self.token_time_s)).sum())

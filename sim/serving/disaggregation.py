@@ -116,8 +116,9 @@ class PrefillReplica(FabricReplica):
 class _Reserving:
     """What both kinds of decode replicas do: reserve room, and take requests whose keys and values have come.
 
-    Who wants to come waits in line for room: a slot, and blocks for the prompt and the first token, less what the
-    cache has. None is given while a preempted request waits for blocks itself. A preempted one is computed anew here.
+    Who wants to come waits in line for room, in order of arrival or by service class as the policy has it: a slot, and
+    blocks for the prompt and the first token, less what the cache has. None is given while the first of those who
+    wait to run is preempted and waits for blocks itself. A preempted one is computed anew here.
     Of several copies of the attention the first with room among those that have least to do.
     """
 
@@ -173,10 +174,20 @@ class _Reserving:
 
     def _grant(self) -> None:
         while self.line:
-            engine = next((e for e in sorted(self.engines, key=self._load) if self._has_room(e, self.line[0])), None)
+            place = self._first_in_line()
+            handover = self.line[place]
+            engine = next((e for e in sorted(self.engines, key=self._load) if self._has_room(e, handover)), None)
             if engine is None:
                 return
-            self._reserve(engine, self.line.popleft())
+            del self.line[place]
+            self._reserve(engine, handover)
+
+    def _first_in_line(self) -> int:
+        """Whoever came first, under the priority policy of those whose service class goes first."""
+        if self.engines[0].limits.policy != "priority":
+            return 0
+        precedence = self.engines[0].state.requests["precedence"]
+        return min(range(len(self.line)), key=lambda place: int(precedence[self.line[place].request]))
 
     def _load(self, engine: Engine) -> int:
         return engine.num_outstanding + self.num_coming[engine.copy]
@@ -236,6 +247,8 @@ class DecodeReplica(_Reserving, LocalReplica):
         _Reserving.__init__(self, 1, on_granted)
         LocalReplica.__init__(self, clock, engine, table)
         self._is_watched = False
+        self._is_blocked = False
+        """Nothing can run until somebody comes who has room here."""
 
     def catch_up(self) -> None:
         LocalReplica.catch_up(self)
@@ -245,10 +258,17 @@ class DecodeReplica(_Reserving, LocalReplica):
         self._watch()
 
     def _unblock(self) -> bool:
-        return self._let_pass_or_wait(self.engine)
+        is_going_on = self._let_pass_or_wait(self.engine)
+        self._is_blocked = not is_going_on
+        return is_going_on
+
+    @property
+    def next_s(self) -> float:
+        return np.inf if self._is_blocked else super().next_s
 
     def _wake(self) -> None:
         """An engine without a step in flight stands where it last had something to do."""
+        self._is_blocked = False
         counts = self.engine.state.counts
         if self.engine.state.flight["batch_size"][0] == 0:
             counts["now_s"] = max(float(counts["now_s"][0]), self.clock.now)

@@ -145,9 +145,15 @@ class Front:
                 if self._next_s[i] <= now_s or isinstance(replica, FabricReplica):
                     self.look_at(i)
             self.fleet.let_go()
-            if not self._events or self._events[0][0] > now_s:
+            if not self._run_event(now_s):
                 return
-            heapq.heappop(self._events)[2]()
+
+    def _run_event(self, now_s: float) -> bool:
+        """Do the next thing that was planned for now; False where none is."""
+        if not self._events or self._events[0][0] > now_s:
+            return False
+        heapq.heappop(self._events)[2]()
+        return True
 
     def plan(self, time_s: float, action: Callable[[], None]) -> None:
         """Something to be done at a time."""

@@ -13,7 +13,9 @@ from sim.devices.kv_cache import Contents, check_kv_cache
 from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.topology import HostKind, Link, leaf_spine
+from sim.serving.clients import ClosedLoop
 from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
+from sim.serving.pools_front import PoolsFront
 from sim.serving.replica import EngineLimits
 from sim.serving.request import COMPLETED, FAILED, UNFINISHED
 
@@ -55,7 +57,7 @@ def small_pools(draw):
     }
 
 
-def workload_of(pools, clock, *, has_fabric=True) -> DisaggregatedWorkload:
+def workload_of(pools, clock, *, has_fabric=True, **options) -> DisaggregatedWorkload:
     given_contents = contents_of(pools)
     contents = Contents(
         np.cumsum([0, *(len(numbers) for numbers in given_contents)]),
@@ -81,7 +83,7 @@ def workload_of(pools, clock, *, has_fabric=True) -> DisaggregatedWorkload:
     return DisaggregatedWorkload(
         "chat", clock, arrival_s=pools["arrival_s"], num_prompt_tokens=pools["prompt"],
         num_output_tokens=pools["output"], prefill=made[0], decode=made[1], shards=SHARDS, fabric=fabric,
-        is_layered=pools["is_layered"],
+        is_layered=pools["is_layered"], **options,
     )  # fmt: skip
 
 
@@ -227,3 +229,48 @@ def test_random_pools_do_wait_and_preempt():
     assert sum(h.reserved_s > h.asked_s for h in workload.handovers.values()) > 10
     assert workload.metrics()["completed"] == 60
     assert not (workload.requests["outcome"] == UNFINISHED).any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_pools(), st.integers(1, 6), st.sampled_from([0.00317, 0.1]), st.booleans())
+def test_a_closed_loop_is_the_open_loop_of_the_times_at_which_its_clients_sent(pools, num_clients, think_s, by_class):
+    """Two ways through the code: from end to end, and decode replicas that run ahead; with service classes as well."""
+    num = len(pools["prompt"])
+    precedence = pools["families"] if by_class else np.zeros(num, np.int64)
+    if by_class:
+        pools = pools | {"policies": ["priority", "priority"]}
+    clock = Clock()
+    front = PoolsFront(ClosedLoop(num_clients, num, lambda _: think_s))
+    closed = workload_of(pools, clock, front=front, precedence=precedence)
+    clock.run(until=closed.start())
+    closed.check()
+    assert closed.progress == (num, num)
+    requests = closed.requests.copy()
+    order = np.argsort(requests["arrival_s"], kind="stable")
+    again = {name: pools[name][order] for name in ("prompt", "output", "families")}
+    opened = workload_of(pools | again | {"arrival_s": requests["arrival_s"][order]}, Clock(),
+                         precedence=precedence[order])  # fmt: skip
+    opened.clock.run(until=opened.start())
+    opened.check()
+
+    for field in ("scheduled_s", "first_token_s", "finished_s", "num_preemptions", "outcome"):
+        np.testing.assert_array_equal(opened.requests[field], requests[field][order])
+    ended_s = np.where(requests["outcome"] == FAILED, requests["arrival_s"], requests["finished_s"])
+    sent_s = np.sort(requests["arrival_s"])
+    assert sent_s[num_clients:].tolist() == np.sort(ended_s + think_s)[: max(num - num_clients, 0)].tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_pools())
+def test_classes_lose_nothing_and_nobody_waits_for_ever(pools):
+    """Who has room waits for a higher class that was preempted and lacks blocks, and is let pass: all end."""
+    pools = pools | {"policies": ["priority", "priority"]}
+    clock = Clock()
+    workload = workload_of(pools, clock, precedence=pools["families"])
+    clock.run(until=workload.start())
+    workload.check()
+    check_books(workload)
+    outcome = workload.requests["outcome"]
+    assert ((outcome == COMPLETED) | (outcome == FAILED)).all()
+    for engine in workload.engines:
+        assert engine.state.kv.counts["num_free"][0] == engine.state.kv.counts["num_blocks"][0]

@@ -102,8 +102,8 @@ def test_latency_over_time_says_what_grows_and_what_falls(variants, title):
 @pytest.mark.parametrize(
     ("at_s", "until_s", "why"),
     [
-        (41.0, 60.0, ", of a request that waits as host1 down begins"),
-        (35.0, None, ", during host1 down"),
+        (41.0, 60.0, ", as host1 goes down"),
+        (35.0, None, ", while host1 is down"),
         (10.0, 20.0, ", of a request at 40 s"),
     ],
 )

@@ -90,8 +90,12 @@ def test_the_decode_pools_router_knows_the_adapter(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ([CHAT + "batching.policy=batchllm"], "swapping, drafts, priorities and batchllm are not there"),
-        ([CHAT + "disaggregation.decode.batching={policy: batchllm}"], "priorities and batchllm are not there"),
+        ([CHAT + "batching.policy=batchllm"], "swapping, drafts and batchllm are not there"),
+        ([CHAT + "disaggregation.decode.batching={policy: batchllm}"], "drafts and batchllm are not there"),
+        ([CHAT + "disaggregation.decode.batching={policy: priority}"], "priority orders requests by their tenants"),
+        ([CHAT + "client={timeout: 5 s}"], "timeouts, late reports and scaling are not there with prefill and decode"),
+        ([CHAT + "disaggregation.prefill.router={policy: adapter_affinity}"],
+         "disaggregation.prefill.router.policy: adapter_affinity brings an adapter's requests together"),
         ([CHAT + "contention=true"], "contention is not told apart with prefill and decode apart"),
         (["faults=[{at: 1 s, replica: chat/0, state: down}]"], "replicas of 'chat', prefill and decode apart, cannot"),
         (["faults=[{at: 1 s, host: 0, state: down}]"], "cannot go down; name links"),

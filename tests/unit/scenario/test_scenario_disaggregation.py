@@ -182,3 +182,49 @@ def test_a_pool_without_room_for_the_model_is_refused(tmp_path):
     large = loaded(tmp_path, CLUSTER + SERVING, APART, CHAT + "model=llama-3.1-70b")
     with pytest.raises(ScenarioError, match=r"workloads\.chat\.disaggregation\.prefill: llama-3.1-70b does not fit"):
         build.check(large)
+
+
+def test_a_closed_loop_of_pools(tmp_path):
+    """Three clients that think for 100 ms: each request but the first three is sent so long after an end."""
+    closed = "arrivals={kind: closed_loop, concurrency: 3, think_time: 100 ms}"
+    scenario = loaded(tmp_path, CLUSTER + SERVING, APART, CHAT + closed).variants[0][1]
+    results = [simulate(scenario, 1, "run") for _ in range(2)]
+
+    frame = results[0].tables["requests"]
+    assert frame.equals(results[1].tables["requests"]) and (frame["outcome"] == "completed").all()
+    sent_s, ended_s = np.sort(frame["arrival_s"].to_numpy()), np.sort(frame["finished_s"].to_numpy())
+    assert (sent_s[:3] == 0).all() and (sent_s[3:] == ended_s[:7] + 0.1).all()
+    assert (frame["num_attempts"] == 1).all()
+
+
+def test_a_conversation_over_pools_finds_what_was_said(tmp_path):
+    """The decode pool has prompt and answer, so that of the next turn only what is new moves; the prefill pool has the
+    prompt, and computes the answer again with what is new."""
+    sessions = "sessions={turns: {law: fixed, tokens: 3}, think_time: 100 ms}"
+    one = "disaggregation={prefill: {}, decode: {}}"
+    known = "batching={async_scheduling: false}"  # else a block that the last step fills is never noted
+    scenario = loaded(tmp_path, CLUSTER + SERVING, CHAT + one, CHAT + sessions, CHAT + known).variants[0][1]
+    result = simulate(scenario, 1, "run")
+
+    frame = result.tables["requests"]
+    assert len(frame) == 30 and (frame["outcome"] == "completed").all()
+    first = (frame["request"] % 3 == 0).to_numpy()
+    before = frame["input_tokens"].shift(1)[~first]
+    assert (frame["cached_tokens"][~first] == before // 16 * 16).all()
+    moved = result.tables["kv_transfers"].sort_values("request")
+    said = (frame["input_tokens"] + frame["output_tokens"]).shift(1)[~first].to_numpy()
+    assert (moved["num_shared_blocks"].to_numpy()[~first] == (said - 1) // 16).all()
+
+
+def test_priorities_with_pools_apart(tmp_path):
+    """The same requests on a prefill pool that is far too small: whose class goes first hardly waits."""
+    tenants = "tenants=[{name: people, priority: 0, share: 1}, {name: batch, priority: 1, share: 3}]"
+    load = ["num_requests=120", "arrivals.rate=200 /s", "disaggregation={prefill: {}, decode: {}}"]
+    found = {}
+    for policy in ("chunked_prefill", "priority"):
+        settings = [CHAT + s for s in (*load, tenants, f"batching={{policy: {policy}}}")]
+        metrics = simulate(loaded(tmp_path, CLUSTER + SERVING, *settings).variants[0][1], 1, "run").metrics
+        assert metrics["serving.chat.completed"] == 120
+        found[policy] = [metrics[f"serving.chat.{name}.mean_ttft_ms"] for name in ("people", "batch")]
+    assert found["priority"][0] < 0.5 * found["chunked_prefill"][0]
+    assert found["priority"][1] > found["chunked_prefill"][1]

@@ -17,7 +17,9 @@ from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.fabric.fluid import FluidFabric, FluidSettings
 from sim.fabric.topology import HostKind, Link, leaf_spine
+from sim.serving.clients import ClosedLoop
 from sim.serving.disaggregated_workload import TRANSFER_FAILED, DisaggregatedWorkload, Pool
+from sim.serving.pools_front import PoolsFront
 from sim.serving.replica import EngineLimits
 from sim.serving.request import FAILED
 
@@ -193,3 +195,32 @@ def test_requests_that_one_pool_cannot_hold_are_refused():
 def test_pools_with_blocks_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="blocks of 4 and of 8 tokens"):
         made([0.0], [8], [2], decode=pool([1], block_size=8))
+
+
+def test_room_is_given_by_service_class():
+    """One slot decodes, and request 0 has it first. Three more wait for it, of classes 2, 1 and 2 in order of arrival:
+    the second of them goes first."""
+    four = served([0.0, 1.0, 2.0, 3.0], [4] * 4, [10, 3, 3, 3], decode=pool([1], policy="priority", max_num_seqs=1),
+                  precedence=np.array([2, 2, 1, 2]))  # fmt: skip
+    assert np.argsort(four.requests["finished_s"]).tolist() == [0, 2, 1, 3]
+    in_turn = served([0.0, 1.0, 2.0, 3.0], [4] * 4, [10, 3, 3, 3], decode=pool([1], max_num_seqs=1),
+                     precedence=np.array([2, 2, 1, 2]))  # fmt: skip
+    assert np.argsort(in_turn.requests["finished_s"]).tolist() == [0, 1, 2, 3]
+
+
+def test_a_client_hears_of_a_transfer_that_failed_and_of_an_only_token():
+    """One client, no thoughts: 0 has one token, at 1 s; 1 loses its keys and values at 2 s; 2 is served."""
+    broken = made(np.zeros(3), [8, 8, 8], [1, 3, 3], front=PoolsFront(ClosedLoop(1, 3)))
+    start = broken.sender.fabric.start
+
+    def cut(graph):
+        transfer = start(graph)
+        if broken.clock.now == 2.0:
+            transfer.cancel()
+        return transfer
+
+    broken.sender.fabric.start = cut
+    broken.clock.run(until=broken.start())
+    assert broken.metrics()["completed"] == 2 and broken.failures == {TRANSFER_FAILED: 1}
+    assert broken.requests["arrival_s"].tolist() == [0.0, 1.0, 2.0]
+    assert tokens_of(broken, 2) == [3.0, 5.5, 6.5]

@@ -55,11 +55,11 @@ class Feature(IntEnum):
 
 Medium = Literal["hbm", "nvlink"]
 
-STAGES = ("embed", "attention", "dense_ffn", "moe_local", "exchange", "experts", "head")
+STAGES = ("embed", "attention", "dense_ffn", "moe_local", "exchange", "experts", "head", "handover")
 """embed: once · attention: once a layer, with its two norms · dense_ffn: once a dense layer · moe_local: once
 a layer with experts, its router and shared experts, on the rank's own tokens · exchange: once a layer with experts,
 all-gather and reduce-scatter between the ranks of one host · experts: once a layer with experts, on the rows a rank
-received · head: once."""
+received · head: once · handover: once from each pipeline stage to the next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from models.architecture import Architecture, GroupedQueryAttention, LatentAttention
 from models.hardware import PRECISIONS, Accelerator, Precision
 from models.parallelism import Parallelism, ParallelismError
+from models.pipeline import StagePart, stage_parts
 
 __all__ = [
     "DoesNotFit",
@@ -46,6 +47,8 @@ class MemoryPlan:
     usable_bytes: the fraction of the device that the engine may take
     adapter_bytes: of the experts that adapters bring along
     num_kv_blocks: blocks of `block_size` tokens each, of one attention copy
+    stages: of several pipeline stages the plan of an accelerator of each, with the blocks that fit there; the whole is
+        then the stage on which the fewest fit
     """
 
     usable_bytes: int
@@ -56,6 +59,7 @@ class MemoryPlan:
     kv_bytes_per_block: int
     block_size: int
     num_kv_blocks: int
+    stages: tuple[MemoryPlan, ...] = ()
 
     @property
     def num_kv_tokens(self) -> int:
@@ -67,12 +71,14 @@ def weight_bytes(
     architecture: Architecture,
     parallelism: Parallelism = SINGLE,
     weights: Precision = "bf16",
+    stage: int = 0,
 ) -> int:
-    """Bytes of weights on each accelerator.
+    """Bytes of weights on each accelerator, of this pipeline stage.
 
     Cut over `tensor`: attention, dense and shared feed-forward, embedding, output head. Whole on every rank:
     norms, router, the down-projections of latent attention, key-value heads fewer than ranks. Routed experts:
-    cut over `tensor`, or whole ones on `expert` ranks. Embedding, head, norms and router stay bf16; linear
+    cut over `tensor`, or whole ones on `expert` ranks. The first stage has the embedding, the last one the final norm
+    and the head; where both are one matrix each has it. Embedding, head, norms and router stay bf16; linear
     layers have the precision `weights`.
 
     Leaves out: scales of quantised weights, a second copy that some kernels keep (absorbed latent
@@ -80,23 +86,22 @@ def weight_bytes(
     Raises ParallelismError where the model does not divide.
     """
     parallelism.check(architecture)
+    part = stage_parts(architecture, parallelism.pipeline)[stage]
     h, tensor = architecture.hidden_size, parallelism.tensor
     vocabulary = -(-architecture.vocab_size // tensor) * h
     linear, plain = _attention_parameters(architecture, tensor)
-    linear *= architecture.num_layers
-    plain = (plain + 2 * h) * architecture.num_layers + h
-    plain += vocabulary * (1 if architecture.has_tied_embeddings else 2)
+    linear *= part.num_layers
+    plain = (plain + 2 * h) * part.num_layers + (h if part.is_last else 0)
+    plain += vocabulary * part.num_vocabulary_matrices(architecture.has_tied_embeddings)
     matrices = architecture.num_ffn_matrices
-    linear += architecture.num_dense_layers * matrices * h * architecture.ffn_size // tensor
+    linear += part.num_dense_layers * matrices * h * architecture.ffn_size // tensor
     experts = architecture.experts
     if experts is not None:
         ways = parallelism.expert if parallelism.expert > 1 else tensor
         routed = experts.num_routed * architecture.expert_parameters // ways
         shared = matrices * h * experts.shared_ffn_size // tensor
-        linear += architecture.num_moe_layers * (routed + shared)
-        plain += (
-            architecture.num_moe_layers * h * (experts.num_routed + (1 if experts.has_shared_gate else 0))
-        )
+        linear += part.num_moe_layers * (routed + shared)
+        plain += part.num_moe_layers * h * (experts.num_routed + (1 if experts.has_shared_gate else 0))
     return linear * PRECISIONS[weights] + plain * BF16_BYTES
 
 
@@ -121,8 +126,10 @@ def _kv_heads(attention: GroupedQueryAttention, tensor: int) -> int:
     return max(attention.num_kv_heads // tensor, 1)
 
 
-def kv_bytes_per_token(architecture: Architecture, tensor: int = 1, kv: Precision = "bf16") -> int:
-    """Bytes that one token's cache takes on each of `tensor` ranks, all layers together.
+def kv_bytes_per_token(
+    architecture: Architecture, tensor: int = 1, kv: Precision = "bf16", num_layers: int | None = None
+) -> int:
+    """Bytes that one token's cache takes on each of `tensor` ranks, all layers (or so many) together.
 
     Grouped-query: layers · 2 · heads per rank · head_dim · bytes. Latent: layers · (kv_rank + rope_dim) ·
     bytes, whole on every rank.
@@ -132,7 +139,7 @@ def kv_bytes_per_token(architecture: Architecture, tensor: int = 1, kv: Precisio
         numbers = attention.kv_rank + attention.rope_dim
     else:
         numbers = 2 * _kv_heads(attention, tensor) * attention.head_dim
-    return architecture.num_layers * numbers * PRECISIONS[kv]
+    return (architecture.num_layers if num_layers is None else num_layers) * numbers * PRECISIONS[kv]
 
 
 def copies_per_block(architecture: Architecture) -> int:
@@ -144,7 +151,8 @@ def copies_per_block(architecture: Architecture) -> int:
 
 
 def activation_bytes(
-    architecture: Architecture, parallelism: Parallelism, max_num_batched_tokens: int, max_num_seqs: int
+    architecture: Architecture, parallelism: Parallelism, max_num_batched_tokens: int, max_num_seqs: int,
+    samples: bool = True,
 ) -> int:
     """Largest activations that live at once: an estimate of what an engine finds by a trial run.
 
@@ -153,7 +161,7 @@ def activation_bytes(
     if larger, the sampling of `max_num_seqs` rows by top-p, as vLLM's PyTorch path does it (the FlashInfer and
     Triton samplers of later versions need less): per word of the vocabulary a
     bf16 logit (2 bytes), its float32 copy (4), sorted values (4) and indices (8), probabilities (4) and their
-    running sums (4).
+    running sums (4). A pipeline stage that is not the last one samples nothing (samples: False).
 
     Leaves out: fragmentation, buffers that an attention kernel keeps for itself.
     """
@@ -172,7 +180,7 @@ def activation_bytes(
         inner = experts.ffn_size // (tensor if parallelism.expert == 1 else 1)
         widest = max(widest, experts.top_k * (matrices * inner + h))
     in_layers = max_num_batched_tokens * (2 * h + widest) * BF16_BYTES
-    sampling = max_num_seqs * architecture.vocab_size * SAMPLING_BYTES
+    sampling = max_num_seqs * architecture.vocab_size * SAMPLING_BYTES if samples else 0
     return max(in_layers, sampling)
 
 
@@ -194,7 +202,8 @@ def plan_memory(
 
     blocks = floor((fraction · memory - weights - adapters - activations - engine) / bytes of a block)
     A given `num_kv_blocks` is taken as it is, as an engine that is told so does, if it fits in the whole
-    device.
+    device. Of pipeline stages each holds its layers of every block, so that the stage on which the fewest fit decides
+    (vLLM 0.19, v1/core/kv_cache_utils.py, get_kv_cache_configs: the minimum over the workers).
 
     accelerators_per_host: the largest tensor degree that the remedy of DoesNotFit may propose
     adapters: bytes on each accelerator that adapters add to the weights (`models.adapters.adapter_bytes`)
@@ -206,22 +215,33 @@ def plan_memory(
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1 token, got {block_size}")
 
-    def planned(parallelism: Parallelism, weights: Precision) -> MemoryPlan:
+    def of_stage(parallelism: Parallelism, weights: Precision, stage: int, part: StagePart) -> MemoryPlan:
         """The plan as it comes out; with fewer than one block the model does not fit."""
-        weight = weight_bytes(architecture, parallelism, weights)
-        activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs)
+        weight = weight_bytes(architecture, parallelism, weights, stage)
+        activation = activation_bytes(architecture, parallelism, max_num_batched_tokens, max_num_seqs, part.is_last)
         usable = int(memory_fraction * accelerator.hbm_bytes)
-        block = kv_bytes_per_token(architecture, parallelism.tensor, kv) * block_size
+        block = kv_bytes_per_token(architecture, parallelism.tensor, kv, part.num_layers) * block_size
         added = adapters(parallelism, weights)
         num_blocks = (usable - weight - added - activation - ENGINE_BYTES) // block
         return MemoryPlan(usable, weight, added, activation, ENGINE_BYTES, block, block_size, num_blocks)
+
+    def planned(parallelism: Parallelism, weights: Precision) -> MemoryPlan:
+        """The plan of the stage on which the fewest blocks fit."""
+        parallelism.check(architecture)
+        parts = enumerate(stage_parts(architecture, parallelism.pipeline))
+        plans = tuple(of_stage(parallelism, weights, *part) for part in parts)
+        return replace(min(plans, key=lambda plan: plan.num_kv_blocks), stages=plans if len(plans) > 1 else ())
+
+    def taken_bytes(plan: MemoryPlan) -> int:
+        return plan.weight_bytes + plan.adapter_bytes + (num_kv_blocks or 0) * plan.kv_bytes_per_block
 
     plan = planned(parallelism, weights)
     if num_kv_blocks is None:
         is_short = plan.num_kv_blocks < 1
     else:
-        taken = plan.weight_bytes + plan.adapter_bytes + num_kv_blocks * plan.kv_bytes_per_block
-        is_short = num_kv_blocks < 1 or taken > accelerator.hbm_bytes
+        fullest = max(plan.stages or (plan,), key=taken_bytes)
+        is_short = num_kv_blocks < 1 or taken_bytes(fullest) > accelerator.hbm_bytes
+        plan = replace(fullest, stages=plan.stages) if is_short else plan
     if is_short:
         wanted = max(num_kv_blocks or 1, 1)
         numbers = (
@@ -259,8 +279,9 @@ def _remedy(
     def cuts(weights: Precision) -> list[str]:
         """One degree alone, if that is enough, else both."""
         tensor = range(now.tensor + 1, most_tensor + 1)
-        expert = range(now.num_accelerators + 1, architecture.experts.num_routed + 1 if architecture.experts else 0)
-        alone = [Parallelism(t, 1) for t in tensor if now.expert == 1]
+        experts = architecture.experts if now.pipeline == 1 else None
+        expert = range(now.num_accelerators + 1, experts.num_routed + 1 if experts else 0)
+        alone = [Parallelism(t, 1, pipeline=now.pipeline) for t in tensor if now.expert == 1]
         found = [f"tensor parallelism of {p.tensor}" for p in alone if fits(p, weights)][:1]
         wider = [Parallelism(now.tensor, e) for e in expert if e % now.tensor == 0]
         found += [f"expert parallelism of {p.expert}" for p in wider if fits(p, weights)][:1]
@@ -274,6 +295,10 @@ def _remedy(
         ways.append("fp8 weights")
     if not ways and weights == "bf16":
         ways = [f"fp8 weights with {cut}" for cut in cuts("fp8")]
+    if not ways and now.expert == 1:
+        deeper = (replace(now, pipeline=stages) for stages in range(now.pipeline + 1, architecture.num_layers + 1))
+        ways = [f"pipeline parallelism of {next((p.pipeline for p in deeper if fits(p, weights)), 0)}"]
+        ways = [way for way in ways if not way.endswith(" 0")]
     if not ways:
         tried = f"no tensor degree up to {most_tensor} (accelerators of a host)"
         tried += " nor expert degree" if architecture.experts else ""

@@ -17,13 +17,14 @@ from models.features import (
 )
 from models.hardware import PRECISIONS, Precision
 from models.parallelism import Parallelism
+from models.pipeline import handover
 from models.rerouting import Rerouting, rerouting_operator
 
 __all__ = ["STAGES", "Feature", "Operator", "operators", "routed_experts", "stage_repeats"]
 
 
-def stage_repeats(architecture: Architecture) -> dict[str, int]:
-    """How often a step passes each stage."""
+def stage_repeats(architecture: Architecture, pipeline: int = 1) -> dict[str, int]:
+    """How often a step passes each stage, on all `pipeline` stages of layers together."""
     return {
         "embed": 1,
         "attention": architecture.num_layers,
@@ -32,6 +33,7 @@ def stage_repeats(architecture: Architecture) -> dict[str, int]:
         "exchange": architecture.num_moe_layers,
         "experts": architecture.num_moe_layers,
         "head": 1,
+        "handover": pipeline - 1,
     }
 
 
@@ -45,6 +47,8 @@ def operators(
     """The operators of one step on one rank, stage by stage.
 
     rerouting: of a model with experts that has adapters over it
+
+    Of several pipeline stages those of all, one after the other; `models.pipeline.stage_shares` tells them apart.
 
     Bytes count each operand once: weights, activations read and written, cached keys and values. Linear
     layers of attention, feed-forward and experts have `weights` precision; embedding, router, norms and
@@ -63,7 +67,9 @@ def operators(
     built += _dense_ffn(architecture, parallelism, weights)
     built += _experts(architecture, parallelism, weights, rerouting)
     built += _head(architecture, parallelism)
-    repeats = stage_repeats(architecture)
+    if parallelism.pipeline > 1:
+        built += handover(architecture.hidden_size, parallelism.tensor)
+    repeats = stage_repeats(architecture, parallelism.pipeline)
     return tuple(operator for operator in built if repeats[operator.stage])
 
 

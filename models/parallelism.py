@@ -30,18 +30,26 @@ class Parallelism:
 
     exchange: between ranks of experts; all_gather of one host's devices is part of a step's operators, anything else
     goes through the fabric
+    pipeline: stages that the layers are cut into (`models.pipeline`), each over `tensor` accelerators of its own
 
-    Leaves out: pipeline stages.
+    Leaves out: experts on several ranks inside a stage.
     """
 
     tensor: int = 1
     expert: int = 1
     exchange: Exchange = "dispatch"
+    pipeline: int = 1
 
     def __post_init__(self) -> None:
-        if self.tensor < 1 or self.expert < 1:
+        if self.tensor < 1 or self.expert < 1 or self.pipeline < 1:
             raise ParallelismError(
                 f"degrees must be at least 1, got tensor {self.tensor}, expert {self.expert}"
+                f"{'' if self.pipeline == 1 else f', pipeline {self.pipeline}'}"
+            )
+        if self.expert > 1 and self.pipeline > 1:
+            raise ParallelismError(
+                f"expert degree {self.expert} and pipeline degree {self.pipeline}: ranks of experts step together, "
+                "stages one after the other; one of the two must be 1"
             )
         if self.expert > 1 and self.expert % self.tensor:
             raise ParallelismError(
@@ -52,15 +60,20 @@ class Parallelism:
     @property
     def num_accelerators(self) -> int:
         """Accelerators of one replica."""
-        return max(self.tensor, self.expert)
+        return max(self.tensor, self.expert) * self.pipeline
 
     @property
     def data(self) -> int:
         """Copies of the attention, each serving its own requests."""
-        return self.num_accelerators // self.tensor
+        return max(self.tensor, self.expert) // self.tensor
 
     def check(self, architecture: Architecture) -> None:
-        """Raises ParallelismError where a head, an inner width or the experts do not divide."""
+        """Raises ParallelismError where a head, an inner width or the experts do not divide, or layers are too few."""
+        if self.pipeline > architecture.num_layers:
+            raise ParallelismError(
+                f"{architecture.name}: {architecture.num_layers} layers are too few for pipeline degree "
+                f"{self.pipeline}; at most one stage a layer"
+            )
         attention = architecture.attention
         self._divide(architecture, "attention heads", attention.num_heads, self.tensor, "tensor")
         if isinstance(attention, GroupedQueryAttention):

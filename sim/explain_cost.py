@@ -73,7 +73,7 @@ def _of_workload(server: Server) -> list[dict[str, Any]]:
         table = priced.table
     else:
         # With experts on several ranks, as if all were on one.
-        whole = Parallelism(server.parallelism.tensor)
+        whole = Parallelism(server.parallelism.tensor, pipeline=server.parallelism.pipeline)
         table = step_table(server.architecture, server.accelerator, whole, **costs)
     rows = []
     for batch in batches:

@@ -90,7 +90,7 @@ def _is_expressible(load: Any, name: str) -> bool:
 
 def _payer(loaded: LoadedScenario, workload: str | None) -> str:
     served = [w for w in loaded.variants[0][1].workloads if isinstance(w, Serving)]
-    crossing = [w.name for w in served if w.parallelism.expert > 1]
+    crossing = [w.name for w in served if w.parallelism.expert > 1 or w.parallelism.pipeline > 1]
     if workload is not None:
         if workload not in crossing:
             sentence = f"'{workload}' is no serving workload that crosses the fabric"
@@ -99,7 +99,7 @@ def _payer(loaded: LoadedScenario, workload: str | None) -> str:
     if not crossing:
         raise Refused(
             f"{loaded.path}: no serving workload crosses the fabric, so that none pays for it; spread a mixture's "
-            "experts with parallelism: {expert: N}"
+            "experts with parallelism: {expert: N}, or stages of layers over hosts with {pipeline: N}"
         )
     if len(crossing) > 1:
         names = ", ".join(crossing)

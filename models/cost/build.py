@@ -54,7 +54,7 @@ def step_table(
         )
     built = operators(architecture, parallelism, weights, kv, rerouting)
     roofline = Roofline(accelerator, compute_efficiency, memory_efficiency, fixed_s, factors(scale, built))
-    repeats = stage_repeats(architecture)
+    repeats = stage_repeats(architecture, parallelism.pipeline)
     distinct = distinct_lookup(architecture, popularity, max_tokens)
     table = compiled(built, roofline, [repeats[o.stage] for o in built], architecture, distinct)
     return table if mix is None else table._replace(mix=mix)

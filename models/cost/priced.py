@@ -130,7 +130,7 @@ def measured_step(
         made.weight[is_included[rows]] = 0.0
         return made._replace(**more)
 
-    repeats = stage_repeats(architecture)
+    repeats = stage_repeats(architecture, parallelism.pipeline)
     of_stage = {stage: [o for o, operator in enumerate(built) if operator.stage == stage] for stage in STAGES}
     return PricedStep(
         table(list(range(len(built))), [repeats[operator.stage] for operator in built]),

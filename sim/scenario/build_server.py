@@ -14,10 +14,13 @@ from models.cost.build import operator_names, operator_scale, query_shares, stag
 from models.cost.measured import Measured
 from models.cost.priced import measured_step
 from models.experts import Popularity
+from models.features import ACTIVATION_BYTES
 from models.hardware import Accelerator, Precision
 from models.kv_transfer import kv_shards
 from models.memory import MemoryPlan, copies_per_block, plan_memory
+from models.operators import operators
 from models.parallelism import Parallelism, ParallelismError
+from models.pipeline import stage_shares
 from models.rerouting import Rerouting
 from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
@@ -33,12 +36,21 @@ from sim.scenario.cost_table import measured
 from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fleet import Outage
+from sim.serving.pipeline_replica import Stages
 from sim.serving.replica import EngineLimits
 from sim.serving.speculation import Speculation
 from sim.serving.workload import ServingWorkload
 
 SWAP_SPACE_BYTES = 4 * 2**30
 """Of each accelerator, unless told otherwise: the default of vLLM 0.6's --swap-space."""
+
+
+def memory_metrics(plan: MemoryPlan) -> dict[str, float]:
+    """Of one accelerator; of several pipeline stages the one on which the fewest tokens fit, and each."""
+    found: dict[str, float] = {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens}
+    for i, stage in enumerate(plan.stages):
+        found |= {f"stage_{i}_weight_bytes": stage.weight_bytes, f"stage_{i}_kv_tokens": stage.num_kv_tokens}
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ class Server(ServedRequests):
     @property
     def parallelism(self) -> Parallelism:
         degrees = self.w.parallelism
-        return Parallelism(degrees.tensor, degrees.expert, degrees.exchange if self._is_in_hosts else "dispatch")
+        exchange = degrees.exchange if self._is_in_hosts else "dispatch"
+        return Parallelism(degrees.tensor, degrees.expert, exchange, degrees.pipeline)
 
     def check_contention(self) -> None:
         """Raises ValueError where contention is to be told apart and nothing crosses the fabric."""
@@ -247,8 +260,8 @@ class Server(ServedRequests):
         return EngineLimits(
             w.batching.policy, self.memory_plan().num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
-            is_async=w.batching.is_async, is_caching=w.kv.prefix_caching, max_graph_tokens=w.batching.max_graph_tokens,
-            num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
+            is_async=w.batching.is_async and w.parallelism.pipeline == 1, is_caching=w.kv.prefix_caching,
+            max_graph_tokens=w.batching.max_graph_tokens, num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
         )  # fmt: skip
 
     @property
@@ -287,9 +300,8 @@ class Server(ServedRequests):
         plan = self.memory_plan()
         return ServingWorkload(
             w.name, clock, num_replicas=w.most_replicas, router=w.router.policy,
-            memory={"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens},
-            model=self.model_of(adapter), num_models=w.adapters.num_models if w.adapters else 1,
-            alone=self.alone(), **common, **parts,
+            memory=memory_metrics(plan), model=self.model_of(adapter),
+            num_models=w.adapters.num_models if w.adapters else 1, alone=self.alone(), **common, **parts,
         )  # fmt: skip
 
     def _outages(self) -> list[Outage]:
@@ -337,7 +349,7 @@ class Server(ServedRequests):
             parts["priced"] = priced
         if parallelism.expert == 1:
             table = step_table(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.table
-            return parts | {"table": table}
+            return parts | {"table": table} | self._stages(fabric)
         tables = (
             stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.stages
         )
@@ -351,6 +363,19 @@ class Server(ServedRequests):
         ]  # fmt: skip
         is_local = parallelism.exchange == "all_gather"
         return parts | {"iterations": iterations, "fabric": None if is_local else fabric}
+
+    def _stages(self, fabric: MessageFabric) -> dict[str, Any]:
+        """Of replicas cut into pipeline stages: their shares of the table's operators, and where they lie."""
+        parallelism, architecture = self.parallelism, self.architecture
+        if parallelism.pipeline == 1:
+            return {}
+        ranks = np.array(self._ranks_of_replicas(), np.int64).reshape(-1, parallelism.pipeline, parallelism.tensor)
+        hosts = self.topology.host_of_accelerator[ranks[:, :, 0]]
+        crosses = hosts[:, 1:] != hosts[:, :-1]
+        built = operators(architecture, parallelism, self.weights, self.w.precision.kv)
+        shares = stage_shares(built, architecture, parallelism.pipeline)
+        stages = Stages(*shares, ranks, crosses, architecture.hidden_size * ACTIVATION_BYTES)
+        return {"stages": stages, "fabric": fabric if crosses.any() else None}
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))

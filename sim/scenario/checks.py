@@ -123,7 +123,9 @@ def _count(number: int, thing: str) -> str:
 def _needs(workload: Serving) -> str:
     replicas = " and ".join(
         f"{_count(pool.most_replicas, 'replica')} of {_count(pool.parallelism.num_accelerators, 'accelerator')} "
-        f"(tensor {pool.parallelism.tensor}, expert {pool.parallelism.expert})" for _, pool in workload.pools
+        f"(tensor {pool.parallelism.tensor}, expert {pool.parallelism.expert}"
+        f"{f', pipeline {pool.parallelism.pipeline}' if pool.parallelism.pipeline > 1 else ''})"
+        for _, pool in workload.pools
     )  # fmt: skip
     return f"{replicas} need {workload.num_accelerators}"
 

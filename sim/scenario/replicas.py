@@ -14,10 +14,15 @@ from sim.scenario.scheduling import Batching
 
 class Degrees(Part):
     """How one replica is cut. With expert > 1 it must be a multiple of tensor; expert / tensor copies of the attention
-    then step together, each an engine with the limits of `batching` and a cache of its own."""
+    then step together, each an engine with the limits of `batching` and a cache of its own. With pipeline > 1 the
+    layers are cut into stages of `tensor` accelerators each, and as many batches are under way as there are stages."""
 
     tensor: Count = Field(default=1, description="accelerators of one host that share each layer")
     expert: Count = Field(default=1, description="accelerators over which the routed experts lie")
+    pipeline: Count = Field(
+        default=1, description="stages into which the layers are cut, each on `tensor` accelerators of its own, which "
+        "may lie on another host: activations then cross the fabric",
+    )  # fmt: skip
     exchange: Exchange = Field(
         default="dispatch", description="of tokens between ranks of experts. dispatch: to those that hold a token's "
         "experts; all_gather: of every copy to all others, and a reduce-scatter back, as vLLM by default",
@@ -26,7 +31,7 @@ class Degrees(Part):
     @property
     def num_accelerators(self) -> int:
         """Of one replica."""
-        return max(self.tensor, self.expert)
+        return max(self.tensor, self.expert) * self.pipeline
 
     @model_validator(mode="after")
     def _nests(self) -> Degrees:
@@ -35,6 +40,12 @@ class Degrees(Part):
                 f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: the "
                 "same accelerators hold attention and experts",
                 "expert",
+            )
+        if self.expert > 1 and self.pipeline > 1:
+            raise refused(
+                f"expert degree {self.expert} and pipeline degree {self.pipeline}: ranks of experts step together, "
+                "stages one after the other; set one of the two to 1",
+                "pipeline",
             )
         return self
 
@@ -120,6 +131,12 @@ class Disaggregation(Part):
         if (self.prefill.ranks is None) != (self.decode.ranks is None):
             given, other = ("decode", "prefill") if self.prefill.ranks is None else ("prefill", "decode")
             raise refused(f"{given} has ranks and {other} has none; give both pools theirs, or neither", given, "ranks")
+        for name, pool in (("prefill", self.prefill), ("decode", self.decode)):
+            if pool.parallelism.pipeline > 1:
+                raise refused(
+                    "pools have no pipeline stages, because keys and values go from rank to rank; leave pipeline out, "
+                    "or disaggregation", name, "parallelism", "pipeline",
+                )  # fmt: skip
         shared = set(self.prefill.ranks or ()) & set(self.decode.ranks or ())
         if shared:
             raise refused(f"accelerator {min(shared)} is in both pools; give each its own", "decode", "ranks")

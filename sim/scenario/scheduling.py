@@ -53,7 +53,7 @@ class Batching(Part):
     max_num_batched_tokens: Count = Field(default=2048, description="tokens of one step at most")
     async_scheduling: bool | None = Field(
         default=None, description="schedule a step while the one before runs; by default with chunked_prefill, "
-        "shortest_first, priority and batchllm, as vLLM does since 0.14",
+        "shortest_first, priority and batchllm, as vLLM does since 0.14, but not with pipeline stages",
     )  # fmt: skip
     cuda_graphs: bool = Field(
         default=True, description="batches of up to min(2 max_num_seqs, 512, max_num_batched_tokens) tokens run as "
@@ -91,6 +91,9 @@ class Degrees(Protocol):
     @property
     def expert(self) -> int: ...
 
+    @property
+    def pipeline(self) -> int: ...
+
 
 def scheduling_problems(
     batching: Batching, has_tenants: bool, swap_space_bytes: int | None, is_caching: bool, parallelism: Degrees
@@ -112,8 +115,27 @@ def scheduling_problems(
             f"swap copies blocks of one accelerator's cache, and with expert degree {parallelism.expert} each has its "
             "own; use preemption: recompute",
         )
+    if parallelism.pipeline > 1:
+        yield from _pipeline_problems(batching, parallelism.pipeline)
     if batching.speculative is not None:
         yield from _speculative_problems(batching, parallelism)
+
+
+def _pipeline_problems(batching: Batching, stages: int) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if batching.async_scheduling:
+        yield (
+            ("batching", "async_scheduling"),
+            f"with {stages} pipeline stages a request is scheduled again when its token is back, while others are on "
+            "their way; leave async_scheduling out",
+        )
+    if batching.preemption == "swap":
+        yield (
+            ("batching", "preemption"),
+            f"swap copies blocks of one accelerator's cache, and each of {stages} pipeline stages has its own; use "
+            "preemption: recompute",
+        )
+    if batching.speculative is not None:
+        yield ("batching", "speculative"), f"drafts are not there with {stages} pipeline stages; leave speculative out"
 
 
 DRAFTING = ("chunked_prefill", "shortest_first", "priority")

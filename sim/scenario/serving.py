@@ -259,6 +259,12 @@ class Serving(Workload):
 
     @model_validator(mode="after")
     def _has_contention(self) -> Serving:
+        if self.contention and self.parallelism.pipeline > 1:
+            raise refused("contention is told apart for spread experts, not for pipeline stages; leave it out",
+                          "contention")  # fmt: skip
+        if self.adapters is not None and self.parallelism.pipeline > 1:
+            raise refused("adapters are not there with pipeline stages; leave out parallelism.pipeline, or adapters",
+                          "adapters")  # fmt: skip
         if self.contention and self.disaggregation is None and self.parallelism.expert == 1:
             raise refused(
                 "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "

@@ -30,10 +30,9 @@ NOTHING = 2
 finished, and not before, however often the engine is stopped on the way."""
 
 
-@njit(cache=True)
-def form_batch(state: EngineState, policy) -> None:
-    """Let the policy fill the batch, with what it sees now."""
-    counts = state.counts[0]
+@inner
+def clear_batch(counts) -> None:
+    """Begin a batch."""
     counts.batch_size = 0
     counts.tokens = 0
     counts.prefill_tokens = 0
@@ -42,6 +41,13 @@ def form_batch(state: EngineState, policy) -> None:
     counts.prefill_context = 0
     counts.decode_context = 0
     counts.drafts = 0
+
+
+@njit(cache=True)
+def form_batch(state: EngineState, policy) -> None:
+    """Let the policy fill the batch, with what it sees now."""
+    counts = state.counts[0]
+    clear_batch(counts)
     take_arrivals(state)
     num_preemptions = counts.num_preemptions
     is_steady = policy(state)

@@ -306,14 +306,7 @@ class LocalReplica:
     def _advance(self, until_s: float) -> int:
         engine = self.engine
         while True:
-            reason = advance(
-                engine.state,
-                engine.policy,
-                self.table,
-                until_s,
-                STEPS_PER_ADVANCE,
-                engine.limits.max_step_rows,
-            )
+            reason = self._step(until_s)
             if reason == STALLED:
                 if not self._unblock():
                     return reason
@@ -321,6 +314,11 @@ class LocalReplica:
                 return reason
             else:
                 engine.grow_steps()
+
+    def _step(self, until_s: float) -> int:
+        """One compiled call."""
+        engine, most_rows = self.engine, self.engine.limits.max_step_rows
+        return int(advance(engine.state, engine.policy, self.table, until_s, STEPS_PER_ADVANCE, most_rows))
 
     def _unblock(self) -> bool:
         """Requests wait, and nothing is scheduled: whether something was done about it. False: it has to be waited for.

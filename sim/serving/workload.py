@@ -26,6 +26,13 @@ from sim.serving.fabric_replica import FabricReplica, Replica
 from sim.serving.front import Front
 from sim.serving.load import WARM_UP, herd_of, queue_of
 from sim.serving.metrics import as_of, serving_metrics
+from sim.serving.pipeline_replica import (
+    FabricPipelineReplica,
+    PipelineEngine,
+    PipelineReplica,
+    Stages,
+    pipeline_metrics,
+)
 from sim.serving.replica import Engine, EngineLimits, LocalReplica, refusals
 from sim.serving.request import (
     COMPLETED,
@@ -66,6 +73,7 @@ class ServingWorkload:
     table        the cost of a step that stays inside one host …
     iterations   … or, one per replica, the builders of iterations that go through `fabric` (None: transfers
                  take no time)
+    stages       of replicas that are cut into pipeline stages; they go through `fabric` where any crosses hosts
     precedence   [requests] lower first, for policies that order the line by it
     alone        tells how long an iteration takes with the fabric to itself; None: contention is not told apart
     Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
@@ -102,6 +110,7 @@ class ServingWorkload:
         precedence: NDArray[np.int64] | None = None,
         alone: AloneOnIdeal | None = None,
         front: Front | None = None,
+        stages: Stages | None = None,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -134,6 +143,7 @@ class ServingWorkload:
         if priced is not None:
             limits = replace(limits, tally_tokens=priced.table.curves.shape[1] - 1)
         self.splits = new_splits(len(self.requests))
+        self.stages = stages
         self._crosses_fabric, self._alone = fabric is not None, alone
         self.replicas: Sequence[Replica] = self._new_replicas(
             limits, num_replicas, table, iterations, fabric, contents
@@ -162,12 +172,30 @@ class ServingWorkload:
                 replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits
             )
 
+        if table is not None and self.stages is not None:
+            return self._staged(limits, num_replicas, table, fabric, holdings, refused, contents)
         if table is not None:
             return [LocalReplica(self.clock, engine(i), table) for i in range(num_replicas)]
         copies = [[engine(i, copy) for copy in range(iterations[i].num_copies)] for i in range(num_replicas)]
         return [
             FabricReplica(self.clock, copies[i], iterations[i], fabric, self._alone) for i in range(num_replicas)
         ]
+
+    def _staged(
+        self, limits: EngineLimits, num_replicas: int, table: StepTable, fabric: Fabric | None,
+        holdings: NDArray[Any], refused: list[str | None], contents: Contents | None,
+    ) -> Sequence[Replica]:  # fmt: skip
+        assert self.stages is not None
+        stages = self.stages
+        engines = [
+            PipelineEngine(
+                i, 0, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits
+            ).cut(stages)
+            for i in range(num_replicas)
+        ]
+        if not stages.crosses.any():
+            return [PipelineReplica(self.clock, engine, table) for engine in engines]
+        return [FabricPipelineReplica(self.clock, engine, table, stages, fabric, self.name) for engine in engines]
 
     def start(self) -> Event:
         """Let requests arrive from now on; the event triggers when all have ended."""
@@ -255,6 +283,8 @@ class ServingWorkload:
             metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
         if self.front is not None:
             metrics |= self.front.metrics()
+        if self.stages is not None:
+            metrics |= pipeline_metrics(self.engines)
         counts = None if self.front is None else self.front.counts
         of_tenants = {} if self.tenants is None else self.tenants.metrics(*known, counts)
         return metrics | {"num_steps": self.num_steps} | self.memory | of_tenants

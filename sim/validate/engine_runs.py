@@ -17,13 +17,16 @@ from models.cost.priced import PricedStep, measured_step
 from models.cost.step import AttentionTable
 from models.cost.table import CostTable
 from models.experts import Popularity
+from models.features import ACTIVATION_BYTES
 from models.hardware import ACCELERATORS
 from models.memory import MemoryPlan, plan_memory
 from models.parallelism import Parallelism
+from models.pipeline import stage_shares
 from sim.engine.clock import Clock
 from sim.scenario.cost_table import is_of
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.graphs import largest_graph
+from sim.serving.pipeline_replica import Stages
 from sim.serving.replica import EngineLimits
 from sim.serving.workload import ServingWorkload
 from sim.validate.recorded_runs import RecordedRun, RunError
@@ -131,7 +134,7 @@ class Replay:
         has_graphs = run.has_graphs and switches.recorded_graphs
         limits = EngineLimits(
             "chunked_prefill", num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens,
-            is_async=run.is_async and switches.asynchronous_scheduling,
+            is_async=run.is_async and switches.asynchronous_scheduling and run.pipeline == 1,
             is_caching=run.is_caching and switches.prefix_caching,
             max_graph_tokens=largest_graph(run.max_num_seqs, run.max_num_batched_tokens) if has_graphs else 0,
         )  # fmt: skip
@@ -143,6 +146,7 @@ class Replay:
             num_output_tokens=run.num_output_tokens, limits=limits, priced=priced, contents=contents,
             num_replicas=1 if is_spread else run.data, router="least_outstanding",
             table=None if is_spread else priced.table, iterations=[self._iteration(attention)] if is_spread else [],
+            stages=self._stages(1 if is_spread else run.data),
         )  # fmt: skip
         clock.run(until=workload.start())
         if workload.failures:
@@ -150,6 +154,17 @@ class Replay:
         rows = workload.requests
         return Served(rows["arrival_s"], rows["scheduled_s"], rows["first_token_s"], rows["finished_s"],
                       run.num_output_tokens)  # fmt: skip
+
+    def _stages(self, num_replicas: int) -> Stages | None:
+        """Of layers cut into stages, all of them in one host: nobody recorded where they lay."""
+        parallelism, architecture = self.parallelism, self.architecture
+        if parallelism.pipeline == 1:
+            return None
+        num = num_replicas * parallelism.num_accelerators
+        ranks = np.arange(num).reshape(num_replicas, parallelism.pipeline, parallelism.tensor)
+        shares = stage_shares(self.priced.operators, architecture, parallelism.pipeline)
+        crosses = np.zeros((num_replicas, parallelism.pipeline - 1), np.bool_)
+        return Stages(*shares, ranks, crosses, architecture.hidden_size * ACTIVATION_BYTES)
 
     def _iteration(self, attention: AttentionTable) -> ExpertParallelIteration:
         """Of engines that step together; nobody recorded which experts were popular: all alike."""
@@ -184,17 +199,24 @@ class Replay:
 def parallelism_of(run: RecordedRun, model: str) -> Parallelism:
     """How the run's model was cut: experts over all devices where they were, else over the tensor-parallel ones.
 
-    Raises RunError for data-parallel engines of a mixture of experts that cut each expert over all devices.
+    Raises RunError for data-parallel engines of a mixture of experts that cut each expert over all devices, and for
+    stages whose experts lie on several of them.
     """
     if ARCHITECTURES[model].experts is None:
-        return Parallelism(run.tensor)
+        return Parallelism(run.tensor, pipeline=run.pipeline)
+    if run.pipeline > 1 and (run.is_expert_parallel or run.data > 1):
+        raise RunError(
+            f"{run.name}: pipeline_parallel_size {run.pipeline} with experts over several devices of a stage: not "
+            "replayed so far"
+        )
     if run.data > 1 and not run.is_expert_parallel:
         raise RunError(
             f"{run.name}: data_parallel_size {run.data} of a mixture of experts without enable_expert_parallel: only "
             "runs whose experts lie whole on devices are replayed so far"
         )
     num_devices = run.tensor * run.data
-    return Parallelism(run.tensor, num_devices if run.is_expert_parallel else 1, "all_gather")
+    experts = num_devices if run.is_expert_parallel else 1
+    return Parallelism(run.tensor, experts, "all_gather", run.pipeline)
 
 
 def errors(recorded: Served, simulated: Served) -> list[Error]:

@@ -28,6 +28,7 @@ class RecordedRun:
     """One engine, its settings and its requests in order of arrival; times from the first arrival, in seconds.
 
     tensor, data, is_expert_parallel    how the model was cut; of several data-parallel engines each has the limits
+    pipeline      stages of its layers
     scheduled_s   None where only a client measured
     num_blocks    of its KV cache, of each engine, None where that was not recorded
     blocks        what prompts have in common, None where that is not known
@@ -57,6 +58,7 @@ class RecordedRun:
     is_async: bool = True
     is_caching: bool = True
     has_graphs: bool = True
+    pipeline: int = 1
 
 
 def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRun:
@@ -131,6 +133,7 @@ def _read_engine_run(folder: Path, workload: str | Path | None) -> RecordedRun:
         is_async=bool(scheduler.get("async_scheduling", True)),
         is_caching=bool(cache.get("enable_prefix_caching", engine.get("enable_prefix_caching", True))),
         has_graphs=not engine.get("enforce_eager", False),
+        pipeline=max(_whole(folder, engine, "pipeline_parallel_size", 1), 1),
         arrival_s=queued[order] - start_s,
         scheduled_s=scheduled[order] - start_s,
         first_token_s=first[order] - start_s,
@@ -158,11 +161,11 @@ def _whole(folder: Path, settings: dict[str, Any], name: str, usual: int) -> int
 
 def _refuse_others(path: Path, engine: dict[str, Any]) -> None:
     """What the replay does not do."""
-    others = {"pipeline_parallel_size": (None, 1), "quantization": (None,),
-              "kv_cache_dtype": (None, "auto", "bfloat16"), "dtype": (None, "auto", "bfloat16")}  # fmt: skip
+    usual = (None, "auto", "bfloat16")
+    others = {"quantization": (None,), "kv_cache_dtype": usual, "dtype": usual}
     for name, known in others.items():
         if engine.get(name) not in known:
-            raise RunError(f"{path}: {name} {engine[name]!r}: only bf16 and no pipeline stages are replayed so far")
+            raise RunError(f"{path}: {name} {engine[name]!r}: only bf16 is replayed so far")
 
 
 def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | None) -> RecordedRun:

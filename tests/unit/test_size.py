@@ -127,6 +127,17 @@ def test_what_does_not_fit_does_not_divide_or_has_no_room(sized):
     assert outcome.best("run").shape == "tensor 2"  # 66 of 67 GiB, and some blocks
 
 
+def test_stages_are_an_axis_like_others(sized):
+    """131 GiB over two stages of one h100 each leave some blocks, on one alone they do not fit. Beyond memory nothing is
+    ruled out of stages, and 8 devices hold four replicas of two, two of four."""
+    text = SCENARIO.replace("llama-3.1-8b", "llama-3.1-70b").replace("25 /s", "1 /s").replace("400", "60")
+    outcome = sized("pipeline=1,2,4", text=text, targets=("p99_ttft_ms=200",))
+    found = verdicts(outcome)
+    assert found["pipeline 1", 1][0] == "ruled out" and "does not fit" in found["pipeline 1", 1][1]
+    assert outcome.best("run").shape == "pipeline 2" and outcome.best("run").num_accelerators == 2
+    assert [replicas for shape, replicas in found if shape == "pipeline 4"] == [1, 2]
+
+
 def test_the_cheapest_may_have_more_accelerators(sized):
     """Both hold with three: of 8 dollars an hour, or of 2; steps of 10 ms on either."""
     overs = ("tensor=1", "cluster.host.accelerator=h100,a100", "replicas=1..8")

@@ -110,7 +110,7 @@ def test_the_remedy_stays_inside_the_host():
     model = ARCHITECTURES["llama-3.1-70b"]
     assert "tensor parallelism of 2 or fp8 weights" in remedy(model, "h200", max_num_batched_tokens=300_000)
     assert remedy(model, "h100", accelerators_per_host=1) == "take fp8 weights, or an accelerator with more memory"
-    assert remedy(model, "rtx4090", accelerators_per_host=1) == "take an accelerator with more memory"
+    assert remedy(model, "rtx4090", accelerators_per_host=1).startswith("take pipeline parallelism of ")
 
 
 def test_the_remedy_combines_what_alone_is_not_enough():

@@ -84,8 +84,8 @@ def test_recordings_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2: only bf16 and no pipeline stages"),
-        ({"quantization": "fp8"}, "quantization 'fp8': only bf16 and no pipeline stages"),
+        ({"pipeline_parallel_size": "2"}, "pipeline_parallel_size '2' is not a whole number"),
+        ({"quantization": "fp8"}, "quantization 'fp8': only bf16 is replayed"),
         ({"max_num_seqs": "a"}, "max_num_seqs 'a' is not a whole number"),
     ],
 )
@@ -96,6 +96,33 @@ def test_settings_that_the_replay_does_not_have(tmp_path, engine, message):
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"engine_kwargs": engine}))
     with pytest.raises(RunError, match=message):
         read_run(tmp_path)
+
+
+def test_pipeline_stages_are_found_again(tmp_path):
+    """Requests that decode for long, on two stages: as many batches in flight, so that less time passes than on one
+    device, and more than half of it."""
+    prompt, output, zero = np.full(16, 200), np.full(16, 40), np.zeros(16)
+    last_s = {}
+    for stages in (1, 2):
+        run = write_run(tmp_path, prompt, output, zero, zero, zero + 1, zero + 2, pipeline_parallel_size=stages)
+        assert run.pipeline == stages
+        replay = Replay(run, small_table(), "llama-3.1-8b", "rtx4090")
+        ours = replay.serve(2000)
+        last_s[stages] = ours.last_token_s.max()
+        times = (ours.arrival_s, ours.scheduled_s, ours.first_token_s, ours.last_token_s)
+        again = Replay(
+            write_run(tmp_path, prompt, output, *times, pipeline_parallel_size=stages), small_table(), "llama-3.1-8b",
+            "rtx4090",
+        )  # fmt: skip
+        assert all(abs(e.error) < 1e-9 for e in errors(again.recorded, again.serve(2000)))
+    assert 0.5 < last_s[2] / last_s[1] < 1
+    assert replay.parallelism.num_accelerators == 2 and len(replay.plan.stages) == 2
+    with pytest.raises(RunError, match="pipeline_parallel_size 2 with experts over several devices of a stage"):
+        Replay(
+            write_run(tmp_path, prompt, output, zero, zero, zero + 1, zero + 2, pipeline_parallel_size=2,
+                      enable_expert_parallel=True),
+            small_table(), "qwen3-30b-a3b", "rtx4090",
+        )  # fmt: skip
 
 
 def test_engines_that_share_their_experts_are_found_again(tmp_path):

@@ -94,7 +94,7 @@ def _is_held(state: EngineState, pipeline: PipelineState) -> bool:
     return False
 
 
-@njit(cache=True)
+@inner
 def form_micro_batch(state: EngineState, pipeline: PipelineState, policy) -> None:
     """Let the policy fill the batch with what is not in flight."""
     counts = state.counts[0]
@@ -116,7 +116,7 @@ def form_micro_batch(state: EngineState, pipeline: PipelineState, policy) -> Non
         requests[batch[i].request].num_in_flight = 0
 
 
-@njit(cache=True)
+@inner
 def price_stages(state: EngineState, pipeline: PipelineState, table: StepTable) -> None:
     """Find out what the batch just formed takes on each stage, and between them."""
     counts = state.counts[0]
@@ -160,7 +160,7 @@ def price_stages(state: EngineState, pipeline: PipelineState, table: StepTable) 
     formed.communication_s = communication_s
 
 
-@njit(cache=True)
+@inner
 def launch_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     """Put the batch just priced behind those in flight, now."""
     counts, formed, queue = state.counts[0], state.flight[1], pipeline.queue[0]
@@ -174,11 +174,24 @@ def launch_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     flight.decode_context = counts.decode_context
     flight.compute_s = formed.compute_s
     flight.communication_s = formed.communication_s
+    flight.uncontended_s = 0.0
     flight.started_s = counts.now_s
     flight.finish_s = np.inf
     queue.num += 1
     if counts.first_mark > 0:
         enter_marked(counts, state.requests, state.splits)
+
+
+@njit(cache=True)
+def begin_micro_batch(state: EngineState, pipeline: PipelineState, policy, table: StepTable) -> bool:
+    """Form a batch, price and launch it, now; False where there is nothing to schedule. One call, because each one from
+    Python hands over all arrays."""
+    form_micro_batch(state, pipeline, policy)
+    if state.counts[0].batch_size == 0:
+        return False
+    price_stages(state, pipeline, table)
+    launch_micro_batch(state, pipeline)
+    return True
 
 
 @inner
@@ -220,12 +233,13 @@ def complete_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     running.finish_s = flight.finish_s
     running.compute_s = flight.compute_s
     running.communication_s = flight.communication_s
-    running.uncontended_s = 0.0
+    running.uncontended_s = flight.uncontended_s
     own_s = flight.finish_s - flight.started_s
     elapsed_s = flight.finish_s - max(flight.started_s, queue.last_finish_s)
     overlapped = 1.0 - elapsed_s / own_s if own_s > 0.0 else 0.0
     counts.past_compute_s -= overlapped * flight.compute_s
     counts.past_communication_s -= overlapped * flight.communication_s
+    counts.past_uncontended_s -= overlapped * flight.uncontended_s
     complete_step(state)
     for s in range(pipeline.stages.size):
         pipeline.stages[s].busy_s += pipeline.stage_s[slot, s]
@@ -249,11 +263,8 @@ def advance_pipeline(
         while queue.is_blocked == 0 and queue.num < flights.size:
             if counts.now_s >= until_s:
                 return REACHED
-            form_micro_batch(state, pipeline, policy)
-            if counts.batch_size == 0:
+            if not begin_micro_batch(state, pipeline, policy, table):
                 break
-            price_stages(state, pipeline, table)
-            launch_micro_batch(state, pipeline)
             _run_through(state, pipeline)
         if queue.num == 0:
             if num_waiting(state) > 0 or counts.num_running > 0:

@@ -20,14 +20,12 @@ from sim.serving.fabric_replica import FabricReplica
 from sim.serving.pipeline import (
     PipelineState,
     advance_pipeline,
+    begin_micro_batch,
     complete_micro_batch,
     forget_parts,
-    form_micro_batch,
-    launch_micro_batch,
     lose_batches,
     new_pipeline_state,
     next_pipeline_end_s,
-    price_stages,
 )
 from sim.serving.replica import STEPS_PER_ADVANCE, Engine, LocalReplica
 
@@ -92,14 +90,14 @@ class PipelineReplica(LocalReplica):
 
 @dataclass(slots=True)
 class _Batch:
-    """A batch on its way. left: each stage is done with it; sent_s: time that it was between stages."""
+    """A batch on its way. left: each stage is done with it; crossing_s: time that it was between hosts."""
 
     stage_s: list[float]
     send_s: list[float]
     num_rows: int
     left: list[Event]
     done: Event
-    sent_s: float = 0.0
+    crossing_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -172,11 +170,8 @@ class FabricPipelineReplica(FabricReplica):
         engine, clock = self.engine, self.clock
         state, pipeline = engine.state, engine.pipeline
         state.counts["now_s"] = clock.now
-        form_micro_batch(state, pipeline, engine.policy)
-        if engine.count("batch_size") == 0:
+        if not begin_micro_batch(state, pipeline, engine.policy, self.table):
             return None
-        price_stages(state, pipeline, self.table)
-        launch_micro_batch(state, pipeline)
         queue = pipeline.queue[0]
         slot = (queue["first"] + queue["num"] - 1) % len(self.ranks)
         return _Batch(
@@ -198,17 +193,17 @@ class FabricPipelineReplica(FabricReplica):
             batch.left[stage].succeed()
             if stage == last:
                 break
-            since_s = clock.now
             if self.fabric is not None and self.crosses[stage]:
+                sent_s = clock.now
                 transfer = self.fabric.start(self._messages(stage, batch.num_rows))
                 underway.transfers.append(transfer)
                 yield transfer.done
                 if underway is not self._underway:
                     return
                 underway.transfers.remove(transfer)
+                batch.crossing_s += clock.now - sent_s
             else:
                 yield clock.timeout(batch.send_s[stage])
-            batch.sent_s += clock.now - since_s
         batch.done.succeed()
 
     def _messages(self, stage: int, num_rows: int) -> MessageGraph:
@@ -217,11 +212,12 @@ class FabricPipelineReplica(FabricReplica):
         return message_graph(source, destination, int(np.ceil(num_rows * self.part_bytes)), owner=self.owner)
 
     def _complete(self, batch: _Batch) -> None:
-        """The oldest batch is back, now. What passes inside stages counts as computing, as on ranks of experts."""
+        """The oldest batch is back, now; what passed inside hosts was priced when it was launched."""
         engine, pipeline = self.engine, self.engine.pipeline
         flight = pipeline.flights[pipeline.queue["first"][0]]
         flight["finish_s"] = self.clock.now
-        flight["compute_s"], flight["communication_s"] = sum(batch.stage_s), batch.sent_s
+        flight["uncontended_s"] = flight["communication_s"]
+        flight["communication_s"] += batch.crossing_s
         if len(engine.steps) == len(engine.state.steps) < engine.limits.max_step_rows:
             engine.grow_steps()
         complete_micro_batch(engine.state, pipeline)
@@ -233,6 +229,6 @@ def pipeline_metrics(engines: list[Any]) -> dict[str, float | None]:
     found = [engine.busy_s() for engine in engines]
     busy_s, active_s = np.sum([busy for busy, _ in found], axis=0), sum(active for _, active in found)
     shares = [float(seconds) / active_s if active_s > 0 else None for seconds in busy_s]
-    metrics: dict[str, float | None] = {f"stage_{i}_utilisation": share for i, share in enumerate(shares)}
+    metrics: dict[str, float | None] = {f"stage_{i}_utilization": share for i, share in enumerate(shares)}
     metrics["bubble_fraction"] = 1 - float(busy_s.mean()) / active_s if active_s > 0 else None
     return metrics

@@ -150,14 +150,22 @@ PARTS = (
 """What an end-to-end latency is made of, in the order of the tables."""
 
 
-def parts_s(splits: NDArray[Any], crosses_fabric: bool, is_compared: bool) -> dict[str, NDArray[np.float64]]:
+def parts_s(
+    splits: NDArray[Any], crosses_fabric: bool, is_compared: bool, is_staged: bool = False
+) -> dict[str, NDArray[np.float64]]:
     """Seconds of each of PARTS, of requests that have ended; they add up to last token - arrival.
 
     crosses_fabric   whether the communication of a step goes through the fabric or stays inside the host
     is_compared      whether the fabric's time is split into what it takes on an idle ideal fabric and contention; if
                      not, all of it is `fabric` and `fabric_contention` is NaN
+    is_staged        of pipeline stages on several hosts: uncontended_s then is what stays inside hosts
     """
     communication_s, zero = splits["communication_s"], np.zeros(len(splits))
+    if is_staged and crosses_fabric:
+        inside_s = splits["uncontended_s"]
+        found = {"in_host_communication": inside_s, "fabric": communication_s - inside_s,
+                 "fabric_contention": np.full(len(splits), np.nan)}  # fmt: skip
+        return {part: found[part] if part in found else splits[f"{part}_s"] for part in PARTS}
     alone_s = splits["uncontended_s"] if is_compared else communication_s
     contention_s = communication_s - alone_s if is_compared else np.full(len(splits), np.nan)
     found = {

@@ -307,7 +307,7 @@ class ServingWorkload:
         """Columns of table `time_split`: of each request completed by now its number, e2e_s and the parts of it."""
         done = (self.requests["outcome"] == COMPLETED) & (self.requests["finished_s"] <= self.clock.now)
         rows = self.requests[done]
-        parts = parts_s(self.splits[done], self._crosses_fabric, self._alone is not None)
+        parts = parts_s(self.splits[done], self._crosses_fabric, self._alone is not None, self.stages is not None)
         return {
             "request": np.flatnonzero(done), "e2e_s": rows["finished_s"] - rows["arrival_s"],
             **{f"{part}_s": part_s for part, part_s in parts.items()},

@@ -128,8 +128,8 @@ def test_what_does_not_fit_does_not_divide_or_has_no_room(sized):
 
 
 def test_stages_are_an_axis_like_others(sized):
-    """131 GiB over two stages of one h100 each leave some blocks, on one alone they do not fit. Beyond memory nothing is
-    ruled out of stages, and 8 devices hold four replicas of two, two of four."""
+    """131 GiB over two stages of one h100 each leave some blocks, on one alone they do not fit. Beyond memory nothing
+    is ruled out of stages, and 8 devices hold two replicas of four."""
     text = SCENARIO.replace("llama-3.1-8b", "llama-3.1-70b").replace("25 /s", "1 /s").replace("400", "60")
     outcome = sized("pipeline=1,2,4", text=text, targets=("p99_ttft_ms=200",))
     found = verdicts(outcome)

@@ -31,8 +31,8 @@ def test_one_request_alone_gains_nothing():
 
     assert tokens_of(made, 0) == pytest.approx([7 * i for i in range(1, 6)])
     metrics = made.metrics()
-    assert metrics["stage_0_utilisation"] == pytest.approx(1 / 7)
-    assert metrics["stage_2_utilisation"] == pytest.approx(3 / 7)
+    assert metrics["stage_0_utilization"] == pytest.approx(1 / 7)
+    assert metrics["stage_2_utilization"] == pytest.approx(3 / 7)
     assert metrics["bubble_fraction"] == pytest.approx(1 - 2 / 7)
 
 
@@ -54,7 +54,7 @@ def test_a_full_pipeline_ends_a_batch_each_time_its_slowest_stage_does(num):
 
     np.testing.assert_allclose(np.diff(finished_s)[5:-5], 3.0, rtol=1e-9)
     metrics = made.metrics()
-    assert metrics["stage_2_utilisation"] == pytest.approx(1.0, abs=0.01)
+    assert metrics["stage_2_utilization"] == pytest.approx(1.0, abs=0.01)
     assert metrics["bubble_fraction"] == pytest.approx(1 - 6 / 9, abs=0.01)
 
 
@@ -222,6 +222,14 @@ def test_a_scenario_in_one_host_and_over_two(tmp_path):
     assert inside["mean_fabric_ms"] == 0 < over["mean_fabric_ms"] < slow["mean_fabric_ms"]
     assert inside["mean_e2el_ms"] < over["mean_e2el_ms"] < slow["mean_e2el_ms"]
     assert inside["kv_tokens"] == min(inside["stage_0_kv_tokens"], inside["stage_1_kv_tokens"])
+
+
+def test_a_mixture_of_experts_is_cut_as_others_are(tmp_path):
+    """Experts over the tensor ranks of each stage; two replicas of two stages."""
+    made = ran(tmp_path, "workloads.chat.model=qwen3-30b-a3b", "workloads.chat.replicas=2").metrics()
+
+    assert made["completed"] == 60
+    assert 0 < made["bubble_fraction"] < 1
 
 
 def test_replicas_die_and_come_back(tmp_path):

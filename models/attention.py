@@ -51,7 +51,7 @@ def grouped_attention(
             shape=heads,
         ),
         linear("o_proj", stage, query, h, weights),
-        *all_reduce(stage, h, tensor),
+        *all_reduce(stage, h, parallelism.tensor_in_host),
     ]
     if attention.has_qk_norm:
         built.insert(2, elementwise("qk_norm", stage, 2 * (query + key), 4 * (query + key)))
@@ -117,7 +117,7 @@ def latent_attention(
         ),
         _absorbed("v_absorb", heads, attention.kv_rank, attention.value_dim),
         linear("o_proj", stage, value, h, weights),
-        *all_reduce(stage, h, parallelism.tensor),
+        *all_reduce(stage, h, parallelism.tensor_in_host),
     ]
 
 

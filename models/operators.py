@@ -75,7 +75,7 @@ def operators(
 
 def _embed(architecture: Architecture, parallelism: Parallelism) -> list[Operator]:
     h = architecture.hidden_size
-    return [elementwise("embedding", "embed", 2 * h, 0), *all_reduce("embed", h, parallelism.tensor)]
+    return [elementwise("embedding", "embed", 2 * h, 0), *all_reduce("embed", h, parallelism.tensor_in_host)]
 
 
 def _dense_ffn(architecture: Architecture, parallelism: Parallelism, weights: Precision) -> list[Operator]:
@@ -86,7 +86,7 @@ def _dense_ffn(architecture: Architecture, parallelism: Parallelism, weights: Pr
         linear("gate_up_proj", stage, h, wide, weights),
         elementwise("act_fn", stage, wide + inner, 5 * inner),
         linear("down_proj", stage, inner, h, weights),
-        *all_reduce(stage, h, parallelism.tensor),
+        *all_reduce(stage, h, parallelism.tensor_in_host),
     ]
 
 
@@ -118,7 +118,7 @@ def _experts(
     if experts.shared_ffn_size:
         inner = experts.shared_ffn_size // tensor
         built.append(_feed_forward("shared_experts", h, inner, matrices, weights))
-    built += all_reduce("moe_local", h, tensor)
+    built += all_reduce("moe_local", h, parallelism.tensor_in_host)
     if parallelism.expert > 1 and parallelism.exchange == "all_gather":
         built += gather_and_scatter(h, parallelism.data)
     inner = experts.ffn_size // (tensor if parallelism.expert == 1 else 1)

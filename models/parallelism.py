@@ -23,7 +23,7 @@ class ParallelismError(ValueError):
 class Parallelism:
     """Degrees of one replica.
 
-    `tensor` accelerators of one host share each layer. With `expert` > 1 the routed experts of a layer lie
+    `tensor` accelerators share each layer. With `expert` > 1 the routed experts of a layer lie
     whole on `expert` accelerators, which hold the attention in `data` = expert / tensor copies, each with its
     own requests; with `expert` = 1 every expert is cut over the `tensor` accelerators, as the dense
     feed-forward is.
@@ -31,6 +31,8 @@ class Parallelism:
     exchange: between ranks of experts; all_gather of one host's devices is part of a step's operators, anything else
     goes through the fabric
     pipeline: stages that the layers are cut into (`models.pipeline`), each over `tensor` accelerators of its own
+    hosts: over which the tensor-parallel ranks lie, equally many on each; what they sum across hosts goes through the
+    fabric, and is no operator of a step
 
     Leaves out: experts on several ranks inside a stage.
     """
@@ -39,6 +41,7 @@ class Parallelism:
     expert: int = 1
     exchange: Exchange = "dispatch"
     pipeline: int = 1
+    hosts: int = 1
 
     def __post_init__(self) -> None:
         if self.tensor < 1 or self.expert < 1 or self.pipeline < 1:
@@ -56,6 +59,11 @@ class Parallelism:
                 f"expert degree {self.expert} must be 1 or a multiple of tensor degree {self.tensor}: "
                 "the same accelerators hold attention and experts"
             )
+
+    @property
+    def tensor_in_host(self) -> int:
+        """Tensor-parallel ranks on each host."""
+        return self.tensor // self.hosts
 
     @property
     def num_accelerators(self) -> int:

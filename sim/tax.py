@@ -10,6 +10,7 @@ from typing import Any
 from sim.fabric.policies import PATH_POLICIES
 from sim.results.run_results import RunResults
 from sim.results.statistics import mean_interval
+from sim.scenario.checks import crosses_fabric
 from sim.scenario.errors import Place, Refused, ScenarioError, suggestion
 from sim.scenario.load import LoadedScenario, load_scenario
 from sim.scenario.serving import Serving
@@ -89,8 +90,9 @@ def _is_expressible(load: Any, name: str) -> bool:
 
 
 def _payer(loaded: LoadedScenario, workload: str | None) -> str:
-    served = [w for w in loaded.variants[0][1].workloads if isinstance(w, Serving)]
-    crossing = [w.name for w in served if w.parallelism.expert > 1 or w.parallelism.pipeline > 1]
+    scenario = loaded.variants[0][1]
+    served = [w for w in scenario.workloads if isinstance(w, Serving)]
+    crossing = [w.name for w in served if crosses_fabric(scenario.cluster, w, list(scenario.ranks_of(w)))]
     if workload is not None:
         if workload not in crossing:
             sentence = f"'{workload}' is no serving workload that crosses the fabric"

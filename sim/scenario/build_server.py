@@ -39,6 +39,7 @@ from sim.serving.fleet import Outage
 from sim.serving.pipeline_replica import Stages
 from sim.serving.replica import EngineLimits
 from sim.serving.speculation import Speculation
+from sim.serving.tensor_across_hosts import TensorIteration
 from sim.serving.workload import ServingWorkload
 
 SWAP_SPACE_BYTES = 4 * 2**30
@@ -66,12 +67,25 @@ class Server(ServedRequests):
     def parallelism(self) -> Parallelism:
         degrees = self.w.parallelism
         exchange = degrees.exchange if self._is_in_hosts else "dispatch"
-        return Parallelism(degrees.tensor, degrees.expert, exchange, degrees.pipeline)
+        return Parallelism(degrees.tensor, degrees.expert, exchange, degrees.pipeline, self._hosts_of_group)
+
+    @property
+    def _hosts_of_group(self) -> int:
+        """Hosts over which tensor-parallel ranks lie; each group over as many (`sim.scenario.checks`)."""
+        ranks, tensor = list(self.scenario.ranks_of(self.w)), self.w.parallelism.tensor
+        return len({int(self.topology.host_of_accelerator[rank]) for rank in ranks[:tensor]})
 
     def check_contention(self) -> None:
         """Raises ValueError where contention is to be told apart and nothing crosses the fabric."""
-        if self.w.contention and self.parallelism.exchange == "all_gather":
+        if not self.w.contention:
+            return
+        if self.parallelism.exchange == "all_gather":
             raise ValueError("each replica gathers inside one host, so that nothing crosses the fabric; leave it out")
+        if self.parallelism.expert == self.parallelism.hosts == 1:
+            raise ValueError(
+                "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
+                "with parallelism: {expert: N}"
+            )
 
     @property
     def _is_in_hosts(self) -> bool:
@@ -349,6 +363,14 @@ class Server(ServedRequests):
             parts["priced"] = priced
         if parallelism.expert == 1:
             table = step_table(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.table
+            if parallelism.hosts > 1:
+                del costs["mix"]
+                stages = (stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None
+                          else priced.stages)  # fmt: skip
+                return parts | {"fabric": fabric, "iterations": [
+                    TensorIteration(architecture, parallelism, table, stages, ranks, w.name)
+                    for ranks in self._ranks_of_replicas()
+                ]}  # fmt: skip
             return parts | {"table": table} | self._stages(fabric)
         tables = (
             stage_tables(architecture, self.accelerator, parallelism, **costs) if priced is None else priced.stages

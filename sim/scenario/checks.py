@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from sim.scenario.cluster import Cluster, Where
 from sim.scenario.fabrics import LeafSpine
@@ -130,28 +131,58 @@ def _needs(workload: Serving) -> str:
     return f"{replicas} need {workload.num_accelerators}"
 
 
-def _serving_problems(workload: Serving, ranks: Sequence[int], host_of: Sequence[int]) -> Problems:
+def _serving_problems(
+    workload: Serving, ranks: Sequence[int], host_of: Sequence[int], is_pool: bool = False
+) -> Problems:
     if workload.disaggregation is not None:
         if len(ranks) != workload.num_accelerators and workload.ranks is not None:
             yield ("ranks",), f"{_needs(workload)}, but ranks are {len(ranks)}; give as many as are needed"
             return
         for where, pool in workload.pools:
-            for path, sentence in _serving_problems(pool, pool.own_ranks, host_of):
+            for path, sentence in _serving_problems(pool, pool.own_ranks, host_of, is_pool=True):
                 yield (*where, *path), sentence
         return
     if len(ranks) != workload.num_accelerators:
         yield ("ranks",), f"{_needs(workload)}, but ranks are {len(ranks)}; give as many as are needed"
         return
     tensor = workload.parallelism.tensor
+    shapes = set()
     for first in range(0, len(ranks), tensor):
         group = ranks[first : first + tensor]
-        if len({host_of[rank] for rank in group}) > 1:
+        runs = [len(list(run)) for _, run in groupby(host_of[rank] for rank in group)]
+        shapes.add(tuple(runs))
+        if len(set(runs)) > 1 or len(shapes) > 1 or len({host_of[rank] for rank in group}) < len(runs):
             yield (
                 ("parallelism", "tensor"),
-                f"tensor degree {tensor}: ranks {group[0]} … {group[-1]} lie on several hosts, but a "
-                "tensor-parallel group stays inside one",
+                f"tensor degree {tensor}: ranks {group[0]} … {group[-1]} lie on several hosts, "
+                f"{' and '.join(map(str, runs))} in turn; a tensor-parallel group lies inside one host, or on equally "
+                "many ranks of each of several, and all groups alike",
             )
             return
+    if len(shapes.pop()) > 1:
+        for at, thing in _inside_one_host(workload, is_pool):
+            yield at, f"{thing} with tensor-parallel ranks on several hosts; keep tensor inside one, or leave it out"
+
+
+def _inside_one_host(workload: Serving, is_pool: bool) -> Problems:
+    """What is only there where tensor-parallel ranks lie on one host."""
+    degrees = workload.parallelism
+    cases: list[tuple[Where, str, bool]] = [
+        (("parallelism", "tensor"), "prefill and decode are not apart", is_pool),
+        (("parallelism", "expert"), "experts do not lie on ranks of their own", degrees.expert > 1),
+        (("parallelism", "pipeline"), "layers are not cut into stages", degrees.pipeline > 1),
+        (("adapters",), "adapters are not there", workload.adapters is not None),
+        (("batching", "preemption"), "blocks are not swapped", workload.batching.preemption == "swap"),
+        (("batching", "speculative"), "tokens are not drafted", workload.batching.speculative is not None),
+    ]
+    yield from ((where, thing) for where, thing, is_there in cases if is_there)
+
+
+def crosses_fabric(cluster: Cluster, workload: Serving, ranks: Sequence[int]) -> bool:
+    """Whether a step of its replicas may send messages between hosts."""
+    degrees = workload.parallelism
+    host_of, _ = cluster.hosts_and_leaves()
+    return degrees.expert > 1 or degrees.pipeline > 1 or len({host_of[rank] for rank in ranks[: degrees.tensor]}) > 1
 
 
 def serving_overlaps(cluster: Cluster, workloads: Sequence[Workload], ranks: Sequence[Sequence[int]]) -> Problems:

@@ -17,7 +17,10 @@ class Degrees(Part):
     then step together, each an engine with the limits of `batching` and a cache of its own. With pipeline > 1 the
     layers are cut into stages of `tensor` accelerators each, and as many batches are under way as there are stages."""
 
-    tensor: Count = Field(default=1, description="accelerators of one host that share each layer")
+    tensor: Count = Field(
+        default=1, description="accelerators that share each layer; where they lie on several hosts, equally many of "
+        "each, what they sum crosses the fabric",
+    )  # fmt: skip
     expert: Count = Field(default=1, description="accelerators over which the routed experts lie")
     pipeline: Count = Field(
         default=1, description="stages into which the layers are cut, each on `tensor` accelerators of its own, which "

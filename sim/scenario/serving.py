@@ -265,12 +265,6 @@ class Serving(Workload):
         if self.adapters is not None and self.parallelism.pipeline > 1:
             raise refused("adapters are not there with pipeline stages; leave out parallelism.pipeline, or adapters",
                           "adapters")  # fmt: skip
-        if self.contention and self.disaggregation is None and self.parallelism.expert == 1:
-            raise refused(
-                "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
-                "with parallelism: {expert: N}",
-                "contention",
-            )
         return self
 
     @model_validator(mode="after")

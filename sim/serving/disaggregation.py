@@ -21,8 +21,8 @@ from sim.devices.kv_cache import blocks_for, hold, note_contents, num_shared, re
 from sim.engine.clock import Clock
 from sim.fabric.transfer import Fabric
 from sim.serving.engine import price_batch
-from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
-from sim.serving.fabric_replica import FabricReplica
+from sim.serving.expert_parallel import ExpertParallelIteration
+from sim.serving.fabric_replica import FabricReplica, Step
 from sim.serving.kv_transfer import Handover
 from sim.serving.replica import Engine, LocalReplica
 from sim.serving.request import COMPLETED
@@ -88,7 +88,7 @@ class PrefillReplica(FabricReplica):
         self.num_kept -= 1
         self._wake()
 
-    def _form(self) -> IterationStep | None:
+    def _form(self) -> Step | None:
         for engine in self.engines:
             engine.make_slots()
         step = super()._form()
@@ -98,7 +98,7 @@ class PrefillReplica(FabricReplica):
             self.prompts.computing(self, start_s, step.compute_s)
         return step
 
-    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float, alone_s: float) -> None:
+    def _finish(self, engine: Engine, step: Step, accelerator_s: float, alone_s: float) -> None:
         state = engine.state
         in_flight = state.in_flight["request"][: state.flight["batch_size"][0]].copy()
         super()._finish(engine, step, accelerator_s, alone_s)
@@ -311,7 +311,7 @@ class FabricDecodeReplica(_Reserving, FabricReplica):
     def _wake(self) -> None:
         FabricReplica._wake(self)
 
-    def _form(self) -> IterationStep | None:
+    def _form(self) -> Step | None:
         """A copy that is blocked by what is reserved in it goes on while others work."""
         self._grant()
         for engine in self.engines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from simpy import Event, Interrupt
@@ -12,17 +13,41 @@ from sim.engine.clock import Clock
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.fluid import FluidFabric
 from sim.fabric.held_up import held_up
+from sim.fabric.messages import MessageGraph
 from sim.fabric.packet import PacketFabric
 from sim.fabric.transfer import Fabric, Transfer
 from sim.serving.engine import complete_step, form_batch, launch_batch
-from sim.serving.expert_parallel import ExpertParallelIteration, IterationStep
 from sim.serving.replica import Engine, LocalReplica, num_of_adapter
+from sim.serving.state import EngineState
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
+class Step(Protocol):
+    """One iteration: what it computes, waiting for the slowest rank included, and what moves inside hosts beside."""
+
+    @property
+    def compute_s(self) -> float: ...
+
+    @property
+    def exchange_s(self) -> float: ...
+
+
+class Iteration(Protocol):
+    """Turns the batches of a replica's engines into the message graph of one iteration."""
+
+    num_copies: int
+    owner: str
+
+    def draw(self, states: Sequence[EngineState]) -> Any:
+        """The Step of the batches that the engines hold."""
+
+    def graph(self, step: Any, started_s: float) -> MessageGraph: ...
+
+
 class FabricReplica:
-    """A replica whose experts lie on several accelerators: each step is one message graph on the fabric.
+    """A replica whose experts, or whose tensor-parallel ranks, lie on several accelerators of several hosts: each step
+    is one message graph on the fabric.
 
     Each copy of the attention is an engine with its own requests, cache and limits. All step together, for the experts
     are everybody's: a copy without work computes a dummy batch. A request goes to the copy with the smallest
@@ -38,7 +63,7 @@ class FabricReplica:
         self,
         clock: Clock,
         engines: Sequence[Engine],
-        iteration: ExpertParallelIteration,
+        iteration: Iteration,
         fabric: Fabric | None,
         alone: AloneOnIdeal | None = None,
     ) -> None:
@@ -172,7 +197,7 @@ class FabricReplica:
         moment.callbacks.append(look)
         self.clock.succeed_at(moment, self.clock.now + step_s * (self._num_looks * GOLDEN_RATIO % 1.0))
 
-    def _form(self) -> IterationStep | None:
+    def _form(self) -> Step | None:
         """The next batches as of now, None where there is nothing to do."""
         for engine in self.engines:
             engine.state.counts["now_s"] = self.clock.now
@@ -181,7 +206,7 @@ class FabricReplica:
             return None
         return self.iteration.draw([engine.state for engine in self.engines])
 
-    def _finish(self, engine: Engine, step: IterationStep, accelerator_s: float, alone_s: float) -> None:
+    def _finish(self, engine: Engine, step: Step, accelerator_s: float, alone_s: float) -> None:
         """End the engine's part of a step, now; a dummy batch leaves nothing behind.
 
         alone_s    the whole step with an ideal fabric to itself; 0: nobody asks

@@ -144,3 +144,17 @@ def test_workloads_of_different_columns_share_a_table(tmp_path):
         counted = tokens.groupby(["workload", "request"], observed=True).size()
         generated = requests[requests["output_tokens"] > 0].set_index(["workload", "request"])["output_tokens"]
         assert counted.to_dict() == generated.to_dict()
+
+
+@pytest.mark.parametrize(("tensor", "crosses"), [(2, False), (8, True)])
+def test_contention_is_told_apart_where_something_crosses_hosts(tmp_path, tensor, crosses):
+    """Hosts of four: of eight tensor-parallel ranks four lie on each of two."""
+    settings = [CHAT + "contention=true", CHAT + f"parallelism.tensor={tensor}"]
+    scenario = loaded(tmp_path, CLUSTER + SERVING, *settings).variants[0][1]
+    server = build.Server(scenario, scenario.workloads[0], build.build_topology(scenario.cluster))
+    assert server.parallelism.hosts == (2 if crosses else 1)
+    if crosses:
+        server.check_contention()
+        return
+    with pytest.raises(ValueError, match="nothing of a replica inside one host crosses the fabric"):
+        server.check_contention()

@@ -392,12 +392,27 @@ class Server(ServedRequests):
         if parallelism.pipeline == 1:
             return {}
         ranks = np.array(self._ranks_of_replicas(), np.int64).reshape(-1, parallelism.pipeline, parallelism.tensor)
-        hosts = self.topology.host_of_accelerator[ranks[:, :, 0]]
-        crosses = hosts[:, 1:] != hosts[:, :-1]
+        crosses = self._crosses(ranks)
         built = operators(architecture, parallelism, self.weights, self.w.precision.kv)
         shares = stage_shares(built, architecture, parallelism.pipeline)
         stages = Stages(*shares, ranks, crosses, architecture.hidden_size * ACTIVATION_BYTES)
         return {"stages": stages, "fabric": fabric if crosses.any() else None}
+
+    def _crosses(self, ranks: np.ndarray) -> np.ndarray:
+        """[replicas, stages - 1] whether a stage and the next lie on different hosts."""
+        hosts = self.topology.host_of_accelerator[ranks[:, :, 0]]
+        return np.asarray(hosts[:, 1:] != hosts[:, :-1])
+
+    def check_stages(self) -> None:
+        """Raises ValueError for stages over several hosts, packet by packet."""
+        degrees = self.parallelism
+        if degrees.pipeline == 1 or self.scenario.fidelity == "fluid":
+            return
+        if self._crosses(np.array(self._ranks_of_replicas()).reshape(-1, degrees.pipeline, degrees.tensor)).any():
+            raise ValueError(
+                "stages on different hosts hand over through a fluid fabric only so far; use fidelity: fluid, or ranks "
+                "inside one host"
+            )
 
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))

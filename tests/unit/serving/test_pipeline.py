@@ -232,6 +232,12 @@ def test_a_mixture_of_experts_is_cut_as_others_are(tmp_path):
     assert 0 < made["bubble_fraction"] < 1
 
 
+def test_stages_over_hosts_are_fluid(tmp_path):
+    check(loaded(tmp_path, "fidelity=packet"))
+    with pytest.raises(ScenarioError, match="use fidelity: fluid, or ranks inside one host"):
+        check(loaded(tmp_path, "fidelity=packet", "workloads.chat.ranks=2-5"))
+
+
 def test_replicas_die_and_come_back(tmp_path):
     """Their requests are sent again; nothing of the batches that were in flight is left."""
     for ranks in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 4, 5, 2, 3, 6, 7]):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from models.adapters import Adapter
+from models.compiled import counting
 from models.experts import Popularity
 
 __all__ = ["AdapterMix", "adapter_mix", "expected_touched", "most_touched", "no_mix"]
@@ -66,7 +66,7 @@ def most_touched(mix: AdapterMix) -> int:
     return mix.log_miss.shape[1] // mix.num_layers + int(np.ceil(mix.own[:, -1].sum()))
 
 
-@njit(cache=True)
+@counting
 def expected_touched(mix: AdapterMix, tokens: NDArray[np.int64]) -> float:
     """Expected distinct experts per layer, after rerouting, of a batch with so many tokens of the base and of each
     adapter:  sum_i own_i(n_i) + sum_j 1 - prod_i (1 - q_ij)^(n_i where adapter i leaves expert j as it is)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from models.touched import AdapterMix, no_mix
 
 __all__ = [
@@ -161,7 +160,7 @@ def roofline_table(
     )  # fmt: skip
 
 
-@inner
+@inner_borrowing
 def _features(
     distinct_experts, top_k, tokens, decodes, sequences, prefill_pairs, prefill_context, decode_context, touched
 ):
@@ -185,7 +184,7 @@ def _features(
     )
 
 
-@inner
+@inner_borrowing
 def _present(x):
     """Bit f is set where feature f is positive."""
     bits = 0
@@ -194,7 +193,7 @@ def _present(x):
     return bits
 
 
-@inner(forceinline=True)
+@inner_borrowing(forceinline=True)
 def _dot(work, o, row, x):
     """One row of coefficients times the features; in pairs, so that the processor need not wait for each
     sum."""
@@ -209,7 +208,7 @@ def _dot(work, o, row, x):
     )
 
 
-@inner
+@inner_borrowing
 def _place(axis, x):
     """(node at or below x, share of the way to the next): on the axis; at its ends where x lies beyond."""
     last = axis.size - 1
@@ -221,7 +220,7 @@ def _place(axis, x):
     return i, (x - axis[i]) / (axis[i + 1] - axis[i])
 
 
-@inner
+@inner_borrowing
 def _bilinear(rows, columns, values, x, y):
     """On straight lines between the nodes; at their ends where x or y lies beyond."""
     i, a = _place(rows, x)
@@ -233,7 +232,7 @@ def _bilinear(rows, columns, values, x, y):
     return low + (high - low) * a
 
 
-@inner
+@inner_borrowing
 def _on_grid(axis_0, axis_1, axis_2, axis_3, values, x_0, x_1, x_2, x_3):
     """As `_bilinear`, over four axes."""
     a, fa = _place(axis_0, x_0)
@@ -249,12 +248,11 @@ def _on_grid(axis_0, axis_1, axis_2, axis_3, values, x_0, x_1, x_2, x_3):
     return total
 
 
-@inner
+@inner_borrowing
 def _price(table, x, prefill_s, decode_s, keeps_each, each):
     """(compute, communication) seconds of all operators; adds each one's to `each` if asked to.
 
-    One loop over arrays that are taken out of the table once: in compiled code each taking out costs two atomic counts,
-    and so does each array handed to a function.
+    One loop over arrays that are taken out of the table once, and handed to no function, which would copy their shapes.
     """
     work, rates, fixed_s, weight, tags, curves = (
         table.work, table.rates, table.fixed_s, table.weight, table.tags, table.curves,
@@ -288,7 +286,7 @@ def _price(table, x, prefill_s, decode_s, keeps_each, each):
     return compute_s, communication_s
 
 
-@njit(cache=True)
+@borrowing
 def step_seconds(
     table: StepTable,
     tokens: float,
@@ -314,7 +312,7 @@ def step_seconds(
     return compute_s + communication_s
 
 
-@njit(cache=True)
+@borrowing
 def step_parts(
     table: StepTable,
     tokens: float,
@@ -345,7 +343,7 @@ def step_parts(
     return _price(table, x, prefill_s, decode_s, False, table.weight)
 
 
-@njit(cache=True)
+@borrowing
 def operator_seconds(
     table: StepTable,
     tokens: float,
@@ -377,7 +375,7 @@ def operator_seconds(
     _price(table, x, prefill_s, decode_s, True, seconds)
 
 
-@njit(cache=True)
+@borrowing
 def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float) -> float:
     """Time of the stage "experts" on one rank and in one layer, given what the dispatch brought there.
 
@@ -387,7 +385,7 @@ def expert_seconds(table: StepTable, expert_rows: float, distinct_experts: float
     return _price(table, x, 0.0, 0.0, False, table.weight)[0]
 
 
-@njit(cache=True)
+@borrowing
 def experts_seconds(table: StepTable, tokens: float, touched: float) -> float:
     """Measured time of the routed experts of all layers in a step; 0 where they are not measured by experts touched."""
     total_s = 0.0
@@ -400,7 +398,7 @@ def experts_seconds(table: StepTable, tokens: float, touched: float) -> float:
     return total_s
 
 
-@njit(cache=True)
+@borrowing
 def is_beyond_measured(experts: ExpertTable, expert_rows: float, distinct_experts: float) -> bool:
     """Whether the nearest node of the table is extrapolated."""
     i, a = _place(experts.rows, expert_rows)
@@ -412,13 +410,13 @@ def is_beyond_measured(experts: ExpertTable, expert_rows: float, distinct_expert
 # --- measured attention -----------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@borrowing
 def chunk_seconds(attention: AttentionTable, chunk: float, prefix: float) -> float:
     """One layer's attention of one prefill chunk after a prefix, alone in its call."""
     return _bilinear(attention.chunk, attention.prefix, attention.prefill, chunk, prefix)
 
 
-@inner
+@inner_borrowing
 def decode_seconds(attention: AttentionTable, decodes: int, context: int) -> float:
     """What one of `decodes` decodes adds: the time of decodes with equal contexts, shared out; with unequal ones each
     adds what it would add among its like."""
@@ -426,7 +424,7 @@ def decode_seconds(attention: AttentionTable, decodes: int, context: int) -> flo
     return attention.decode_at_0[decodes, i] + attention.decode_slope[decodes, i] * context
 
 
-@njit(cache=True)
+@borrowing
 def extra_seconds(
     attention: AttentionTable, chunk: float, prefix: float, decodes: float, context: float
 ) -> float:
@@ -439,7 +437,7 @@ def extra_seconds(
     )  # fmt: skip
 
 
-@njit(cache=True)
+@borrowing
 def tail_seconds(
     attention: AttentionTable, chunk: float, decodes: float, context: float, longest: float
 ) -> float:

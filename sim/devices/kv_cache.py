@@ -18,10 +18,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 
 NONE = -1
 """No block, no slot, no content."""
@@ -124,14 +123,14 @@ def new_kv_cache(
     )
 
 
-@njit(cache=True)
+@borrowing
 def blocks_for(cache: KVCache, num_tokens: int) -> int:
     """ceil(num_tokens / block_size)."""
     block_size = cache.counts[0].block_size
     return (num_tokens + block_size - 1) // block_size
 
 
-@njit(cache=True)
+@borrowing
 def can_hold(cache: KVCache, request: int, num_tokens: int) -> bool:
     """Whether the request's blocks, with the free ones added to them, hold this many tokens."""
     counts = cache.counts[0]
@@ -139,7 +138,7 @@ def can_hold(cache: KVCache, request: int, num_tokens: int) -> bool:
     return num_tokens <= (cache.holdings[request].num_blocks + counts.num_free) * counts.block_size
 
 
-@njit(cache=True)
+@borrowing
 def hold(cache: KVCache, request: int, num_tokens: int) -> None:
     """Extend the request's table until it holds num_tokens; `can_hold` must be true."""
     counts = cache.counts[0]
@@ -162,14 +161,14 @@ def hold(cache: KVCache, request: int, num_tokens: int) -> None:
         held.num_blocks += 1
 
 
-@inner
+@inner_borrowing
 def _take_slot(cache: KVCache, request: int) -> None:
     counts = cache.counts[0]
     counts.num_free_slots -= 1
     cache.holdings[request].slot = cache.slots[counts.num_free_slots]
 
 
-@inner
+@inner_borrowing
 def _leave_line(counts, blocks, block) -> None:
     before, after = blocks[block].before, blocks[block].after
     if before == NONE:
@@ -183,7 +182,7 @@ def _leave_line(counts, blocks, block) -> None:
     counts.num_free -= 1
 
 
-@inner
+@inner_borrowing
 def _join_line(counts, blocks, block) -> None:
     last = counts.last_free
     blocks[block].before = last
@@ -196,7 +195,7 @@ def _join_line(counts, blocks, block) -> None:
     counts.num_free += 1
 
 
-@njit(cache=True)
+@borrowing
 def release(cache: KVCache, request: int, keeps_table: bool = False) -> None:
     """Let go of every block of the request, its last one first, so that the beginning stays longest.
 
@@ -224,7 +223,7 @@ def release(cache: KVCache, request: int, keeps_table: bool = False) -> None:
 # --- host memory ------------------------------------------------------------------------------------------------------
 
 
-@inner
+@inner_borrowing
 def swap_out(cache: KVCache, request: int, num_tokens: int) -> int:
     """Move what the request's blocks hold of num_tokens to the host; returns the blocks copied, 0 where the host has no
     room and nothing happened."""
@@ -238,7 +237,7 @@ def swap_out(cache: KVCache, request: int, num_tokens: int) -> int:
     return num_blocks
 
 
-@inner
+@inner_borrowing
 def leave_host(cache: KVCache, request: int) -> int:
     """Give back the request's room in host memory; returns the blocks it had there."""
     held = cache.holdings[request]
@@ -251,13 +250,13 @@ def leave_host(cache: KVCache, request: int) -> int:
 # --- content ----------------------------------------------------------------------------------------------------------
 
 
-@inner
+@inner_borrowing
 def _own_content(request: int, i: int) -> int:
     """Of a block that no other request shares; below NONE."""
     return -2 - ((request << 24) | i)
 
 
-@inner
+@inner_borrowing
 def _found(cache: KVCache, request: int, i: int) -> int:
     """The block with the content of the request's i-th block, or NONE."""
     start = cache.contents.start[request]
@@ -270,7 +269,7 @@ def _found(cache: KVCache, request: int, i: int) -> int:
     return block if cache.blocks[block].content == _own_content(request, i) else NONE
 
 
-@njit(cache=True)
+@borrowing
 def num_shared(cache: KVCache, request: int, num_tokens: int) -> tuple[int, int]:
     """(leading full blocks of num_tokens - 1 tokens whose content is there, how many of them are free).
 
@@ -291,7 +290,7 @@ def num_shared(cache: KVCache, request: int, num_tokens: int) -> tuple[int, int]
     return num, num_idle
 
 
-@njit(cache=True)
+@borrowing
 def share(cache: KVCache, request: int, num_blocks: int) -> None:
     """Let the request hold the blocks that `num_shared` found, and forget what else its table had."""
     counts = cache.counts[0]
@@ -309,7 +308,7 @@ def share(cache: KVCache, request: int, num_blocks: int) -> None:
     held.num_known = num_blocks
 
 
-@njit(cache=True)
+@borrowing
 def note_contents(cache: KVCache, request: int, num_tokens: int) -> None:
     """Note the content of the request's blocks that num_tokens known tokens fill, so that it is found."""
     counts = cache.counts[0]
@@ -330,7 +329,7 @@ def note_contents(cache: KVCache, request: int, num_tokens: int) -> None:
         held.num_known += 1
 
 
-@inner
+@inner_borrowing
 def forget_contents(cache: KVCache, request: int, num_tokens: int) -> None:
     """Take back what was noted of the request's blocks beyond those that num_tokens fill: they are not computed."""
     held = cache.holdings[request]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import counting, inner_borrowing
 from models.cost.step import StepTable, experts_seconds, is_beyond_measured
 from models.touched import expected_touched
 from sim.serving.state import EngineState
 
 
-@njit(cache=True)
+@counting
 def touched_experts(
     state: EngineState, table: StepTable, batch: NDArray[Any], size: int, num_padding: int
 ) -> float:
@@ -28,7 +27,7 @@ def touched_experts(
     return expected_touched(table.mix, tokens)
 
 
-@inner
+@inner_borrowing
 def tally_experts(state: EngineState, table: StepTable, tokens: int, touched: float, num_steps: int) -> None:
     """Count the time of the experts of so many equal steps, where it is measured by experts touched."""
     if table.experts.rows.size == 0:

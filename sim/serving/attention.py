@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from models.compiled import inner
+from models.compiled import inner_borrowing
 from models.cost.step import AttentionTable, chunk_seconds, decode_seconds, extra_seconds, tail_seconds
 from sim.serving.speculation import query_weight
 from sim.serving.state import EngineState
 
 
-@inner(inline="always")
+@inner_borrowing(inline="always")
 def attention_of(
     state: EngineState, attention: AttentionTable, decodes: int, decode_context: float
 ) -> tuple[float, float, bool]:
@@ -53,7 +53,7 @@ def attention_of(
     return prefill_s, decode_s, is_outside
 
 
-@inner
+@inner_borrowing
 def tally(
     state: EngineState, tokens: int, sequences: int, prefill_s: float, decode_s: float, is_outside: bool
 ) -> None:

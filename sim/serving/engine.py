@@ -8,9 +8,7 @@ Nothing here knows SimPy: the engine is a core that is advanced to a time.
 
 from __future__ import annotations
 
-from numba import njit
-
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts, tail_seconds
 from sim.devices.kv_cache import hold, leave_host, note_contents, release
 from sim.serving.adapter_experts import tally_experts, touched_experts
@@ -30,7 +28,7 @@ NOTHING = 2
 finished, and not before, however often the engine is stopped on the way."""
 
 
-@inner
+@inner_borrowing
 def clear_batch(counts) -> None:
     """Begin a batch."""
     counts.batch_size = 0
@@ -43,7 +41,7 @@ def clear_batch(counts) -> None:
     counts.drafts = 0
 
 
-@njit(cache=True)
+@borrowing
 def form_batch(state: EngineState, policy) -> None:
     """Let the policy fill the batch, with what it sees now."""
     counts = state.counts[0]
@@ -59,7 +57,7 @@ def form_batch(state: EngineState, policy) -> None:
     counts.is_steady = is_steady and counts.num_spec_tokens == 0
 
 
-@inner
+@inner_borrowing
 def graph_tokens(num_tokens: int, largest: int) -> int:
     """Tokens that the operators of so many compute: up to `largest` the next size of a recorded graph.
 
@@ -73,7 +71,7 @@ def graph_tokens(num_tokens: int, largest: int) -> int:
     return min((num_tokens + step - 1) // step * step, largest)
 
 
-@njit(cache=True)
+@borrowing
 def price_batch(state: EngineState, table: StepTable) -> None:
     """Find out what the batch just formed takes."""
     counts = state.counts[0]
@@ -110,7 +108,7 @@ def price_batch(state: EngineState, table: StepTable) -> None:
     formed.communication_s = communication_s
 
 
-@inner
+@inner_borrowing
 def draft_seconds(state: EngineState, table: StepTable, step_s: float, decode_s: float, touched: float) -> float:
     """Time of drafting after a step of step_s: draft_s where any sequence is to go on, and the passes of a draft model.
 
@@ -134,7 +132,7 @@ def draft_seconds(state: EngineState, table: StepTable, step_s: float, decode_s:
     return seconds
 
 
-@inner
+@inner_borrowing
 def copy_seconds(state: EngineState) -> float:
     """Time of the copies between device and host that the step in the making waits for, which are then decided no
     more."""
@@ -145,7 +143,7 @@ def copy_seconds(state: EngineState) -> float:
     return seconds
 
 
-@njit(cache=True)
+@borrowing
 def launch_batch(state: EngineState) -> None:
     """Put the batch in flight, now: it takes max(accelerator, host)."""
     counts = state.counts[0]
@@ -167,7 +165,7 @@ def launch_batch(state: EngineState) -> None:
         enter_marked(counts, state.requests, state.splits)
 
 
-@inner
+@inner_borrowing
 def record_step(state: EngineState, num_kv_blocks: int) -> None:
     """Count the step in flight, and keep its row if there is room for one."""
     counts, flight = state.counts[0], state.flight[0]
@@ -187,7 +185,7 @@ def record_step(state: EngineState, num_kv_blocks: int) -> None:
         counts.num_recorded += 1
 
 
-@njit(cache=True)
+@borrowing
 def complete_step(state: EngineState) -> None:
     """Finish the step in flight: each sequence whose known tokens were all in it has one more token, and as many as its
     drafts hold."""
@@ -223,7 +221,7 @@ def complete_step(state: EngineState) -> None:
     counts.now_s = finish_s
 
 
-@inner
+@inner_borrowing
 def _end_recomputing(state: EngineState) -> None:
     """The step in flight has finished: who has computed again in it all that was lost goes on."""
     counts, flight = state.counts[0], state.flight[0]
@@ -235,7 +233,7 @@ def _end_recomputing(state: EngineState) -> None:
             enter(counts, requests, splits, entry.request, PREFILLING, flight.finish_s)
 
 
-@inner
+@inner_borrowing
 def retire(state: EngineState, finish_s: float, num_finished: int) -> None:
     """Take the num_finished who have all their tokens from the running list, which keeps its order.
 
@@ -266,7 +264,7 @@ def retire(state: EngineState, finish_s: float, num_finished: int) -> None:
         place += 1
 
 
-@inner
+@inner_borrowing
 def _end(state: EngineState, request: int, finish_s: float) -> None:
     row = state.requests[request]
     row.finished_s = finish_s
@@ -280,7 +278,7 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
         leave_host(state.kv, request)
 
 
-@inner
+@inner_borrowing
 def _decodes_from(
     state: EngineState, attention: AttentionTable, num_steps: int
 ) -> tuple[float, float, int, bool, int]:
@@ -303,7 +301,7 @@ def _decodes_from(
     return decode_s, slope_s, num_steps + steps_on, longest > attention.decode_limit[size], longest - num_steps
 
 
-@inner
+@inner_borrowing
 def _end_first_stages(state: EngineState) -> None:
     """After the first step of a leap: a prompt of one token, or the last token computed again."""
     counts, flight = state.counts[0], state.flight[0]
@@ -315,7 +313,7 @@ def _end_first_stages(state: EngineState) -> None:
             enter(counts, requests, splits, in_flight[i].request, DECODING, flight.finish_s)
 
 
-@inner
+@inner_borrowing
 def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = False) -> int:
     """Run the steady batch in flight again and again, until something may change; returns the steps finished.
 
@@ -424,7 +422,7 @@ def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = 
     return num_steps
 
 
-@njit(cache=True)
+@borrowing
 def advance(
     state: EngineState, policy, table: StepTable, until_s: float, max_steps: int, max_rows: int
 ) -> int:

@@ -8,15 +8,15 @@ goes to the earliest, and advances only that engine.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from models.compiled import borrowing
 from models.cost.step import StepTable
 from sim.serving.engine import leap
 from sim.serving.state import EngineState
 from sim.serving.verbs import next_arrival_s, num_waiting
 
 
-@njit(cache=True)
+@borrowing
 def next_end_s(state: EngineState, table: StepTable) -> float:
     """A moment before which no request of this engine ends, unless one is submitted or taken away until then; infinity
     where there is none to end.

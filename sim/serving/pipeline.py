@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from models.cost.step import IS_COMMUNICATION, StepTable, operator_seconds
 from sim.serving.attention import attention_of, tally
 from sim.serving.engine import PAUSED, REACHED, ROWS_FULL, STALLED, clear_batch, complete_step, graph_tokens
@@ -76,7 +75,7 @@ def new_pipeline_state(
     )  # fmt: skip
 
 
-@inner
+@inner_borrowing
 def _is_held(state: EngineState, pipeline: PipelineState) -> bool:
     """Whether anything is in flight of a request that has given way meanwhile. Until it is back nobody is admitted:
     the request would be computed twice at once, and is the first in line."""
@@ -94,7 +93,7 @@ def _is_held(state: EngineState, pipeline: PipelineState) -> bool:
     return False
 
 
-@inner
+@inner_borrowing
 def form_micro_batch(state: EngineState, pipeline: PipelineState, policy) -> None:
     """Let the policy fill the batch with what is not in flight."""
     counts = state.counts[0]
@@ -116,7 +115,7 @@ def form_micro_batch(state: EngineState, pipeline: PipelineState, policy) -> Non
         requests[batch[i].request].num_in_flight = 0
 
 
-@inner
+@inner_borrowing
 def price_stages(state: EngineState, pipeline: PipelineState, table: StepTable) -> None:
     """Find out what the batch just formed takes on each stage, and between them."""
     counts = state.counts[0]
@@ -160,7 +159,7 @@ def price_stages(state: EngineState, pipeline: PipelineState, table: StepTable) 
     formed.communication_s = communication_s
 
 
-@inner
+@inner_borrowing
 def launch_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     """Put the batch just priced behind those in flight, now."""
     counts, formed, queue = state.counts[0], state.flight[1], pipeline.queue[0]
@@ -182,7 +181,7 @@ def launch_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
         enter_marked(counts, state.requests, state.splits)
 
 
-@njit(cache=True)
+@borrowing
 def begin_micro_batch(state: EngineState, pipeline: PipelineState, policy, table: StepTable) -> bool:
     """Form a batch, price and launch it, now; False where there is nothing to schedule. One call, because each one from
     Python hands over all arrays."""
@@ -194,7 +193,7 @@ def begin_micro_batch(state: EngineState, pipeline: PipelineState, policy, table
     return True
 
 
-@inner
+@inner_borrowing
 def _run_through(state: EngineState, pipeline: PipelineState) -> None:
     """The newest batch's way: a stage begins it when it has done the one before and the activations have come. It then
     takes max(accelerators, host), for each stage has a host process of its own."""
@@ -209,7 +208,7 @@ def _run_through(state: EngineState, pipeline: PipelineState) -> None:
     pipeline.flights[slot].finish_s = ready_s
 
 
-@njit(cache=True)
+@borrowing
 def complete_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     """The oldest batch is back, at its finish_s.
 
@@ -250,7 +249,7 @@ def complete_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     queue.is_blocked = 0
 
 
-@njit(cache=True)
+@borrowing
 def advance_pipeline(
     state: EngineState, pipeline: PipelineState, policy, table: StepTable, until_s: float, max_steps: int, max_rows: int
 ) -> int:
@@ -281,7 +280,7 @@ def advance_pipeline(
     return PAUSED
 
 
-@njit(cache=True)
+@borrowing
 def next_pipeline_end_s(state: EngineState, pipeline: PipelineState) -> float:
     """As `sim.serving.lookahead.next_end_s`: batches are back in order, so that none ends before the oldest is."""
     counts, queue = state.counts[0], pipeline.queue[0]
@@ -299,7 +298,7 @@ def next_pipeline_end_s(state: EngineState, pipeline: PipelineState) -> float:
     return np.nextafter(flight.finish_s, np.inf)
 
 
-@njit(cache=True)
+@borrowing
 def forget_parts(pipeline: PipelineState, request: int) -> None:
     """The request has been taken away: what is in flight of it is computed for nobody."""
     queue, entries = pipeline.queue[0], pipeline.entries

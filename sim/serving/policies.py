@@ -19,9 +19,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from numba import cfunc, types
+from numba import types
 
-from models.compiled import inner
+from models.compiled import borrowing_cfunc, inner_borrowing
 from sim.serving.preemption import make_room, make_room_in_order
 from sim.serving.state import STATE_TYPE, EngineState
 from sim.serving.verbs import (
@@ -40,7 +40,7 @@ from sim.serving.waiting_line import bring_shortest, order_line
 BatchingPolicy = Callable[[EngineState], bool]
 
 
-@inner
+@inner_borrowing
 def _decode_all(state: EngineState) -> bool:
     """One decode of each running request, which has its blocks; whether it is all of them."""
     counts = state.counts[0]
@@ -93,7 +93,7 @@ def prefill_first(state: EngineState) -> bool:
     return is_steady
 
 
-@inner
+@inner_borrowing
 def _running_first(state: EngineState, budget: int) -> tuple[int, bool]:
     """(what is left of the budget, whether each running request got one decode) after the running requests, in order
     of admission, decodes and partly done prompts alike; a prompt is cut where the budget ends."""
@@ -120,7 +120,7 @@ def _running_first(state: EngineState, budget: int) -> tuple[int, bool]:
     return budget, is_steady and position == counts.num_running
 
 
-@inner
+@inner_borrowing
 def _join(state: EngineState, budget: int) -> int:
     """Admit the first in line, with as much of its prompt as the budget allows; returns the tokens scheduled."""
     request = admit(state)
@@ -171,7 +171,7 @@ def shortest_first(state: EngineState) -> bool:
     return is_steady
 
 
-@inner
+@inner_borrowing
 def _running_in_order(state: EngineState) -> bool:
     """As `_running_first`, but who comes last by precedence gives way, also who is in the batch already."""
     counts = state.counts[0]
@@ -239,7 +239,7 @@ def batchllm(state: EngineState) -> bool:
     return is_steady
 
 
-@inner
+@inner_borrowing
 def _whole_prompts(state: EngineState) -> None:
     """Admit in order of arrival whoever can run to the end, with the whole prompt, while the step's tokens stay within
     max_num_batched_tokens; one that is longer goes with nobody else's prompt."""
@@ -306,4 +306,4 @@ def compiled_policy(name: str) -> Any:
 
     A C function and not a jitted one, because the compiled engine is then kept on disk once for all policies.
     """
-    return cfunc(types.boolean(STATE_TYPE), cache=True)(BATCHING_POLICIES[name])
+    return borrowing_cfunc(types.boolean(STATE_TYPE))(BATCHING_POLICIES[name])

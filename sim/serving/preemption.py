@@ -11,9 +11,7 @@ Where the host is full vLLM ends the run; here the victim is computed again.
 
 from __future__ import annotations
 
-from numba import njit
-
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import can_hold, release, swap_out
 from sim.serving.speculation import slots_ahead
 from sim.serving.state import EngineState
@@ -22,7 +20,7 @@ from sim.serving.verbs import unschedule
 from sim.serving.waiting_line import comes_before, sink_head
 
 
-@inner
+@inner_borrowing
 def _give_up(state: EngineState, request: int) -> None:
     """Take the blocks of a request that has left the running list, and put it at the head of the waiting line."""
     counts = state.counts[0]
@@ -44,7 +42,7 @@ def _give_up(state: EngineState, request: int) -> None:
     state.waiting[counts.head & (state.waiting.size - 1)] = request
 
 
-@njit(cache=True)
+@borrowing
 def make_room(state: EngineState, position: int, num_tokens: int) -> bool:
     """Preempt from the tail of the running list until the request at `position` can take num_tokens more.
 
@@ -62,7 +60,7 @@ def make_room(state: EngineState, position: int, num_tokens: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@borrowing
 def make_room_in_order(state: EngineState, position: int, num_tokens: int) -> int:
     """Preempt whoever runs and comes last by precedence until the request at `position` can take num_tokens more.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import NONE, leave_host, release
 from sim.serving.state import EngineState
 from sim.serving.time_split import forget
 
 
-@njit(cache=True)
+@borrowing
 def take_away(state: EngineState, request: int) -> int:
     """Forget a request that was submitted and has not ended: its blocks are free at once, its tokens are lost.
 
@@ -52,7 +51,7 @@ def take_away(state: EngineState, request: int) -> int:
     return num_lost
 
 
-@inner
+@inner_borrowing
 def _leave(state: EngineState, request: int) -> None:
     """Take it out of the running list or of the line, which keep their order."""
     counts = state.counts[0]

@@ -19,9 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from sim.serving.token_routing import token_key
 
 
@@ -54,27 +53,27 @@ class Speculation:
         return self.num_tokens + self.num_lookahead
 
 
-@njit(cache=True)
+@borrowing
 def is_accepted(seed: int, acceptance: float, request: int, position: int) -> bool:
     """Whether the draft of a request's output token number `position` is taken."""
     key = token_key(np.uint64(seed), request, position)
     return float(key >> np.uint64(11)) * 2.0**-53 < acceptance
 
 
-@inner
+@inner_borrowing
 def query_weight(counts, num_queries: int) -> float:
     """Time of the attention of several queries over one context, read once, in times of that of one query:
     max(n · arithmetic, bytes)."""
     return max(num_queries * counts.flop_share, counts.byte_share)
 
 
-@inner
+@inner_borrowing
 def slots_ahead(counts, row) -> int:
     """Slots beyond the tokens of a request's next step that have to be there."""
     return counts.num_lookahead if row.num_drafts > 0 else 0
 
 
-@inner
+@inner_borrowing
 def verify(counts, row, request: int, num_drafts: int) -> int:
     """Take the drafts that hold, and give back the places of the others; returns the tokens that the step brought, none
     beyond the last."""

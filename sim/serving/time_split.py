@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import inner_borrowing
 
 QUEUED, PREFILLING, DECODING, PREEMPTED, RECOMPUTING, TRANSFERRING, ENDED = 0, 1, 2, 3, 4, 5, 6
 """Stages. QUEUED ends when the first step that computes the request starts, which under asynchronous scheduling is
@@ -58,7 +58,7 @@ def new_splits(num_requests: int) -> NDArray[Any]:
     return np.zeros(num_requests, SPLIT)
 
 
-@inner
+@inner_borrowing
 def mark(counts: Any, splits: NDArray[Any], request: int, stage: int) -> None:
     """The request enters `stage` when the batch that is being formed starts."""
     split = splits[request]
@@ -68,7 +68,7 @@ def mark(counts: Any, splits: NDArray[Any], request: int, stage: int) -> None:
     split.next_stage = stage
 
 
-@inner
+@inner_borrowing
 def forget(counts: Any, splits: NDArray[Any], request: int) -> None:
     """The request leaves before its end. What it has lived through here is lost: if it comes again, all of the time
     since its arrival was queueing."""
@@ -89,7 +89,7 @@ def forget(counts: Any, splits: NDArray[Any], request: int) -> None:
     split.stage = split.next_stage = QUEUED
 
 
-@inner
+@inner_borrowing
 def enter_marked(counts: Any, requests: NDArray[Any], splits: NDArray[Any]) -> None:
     """A batch starts: whoever waits for that enters its stage. Who has ended meanwhile stays ended."""
     while counts.first_mark > 0:
@@ -103,7 +103,7 @@ def enter_marked(counts: Any, requests: NDArray[Any], splits: NDArray[Any]) -> N
         enter(counts, requests, splits, request, stage, counts.now_s)
 
 
-@inner
+@inner_borrowing
 def enter(
     counts: Any, requests: NDArray[Any], splits: NDArray[Any], request: int, stage: int, now_s: float
 ) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import (
     blocks_for,
     can_hold,
@@ -21,28 +20,28 @@ from sim.serving.state import EngineState
 from sim.serving.time_split import PREFILLING, RECOMPUTING, mark
 
 
-@njit(cache=True)
+@borrowing
 def num_waiting(state: EngineState) -> int:
     """Requests that have arrived and are not running."""
     counts = state.counts[0]
     return counts.arrived - counts.head
 
 
-@njit(cache=True)
+@borrowing
 def waiting_head(state: EngineState) -> int:
     """The first request in the waiting line; `num_waiting` must be positive."""
     return state.waiting[state.counts[0].head & (state.waiting.size - 1)]
 
 
-@njit(cache=True)
+@borrowing
 def is_on_host(state: EngineState) -> bool:
     """Whether the first in the waiting line, if there is one, has its blocks in host memory."""
     counts = state.counts[0]
-    # Asked in this order, because each array taken out of the state costs two atomic counts.
+    # In this order, because nobody is there where nobody was ever swapped.
     return counts.num_swaps > 0 and counts.arrived > counts.head and state.kv.holdings[waiting_head(state)].num_host > 0
 
 
-@inner(forceinline=True)
+@inner_borrowing(forceinline=True)
 def missing_tokens(row) -> int:
     expected = row.num_generated + row.num_in_flight
     if expected >= row.num_output_tokens:
@@ -50,7 +49,7 @@ def missing_tokens(row) -> int:
     return row.num_prompt_tokens + expected + row.num_drafts - row.num_computed
 
 
-@njit(cache=True)
+@borrowing
 def num_missing(state: EngineState, request: int) -> int:
     """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight, and its drafts.
 
@@ -60,7 +59,7 @@ def num_missing(state: EngineState, request: int) -> int:
     return missing_tokens(state.requests[request])
 
 
-@inner(forceinline=True)
+@inner_borrowing(forceinline=True)
 def _sum_up(counts, row, entry, sign: int) -> None:
     """Add a part to the sums of the batch, or take it out (sign -1)."""
     num_tokens, prefix = sign * entry.num_tokens, entry.prefix
@@ -81,7 +80,7 @@ def _sum_up(counts, row, entry, sign: int) -> None:
         counts.prefill_context += sign * context
 
 
-@njit(cache=True, forceinline=True)
+@borrowing(forceinline=True)
 def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     """Put the request's next tokens into the batch and take the blocks for them; the room must be there.
 
@@ -114,7 +113,7 @@ def schedule(state: EngineState, request: int, num_tokens: int) -> bool:
     return samples == 1 and num_tokens == 1
 
 
-@inner
+@inner_borrowing
 def unschedule(state: EngineState, request: int) -> None:
     """Take the request's part out of the batch, if it has one: as if it had not been scheduled, but for its blocks."""
     counts, batch = state.counts[0], state.batch
@@ -133,13 +132,12 @@ def unschedule(state: EngineState, request: int) -> None:
         return
 
 
-@njit(cache=True)
+@borrowing
 def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
     """Schedule running requests from `position` on, while each is one token that the next one comes of, within the
     budget and the room; returns the first position that is not.
 
-    What `num_missing`, `make_room` and `schedule` would do one by one, for the usual case and with the arrays taken out
-    of the state once: in compiled code each taking out costs two atomic counts.
+    What `num_missing`, `make_room` and `schedule` would do one by one, for the usual case in one loop.
     """
     requests, running, batch, holdings = state.requests, state.running, state.batch, state.kv.holdings
     counts, kv = state.counts[0], state.kv.counts[0]
@@ -173,7 +171,7 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
     return position
 
 
-@njit(cache=True)
+@borrowing
 def can_admit(state: EngineState) -> bool:
     """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached: of one
     in host memory all that it had, and what is missing; of one that comes with blocks, filled elsewhere, the rest."""
@@ -194,7 +192,7 @@ def can_admit(state: EngineState) -> bool:
     return num_blocks - shared + num_idle <= num_free
 
 
-@njit(cache=True)
+@borrowing
 def can_reserve(state: EngineState) -> bool:
     """Whether somebody waits, a slot is free, and blocks are left for the first in line and for all that run, each with
     its whole output: who is admitted then is never preempted.
@@ -207,7 +205,7 @@ def can_reserve(state: EngineState) -> bool:
     return _blocks_to_end(state) <= state.kv.counts[0].num_free
 
 
-@njit(cache=True)
+@borrowing
 def can_reserve_rest(state: EngineState) -> bool:
     """As `can_reserve`, but of the first in line what others hold already counts as there."""
     counts = state.counts[0]
@@ -221,7 +219,7 @@ def can_reserve_rest(state: EngineState) -> bool:
     return needed - shared + num_idle <= num_free
 
 
-@inner
+@inner_borrowing
 def _blocks_to_end(state: EngineState) -> int:
     """Blocks that all who run, and the first in line, lack to the end of their outputs."""
     counts = state.counts[0]
@@ -234,7 +232,7 @@ def _blocks_to_end(state: EngineState) -> int:
     return needed
 
 
-@njit(cache=True)
+@borrowing
 def admit(state: EngineState) -> int:
     """Move the first in line to the end of the running list, with what the cache, or the host, has of it; returns
     it."""
@@ -260,7 +258,7 @@ def admit(state: EngineState) -> int:
     return request
 
 
-@inner
+@inner_borrowing
 def take_arrivals(state: EngineState) -> None:
     """Let those who have arrived by now join the waiting line."""
     counts = state.counts[0]
@@ -272,7 +270,7 @@ def take_arrivals(state: EngineState) -> None:
         counts.arrived += 1
 
 
-@inner
+@inner_borrowing
 def next_arrival_s(state: EngineState) -> float:
     """Time of the next arrival that is known, infinity when there is none."""
     counts = state.counts[0]
@@ -286,8 +284,8 @@ def submit(state: EngineState, request: int) -> EngineState:
 
     Returns the state, with a longer ring where it was full.
     """
-    counts = state.counts[0]
-    head, submitted = counts["head"].item(), counts["submitted"].item()
+    counts = state.counts
+    head, submitted = int(counts["head"][0]), int(counts["submitted"][0])
     # Preempted requests come back to the head, so that many places stay free.
     if submitted - head + len(state.running) >= len(state.waiting):
         entries = np.arange(head, submitted)

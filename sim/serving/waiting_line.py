@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
 from numpy.typing import NDArray
 
-from models.compiled import inner
+from models.compiled import borrowing, inner_borrowing
 from sim.serving.state import EngineState
 from sim.serving.verbs import missing_tokens
 
 
-@inner
+@inner_borrowing
 def comes_before(requests: NDArray[Any], a: int, b: int) -> bool:
     """By precedence, then arrival, then number."""
     first, second = requests[a], requests[b]
@@ -23,7 +22,7 @@ def comes_before(requests: NDArray[Any], a: int, b: int) -> bool:
     return a < b
 
 
-@inner
+@inner_borrowing
 def sink_head(state: EngineState) -> None:
     """Let the head of the line go back to its place in an ordered line."""
     counts, waiting, requests = state.counts[0], state.waiting, state.requests
@@ -36,7 +35,7 @@ def sink_head(state: EngineState) -> None:
     waiting[place & mask] = request
 
 
-@njit(cache=True)
+@borrowing
 def order_line(state: EngineState) -> None:
     """Bring those who arrived since the last call to their places by precedence, then arrival."""
     counts, waiting, requests = state.counts[0], state.waiting, state.requests
@@ -51,7 +50,7 @@ def order_line(state: EngineState) -> None:
     counts.num_ordered = counts.arrived
 
 
-@njit(cache=True)
+@borrowing
 def bring_shortest(state: EngineState) -> None:
     """Move to the head of the line the one with the fewest known tokens, cached ones included, the first of several.
 

@@ -35,6 +35,8 @@ def simulate(scenario: Scenario, seed: int, label: str, report: Report | None = 
     sim = build.build(scenario, seed)
     if report is not None:
         sim.clock.on_pause = _reporter(sim, report)
+    if scenario.max_time_s is not None:
+        sim.clock.cut_s = scenario.max_time_s
     sim.faults.start()
     foreground = [w for w in sim.workloads if not w.is_background]
     done = [w.start() for w in foreground]

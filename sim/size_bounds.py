@@ -24,7 +24,7 @@ Float64 = NDArray[np.float64]
 KNOWN = {
     "kind", "name", "model", "precision", "replicas", "parallelism", "ranks", "batching", "kv", "router", "arrivals",
     "lengths", "trace", "num_requests", "duration_s", "host_time_s", "experts", "tenants", "targets", "start_s",
-    "jitter_s",
+    "jitter_s", "stop",
 }  # fmt: skip
 KNOWN_BATCHING = {"policy", "max_num_seqs", "max_num_batched_tokens", "async_scheduling", "cuda_graphs"}
 """Keys with which the closed forms hold; whatever else a scenario sets is simulated only."""

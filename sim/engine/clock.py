@@ -48,6 +48,8 @@ class Clock(Environment):
         self._core: Core | None = None
         self._num_steps = 0
         self.on_pause: Callable[[], None] | None = None
+        self.cut_s = float("inf")
+        """When the run ends at the latest, if that is known: who runs ahead of the clock waits for it there."""
 
     def attach(self, core: Core) -> None:
         if self._core is not None:

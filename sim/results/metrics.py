@@ -86,6 +86,7 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "spec_decode_draft_tokens": ("tokens drafted", "count", None, ""),
     "spec_decode_accepted_tokens": ("drafted tokens accepted", "count", None, ""),
     "spec_decode_acceptance_length": ("tokens per step of a sequence with drafts", "count", "higher", ""),
+    "discarded_tokens": ("tokens computed for requests that had ended", "count", "lower", ""),
     "num_swapped": ("preemptions to host memory", "count", "lower", ""),
     "timed_out": ("requests timed out", "count", "lower", ""),
     "num_retries": ("attempts after the first", "count", "lower", ""),

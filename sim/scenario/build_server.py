@@ -276,6 +276,7 @@ class Server(ServedRequests):
             w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
             is_async=w.batching.is_async and w.parallelism.pipeline == 1, is_caching=w.kv.prefix_caching,
             max_graph_tokens=w.batching.max_graph_tokens, num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
+            ends_unforeseen=w.stop == "eos",
         )  # fmt: skip
 
     @property

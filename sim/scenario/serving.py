@@ -151,6 +151,10 @@ class Serving(Workload):
     lengths: Lengths | None = Field(
         default=None, description="token counts; needed unless a trace gives them"
     )
+    stop: Literal["length", "eos"] = Field(
+        default="length", description="what ends an output: a number of tokens that the request names, as in vllm "
+        "bench serve, or a token that the model says (eos); an asynchronous engine then computes one token too many",
+    )  # fmt: skip
     sessions: Sessions | None = Field(default=None, description="conversations instead of single requests")
     trace: Trace | None = Field(default=None, description="requests from a file")
     num_requests: Count | None = Field(default=None, description="stop arrivals after so many")

@@ -73,6 +73,7 @@ class PrefillReplica(FabricReplica):
     ) -> None:  # fmt: skip
         for engine in engines:
             engine.state.counts["keeps_blocks"] = 1
+            engine.state.counts["ends_unforeseen"] = 0  # it is asked for one token
         self.prompts = prompts
         self.num_kept = 0
         """Prompts that are done and still have their blocks."""

@@ -217,8 +217,26 @@ def complete_step(state: EngineState) -> None:
         _end_recomputing(state)
     if num_finished > 0:
         retire(state, finish_s, num_finished)
+        if counts.ends_unforeseen:
+            _discard_ended(state)
     flight.batch_size = 0
     counts.now_s = finish_s
+
+
+@inner_borrowing
+def _discard_ended(state: EngineState) -> None:
+    """Who has just ended may be in the batch that was formed meanwhile: that part is computed for nobody, as vLLM skips
+    what comes back for requests that it has finished (v1/core/sched/scheduler.py, update_from_output)."""
+    counts = state.counts[0]
+    batch, requests = state.batch, state.requests
+    for i in range(counts.batch_size):
+        row = requests[batch[i].request]
+        if row.outcome == COMPLETED:
+            counts.num_discarded += batch[i].num_tokens
+            batch[i].samples = 0
+            row.num_in_flight = 0
+            # The batch is not the one that its successors would be.
+            counts.is_steady = 0
 
 
 @inner_borrowing

@@ -16,7 +16,8 @@ Float64 = NDArray[np.float64]
 def as_of(requests: NDArray[Any], token_time_s: Float64, now_s: float) -> tuple[NDArray[Any], Float64]:
     """Requests and token times as they stood at now_s, for an engine that has run ahead of the clock.
 
-    Preemptions after now_s are still counted.
+    Preemptions after now_s are still counted: of a run that was interrupted, for one that was to be cut at that moment
+    has not run ahead of it (`Clock.cut_s`).
     """
     latest = np.nanmax(token_time_s, initial=-np.inf) if len(token_time_s) else -np.inf
     if latest <= now_s and not (requests["scheduled_s"] > now_s).any():

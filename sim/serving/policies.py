@@ -299,6 +299,9 @@ BATCHING_POLICIES: dict[str, BatchingPolicy] = {
     "static": static,
 }
 
+RESERVING = ("batchllm", "orca", "static")
+"""Policies that admit nobody without blocks for the whole output."""
+
 
 @cache
 def compiled_policy(name: str) -> Any:

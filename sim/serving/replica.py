@@ -20,7 +20,7 @@ from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
 from sim.engine.clock import Clock
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance
 from sim.serving.lookahead import next_end_s
-from sim.serving.policies import compiled_policy
+from sim.serving.policies import RESERVING, compiled_policy
 from sim.serving.removal import lose_memory, take_away
 from sim.serving.request import FAILED, UNFINISHED
 from sim.serving.speculation import Speculation
@@ -50,6 +50,7 @@ class EngineLimits:
     max_step_rows            recorded steps; later ones are counted only. 0 records none
     tally_tokens             the most tokens of a step where steps are counted by tokens; -1: they are not
     is_async                 a step is scheduled while the one before runs
+    ends_unforeseen          requests end by a token that ends them, and not by a limit that the scheduler knows
     is_caching               full blocks are found again by their content
     max_graph_tokens         batches up to here run as recorded graphs, padded to their sizes
     num_host_blocks          room in host memory for blocks of preempted requests; 0: they are computed again
@@ -68,6 +69,7 @@ class EngineLimits:
     max_step_rows: int = MAX_STEP_ROWS
     tally_tokens: int = -1
     is_async: bool = False
+    ends_unforeseen: bool = False
     is_caching: bool = False
     max_graph_tokens: int = 0
     num_host_blocks: int = 0
@@ -79,11 +81,14 @@ def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
     """For each request why an engine with these limits refuses it, or None.
 
     Refused is what could never finish: keys and values of prompt and output, all but the last token, and of drafts do
-    not fit into an empty cache, or the context is longer than the model's. A real server that is told no output
-    limit would notice the former only after having generated most of it.
+    not fit into an empty cache (of the last token too, where blocks are reserved for one that is computed in vain), or
+    the context is longer than the model's. A real server that is told no output limit would notice the former only
+    after having generated most of it.
     """
     context = requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]
     more = 0 if limits.speculation is None else limits.speculation.num_slots
+    if limits.ends_unforeseen and limits.is_async and limits.policy in RESERVING:
+        more = 1
     is_large = context - 1 + more > limits.num_blocks * limits.block_size
     most = np.inf if limits.max_context_tokens is None else limits.max_context_tokens
     reasons = np.full(len(requests), None, dtype=object)
@@ -128,6 +133,7 @@ class Engine:
             num_step_rows=min(1 << 14, limits.max_step_rows),
             max_tokens=limits.tally_tokens,
             is_async=limits.is_async,
+            ends_unforeseen=limits.ends_unforeseen,
             contents=contents,
             is_caching=limits.is_caching,
             max_graph_tokens=limits.max_graph_tokens,
@@ -208,6 +214,11 @@ class Engine:
     def steps(self) -> NDArray[Any]:
         """The recorded steps so far."""
         return self.state.steps[: self.state.counts["num_recorded"][0]]
+
+    @property
+    def now_s(self) -> float:
+        """Where the engine stands."""
+        return float(self.state.counts["now_s"][0])
 
     def count(self, name: str) -> int:
         """One of the integer COUNTS."""
@@ -294,13 +305,16 @@ class LocalReplica:
     def drain(self) -> Generator[Event, None, None]:
         """Run until everything submitted has ended; a process.
 
-        The engine runs ahead of the clock by at most STEPS_PER_ADVANCE steps, so whoever records at an
-        earlier time leaves out what lies after it.
+        The engine runs ahead of the clock by at most STEPS_PER_ADVANCE steps, and not beyond the moment at which the
+        run is to be cut: what it has counted then is what had happened. Whoever records earlier, because the run was
+        interrupted, leaves out what lies after it.
         """
+        clock = self.clock
         while self.engine.num_outstanding > 0:
-            self._advance(np.inf)
-            reached = self.clock.event()
-            self.clock.succeed_at(reached, max(self.clock.now, float(self.engine.state.counts["now_s"][0])))
+            reached = clock.event()
+            # An engine that is stopped by the cut, with something left to do, is never done.
+            if self._advance(clock.cut_s) == PAUSED or self.engine.num_outstanding == 0:
+                clock.succeed_at(reached, max(clock.now, self.engine.now_s))
             yield reached
 
     def _advance(self, until_s: float) -> int:

@@ -67,9 +67,11 @@ COUNTS = np.dtype(
         ("blocks_to_copy", "i8"),
         ("num_ordered", "i8"),
         ("num_completed", "i8"),
+        ("num_discarded", "i8"),
         ("first_mark", "i8"),
         ("num_recomputing", "i8"),
         ("is_async", "i8"),
+        ("ends_unforeseen", "i8"),
         ("is_formed", "i8"),
         ("is_steady", "i8"),
         ("keeps_blocks", "i8"),
@@ -99,6 +101,8 @@ batch_size … decode_context    the batch being formed: entries, and the sums t
                            token and its drafts are one decode that reads its context once
 first_mark, num_recomputing    who changes its stage when the next batch starts (`mark`), how many are in RECOMPUTING
 is_async                   a batch is formed when the one before it starts, not when that has finished
+ends_unforeseen            of an asynchronous engine: whose last token is in flight is in the next batch too, because
+                           nobody knows that it is the last; num_discarded    tokens computed in vain for that reason
 is_formed, is_steady       whether the batch waits for its turn, 2 if there is none; whether the policy called it steady
 keeps_blocks               whoever ends keeps its blocks until somebody else frees them
 """
@@ -185,6 +189,7 @@ def new_engine_state(
     num_step_rows: int = 1 << 16,
     max_tokens: int = -1,
     is_async: bool = False,
+    ends_unforeseen: bool = False,
     contents: Contents | None = None,
     is_caching: bool = False,
     max_graph_tokens: int = 0,
@@ -196,8 +201,8 @@ def new_engine_state(
     """An idle engine at time 0.
 
     splits    None: its own
-    is_async, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching, num_host_blocks    as in
-    `new_kv_cache`
+    is_async, ends_unforeseen, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching,
+    num_host_blocks    as in `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
     """
     if max_num_seqs < 1 or max_num_batched_tokens < 1:
@@ -213,6 +218,7 @@ def new_engine_state(
     counts["max_num_batched_tokens"] = max_num_batched_tokens
     counts["max_graph_tokens"] = max_graph_tokens
     counts["is_async"] = is_async
+    counts["ends_unforeseen"] = is_async and ends_unforeseen
     counts["block_copy_s"] = block_copy_s
     counts["byte_share"] = 1.0
     num_slots = 0

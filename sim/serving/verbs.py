@@ -42,9 +42,9 @@ def is_on_host(state: EngineState) -> bool:
 
 
 @inner_borrowing(forceinline=True)
-def missing_tokens(row) -> int:
+def missing_tokens(counts, row) -> int:
     expected = row.num_generated + row.num_in_flight
-    if expected >= row.num_output_tokens:
+    if expected >= row.num_output_tokens and counts.ends_unforeseen == 0:
         return 0
     return row.num_prompt_tokens + expected + row.num_drafts - row.num_computed
 
@@ -54,9 +54,10 @@ def num_missing(state: EngineState, request: int) -> int:
     """Tokens to schedule: the rest of the prompt, or the last token, which may still be in flight, and its drafts.
 
     After a preemption the tokens generated so far count as prompt. 0 where the last output token is in flight: a
-    server that was told how many to generate knows.
+    server that was told how many to generate knows. Where requests end by themselves it does not, and one more is
+    scheduled.
     """
-    return missing_tokens(state.requests[request])
+    return missing_tokens(state.counts[0], state.requests[request])
 
 
 @inner_borrowing(forceinline=True)
@@ -148,7 +149,7 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
         row, held = requests[request], holdings[request]
         known = row.num_prompt_tokens + row.num_generated
         context = row.num_computed + 1
-        if missing_tokens(row) != 1 or context <= row.num_prompt_tokens:
+        if missing_tokens(counts, row) != 1 or context <= row.num_prompt_tokens:
             break
         if held.num_blocks * block_size < context:
             if kv.num_free == 0:
@@ -223,12 +224,14 @@ def can_reserve_rest(state: EngineState) -> bool:
 def _blocks_to_end(state: EngineState) -> int:
     """Blocks that all who run, and the first in line, lack to the end of their outputs."""
     counts = state.counts[0]
+    # The last token has no place, unless one more is computed before it is known to be the last.
+    beyond = 0 if counts.ends_unforeseen else 1
     requests, running, holdings = state.requests, state.running, state.kv.holdings
     row = requests[waiting_head(state)]
-    needed = blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1)
+    needed = blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - beyond)
     for position in range(counts.num_running):
         row, held = requests[running[position]], holdings[running[position]]
-        needed += max(blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - 1) - held.num_blocks, 0)
+        needed += max(blocks_for(state.kv, row.num_prompt_tokens + row.num_output_tokens - beyond) - held.num_blocks, 0)
     return needed
 
 

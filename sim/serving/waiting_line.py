@@ -62,9 +62,11 @@ def bring_shortest(state: EngineState) -> None:
     if counts.arrived == counts.head or requests[waiting[counts.head & mask]].num_preemptions > 0:
         return
     shortest = counts.head
+    fewest = missing_tokens(counts, requests[waiting[shortest & mask]])
     for place in range(counts.head + 1, counts.arrived):
-        if missing_tokens(requests[waiting[place & mask]]) < missing_tokens(requests[waiting[shortest & mask]]):
-            shortest = place
+        num_tokens = missing_tokens(counts, requests[waiting[place & mask]])
+        if num_tokens < fewest:
+            shortest, fewest = place, num_tokens
     request = waiting[shortest & mask]
     for place in range(shortest, counts.head, -1):
         waiting[place & mask] = waiting[(place - 1) & mask]

@@ -124,6 +124,7 @@ class ServingWorkload:
         self.requests["precedence"] = 0 if precedence is None else precedence
         self._is_drafting = limits.speculation is not None
         self._is_swapping = limits.num_host_blocks > 0
+        self._is_discarding = limits.ends_unforeseen
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
         self.tenants = tenants
@@ -273,6 +274,8 @@ class ServingWorkload:
         metrics = serving_metrics(*known)
         if self._is_swapping:
             metrics["num_swapped"] = int(self.requests["num_swaps"].sum())
+        if self._is_discarding:
+            metrics["discarded_tokens"] = sum(engine.count("num_discarded") for engine in self.engines)
         if self._is_drafting:
             metrics |= self._draft_metrics()
         shares = self.time_by_source()

@@ -43,6 +43,8 @@ class PlainRequest:
     """Most tokens computed when it was preempted."""
     recovered: int = 0
     """Tokens computed by steps that have finished since it was last admitted."""
+    ends_unforeseen: bool = False
+    """Its end comes by a token that nobody knows beforehand."""
     parts_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PLAIN_PARTS, 0.0))
 
     @property
@@ -51,7 +53,7 @@ class PlainRequest:
 
     @property
     def missing(self) -> int:
-        if len(self.token_times_s) + self.expected == self.output:
+        if len(self.token_times_s) + self.expected == self.output and not self.ends_unforeseen:
             return 0
         return self.known + self.expected + self.drafts - self.computed
 
@@ -115,10 +117,14 @@ class PlainEngine:
     def __init__(
         self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
         is_caching=False, max_graph_tokens=0, host_blocks=0, block_copy_s=0.0,
-        speculation=None, accepts=None, cancelled=(),
+        speculation=None, accepts=None, cancelled=(), ends_unforeseen=False,
     ):  # fmt: skip
         """cancelled: (when, which request), in order of time"""
         self.to_come = deque(requests)
+        self.discarded = 0
+        self.ends_unforeseen = ends_unforeseen
+        for request in requests:
+            request.ends_unforeseen = ends_unforeseen
         self.cancelled = deque(cancelled)
         self.waiting: deque[PlainRequest] = deque()
         self.running: list[PlainRequest] = []
@@ -153,6 +159,10 @@ class PlainEngine:
                 self.cancel(math.nextafter(flight[2], 0), [*flight[0], *batch])
                 self.finish(*flight)
                 flight = None
+                for part in batch:  # formed when it was not known yet who would end
+                    if len(part.request.token_times_s) == part.request.output:
+                        part.samples = 0
+                        self.discarded += part.num
             if formed is not None:
                 (compute_s, communication_s), prefill_tokens, decodes = formed
                 step_s = max(compute_s + communication_s, self.host_s)
@@ -416,7 +426,8 @@ class PlainEngine:
         return sum(max(self.blocks_to_end(r) - len(r.blocks), 0) for r in self.running)
 
     def blocks_to_end(self, request: PlainRequest) -> int:
-        return -(-(request.prompt + request.output - 1) // self.block_size)
+        one_more = self.is_async and self.ends_unforeseen
+        return -(-(request.prompt + request.output - 1 + one_more) // self.block_size)
 
     def cached(self, request: PlainRequest) -> list[int]:
         """Blocks with the content of the request's leading ones; its last token is always computed."""

@@ -66,6 +66,28 @@ def test_pools_cut_short_split_no_time_that_has_not_passed(tmp_path):
     assert len(result.tables["time_split"]) == metrics["completed"]
 
 
+DEEPSEEK = CLUSTER + changed(SERVING, "llama-3.1-8b", "deepseek-v2-lite")
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        (CLUSTER + SERVING, CHAT + "stop=eos"), (CLUSTER + SERVING, APART), (CLUSTER + SERVING, SESSIONS),
+        (CLUSTER + SERVING, CHAT + "arrivals={kind: closed_loop, concurrency: 3}"),
+        (DEEPSEEK, CHAT + "parallelism={expert: 4}"), (DEEPSEEK, CHAT + "parallelism={expert: 8}"),
+    ],
+)  # fmt: skip
+def test_whoever_serves_computes_one_token_more_where_nobody_foresees_the_end(tmp_path, text, setting):
+    """Once for each request, there being room for all; nothing where the scheduler waits for the step's tokens."""
+    def ended_and_discarded(*settings):
+        result = simulate(loaded(tmp_path, text, setting, CHAT + "stop=eos", *settings).variants[0][1], 1, "run")
+        return [result.metrics[f"serving.chat.{name}"] for name in ("completed", "discarded_tokens")]
+
+    num_ended, num_discarded = ended_and_discarded()
+    assert num_ended == num_discarded >= 10
+    assert ended_and_discarded(CHAT + "batching.async_scheduling=false") == [num_ended, 0]
+
+
 def test_the_decode_pools_router_knows_the_adapter(tmp_path, monkeypatch):
     scenario = loaded(
         tmp_path, CLUSTER + changed(SERVING, "llama-3.1-8b", "deepseek-v2-lite"), APART,

@@ -41,6 +41,16 @@ def test_an_arrival_is_seen_when_a_step_starts_and_runs_in_the_one_after():
     assert tokens_of(asynchronous, 0) == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def test_who_comes_at_the_very_end_of_a_step_is_there_when_the_next_batch_is_formed():
+    """At one instant arrivals come first, as an engine drains its queue before it schedules: into the step that is
+    formed then, which a synchronous engine runs at once and an asynchronous one behind the next. In a leap too."""
+    for num_before in (1, 2, 40):
+        synchronous, asynchronous = both([0.0, float(num_before)], [4, 6], [50, 2])
+        assert synchronous.requests["scheduled_s"][1] == asynchronous.requests["scheduled_s"][1] == num_before
+        assert tokens_of(synchronous, 1) == [num_before + 1.0, num_before + 2.0]
+        assert tokens_of(asynchronous, 1) == [num_before + 2.0, num_before + 3.0]
+
+
 def test_a_slot_freed_by_a_step_is_taken_a_step_later():
     """One of two slots is freed at 2. Step 3 was formed at 1, when it was still taken; without a second request step 3
     would be empty, and nobody would wait for it."""

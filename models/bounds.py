@@ -6,6 +6,7 @@ import math
 
 __all__ = [
     "all_to_all_s",
+    "break_even_bytes_per_s",
     "bus_bytes_per_s",
     "halving_doubling_all_reduce_s",
     "md1_mean_wait_s",
@@ -112,6 +113,21 @@ def md1_mean_wait_s(arrivals_per_s: float, service_s: float) -> float:
     if load >= 1:
         raise ValueError(f"load must be below 1 for a finite wait, got {load:g}")
     return load * service_s / (2 * (1 - load))
+
+
+def break_even_bytes_per_s(kv_bytes_per_token: float, prefill_tokens_per_s: float) -> float:
+    """The rate above which fetching keys and values takes less time than computing them, of one request alone.
+
+    n tokens are computed in n / r and fetched in n b / B, r being the rate of prefill and b the bytes of a token:
+    equal at B = b r. With a latency a: B = b r / (1 - a r / n), and at no rate where a r >= n. Of rates one after the
+    other, disk and host, the inverses add up: 1 / B = 1 / B_disk + 1 / B_host.
+
+    Leaves out: that a server computes for others while it fetches, so that under load fetching pays from below on.
+    Raises ValueError for a value that is not above 0.
+    """
+    if not (kv_bytes_per_token > 0 and prefill_tokens_per_s > 0):
+        raise ValueError(f"both must be above 0, got {kv_bytes_per_token} bytes and {prefill_tokens_per_s} tokens/s")
+    return kv_bytes_per_token * prefill_tokens_per_s
 
 
 def _check(size_bytes: float, num_ranks: int, bytes_per_s: float, latency_s: float) -> None:

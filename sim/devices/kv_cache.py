@@ -257,6 +257,15 @@ def _own_content(request: int, i: int) -> int:
 
 
 @inner_borrowing
+def content_of(cache: KVCache, request: int, i: int) -> int:
+    """What the request's i-th block holds when it is full."""
+    start = cache.contents.start[request]
+    if i < cache.contents.start[request + 1] - start:
+        return cache.contents.number[start + i]
+    return _own_content(request, i)
+
+
+@inner_borrowing
 def _found(cache: KVCache, request: int, i: int) -> int:
     """The block with the content of the request's i-th block, or NONE."""
     start = cache.contents.start[request]

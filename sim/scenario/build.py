@@ -98,6 +98,8 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
             source = "trace" if w.trace is not None else "num_requests" if w.duration_s is None else "duration"
             yield (*at, source), partial(_draw_all, server.arrivals, seeds)
             yield (*at, "kv", "swap_space"), server.swap
+            for number in range(len(w.kv.tiers)):
+                yield (*at, "kv", "tiers", number, "capacity"), partial(server.tier, number)
             yield (*at, "batching", "policy"), partial(server.check_batch, RandomStreams(seeds[0]))
         elif isinstance(w, schema.Poisson):
             yield (*at, "sizes", "file" if w.sizes.law == "file" else "law"), partial(_size_law, w.sizes)

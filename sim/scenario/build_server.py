@@ -24,6 +24,7 @@ from models.pipeline import stage_shares
 from models.rerouting import Rerouting
 from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
+from sim.devices.kv_tiers import TierLimits
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.alone import AloneOnIdeal
@@ -178,6 +179,22 @@ class Server(ServedRequests):
         copy_s = copies_per_block(self.architecture) * device.pcie_copy_s
         return space_bytes // plan.kv_bytes_per_block, copy_s + plan.kv_bytes_per_block / device.pcie_bytes_per_s
 
+    def tier(self, number: int) -> TierLimits:
+        """One of the tiers behind its cache. A block is one copy over the host's link, all layers together (vLLM's
+        cross-layer blocks), cut over the tensor ranks, each with memory and a link of its own.
+
+        Raises ValueError where there is no room for a block.
+        """
+        tier, device, block_bytes = self.w.kv.tiers[number], self.accelerator, self.memory_plan().kv_bytes_per_block
+        if tier.capacity_bytes < block_bytes:
+            raise ValueError(f"{tier.capacity_bytes} B hold no block, which takes {block_bytes} B; give it more")
+        copy_s = device.pcie_copy_s if tier.kind == "host" else 0.0
+        rate = tier.bandwidth_bytes_per_s or device.pcie_bytes_per_s
+        return TierLimits(
+            tier.kind, tier.capacity_bytes // block_bytes, copy_s + block_bytes / rate, tier.latency_s,
+            block_bytes * self.parallelism.tensor,
+        )  # fmt: skip
+
     def speculation(self, streams: RandomStreams) -> Speculation | None:
         """What is drafted; a draft model fills as many slots again, as vLLM holds them for it."""
         speculative = self.w.batching.speculative
@@ -276,7 +293,7 @@ class Server(ServedRequests):
             w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
             is_async=w.batching.is_async and w.parallelism.pipeline == 1, is_caching=w.kv.prefix_caching,
             max_graph_tokens=w.batching.max_graph_tokens, num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
-            ends_unforeseen=w.stop == "eos",
+            ends_unforeseen=w.stop == "eos", tiers=tuple(self.tier(number) for number in range(len(w.kv.tiers))),
         )  # fmt: skip
 
     @property

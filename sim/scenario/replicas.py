@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from models.parallelism import Exchange
 from sim.scenario.quantities import Count, Part, PositiveBytes, PositiveShare, Ranks, Seconds, refused
 from sim.scenario.scheduling import Batching
+from sim.scenario.tiers import Tiers
 
 
 class Degrees(Part):
@@ -70,6 +71,7 @@ class KvCache(Part):
         default=None, description="host memory of each accelerator for blocks of preempted requests, with "
         "batching.preemption: swap; by default 4 GiB, as vLLM has it",
     )  # fmt: skip
+    tiers: Tiers = ()
 
 
 class Router(Part):

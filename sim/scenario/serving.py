@@ -26,6 +26,7 @@ from sim.scenario.quantities import (
 from sim.scenario.replicas import Degrees, Disaggregation, KvCache, Pool, Router
 from sim.scenario.requests import Arrivals, Lengths, Sessions, Trace
 from sim.scenario.scheduling import Batching, scheduling_problems
+from sim.scenario.tiers import tier_problems
 from sim.scenario.traffic import Workload
 from sim.serving.tenants import TARGETS
 
@@ -324,6 +325,7 @@ class Serving(Workload):
         problems = list(scheduling_problems(
             self.batching, bool(self.tenants), self.kv.swap_space_bytes, self.kv.prefix_caching, self.parallelism
         ))  # fmt: skip
+        problems += tier_problems(self)
         if problems:
             raise all_refused(problems)
         return self

@@ -13,6 +13,7 @@ from models.cost.step import AttentionTable, StepTable, decode_seconds, step_par
 from sim.devices.kv_cache import hold, leave_host, note_contents, release
 from sim.serving.adapter_experts import tally_experts, touched_experts
 from sim.serving.attention import attention_of, tally
+from sim.serving.offload import store_filled, store_leapt, take_fetched, wait_for_blocks
 from sim.serving.request import COMPLETED
 from sim.serving.speculation import verify
 from sim.serving.state import MAX_LEAP, EngineState
@@ -39,6 +40,7 @@ def clear_batch(counts) -> None:
     counts.prefill_context = 0
     counts.decode_context = 0
     counts.drafts = 0
+    counts.is_asked = 0
 
 
 @borrowing
@@ -47,6 +49,8 @@ def form_batch(state: EngineState, policy) -> None:
     counts = state.counts[0]
     clear_batch(counts)
     take_arrivals(state)
+    if counts.first_fetch > 0:
+        take_fetched(state)
     num_preemptions = counts.num_preemptions
     is_steady = policy(state)
     # Who is first in a step may have given way to those behind, and nothing runs that would end and ask again.
@@ -215,6 +219,8 @@ def complete_step(state: EngineState) -> None:
             num_finished += 1
     if counts.num_recomputing > 0:
         _end_recomputing(state)
+    if counts.num_tiers > 0:
+        store_filled(state)
     if num_finished > 0:
         retire(state, finish_s, num_finished)
         if counts.ends_unforeseen:
@@ -422,6 +428,8 @@ def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = 
     flight.decode_context = context
     counts.now_s = flight.started_s
     leap_finish_s = state.leap_finish_s
+    if counts.num_tiers > 0:
+        store_leapt(state, num_steps)
     for i in range(size):
         request = in_flight[i].request
         row = requests[request]
@@ -464,12 +472,15 @@ def advance(
                 price_batch(state, table)
                 counts.is_formed = 1
             elif flight.batch_size == 0:
-                if num_waiting(state) > 0 or counts.num_running > 0:
+                if counts.first_fetch == 0 and (num_waiting(state) > 0 or counts.num_running > 0):
                     return STALLED
-                arrival_s = next_arrival_s(state)
-                if arrival_s >= until_s:
+                event_s = next_arrival_s(state)
+                if counts.first_fetch > 0:
+                    event_s = min(event_s, wait_for_blocks(state))
+                if event_s >= until_s:
+                    counts.is_asked = 1
                     return REACHED
-                counts.now_s = arrival_s
+                counts.now_s = event_s
                 continue
             else:
                 counts.is_formed = NOTHING

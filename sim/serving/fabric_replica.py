@@ -17,6 +17,7 @@ from sim.fabric.messages import MessageGraph
 from sim.fabric.packet import PacketFabric
 from sim.fabric.transfer import Fabric, Transfer
 from sim.serving.engine import complete_step, form_batch, launch_batch
+from sim.serving.offload import wait_for_blocks
 from sim.serving.replica import Engine, LocalReplica, num_of_adapter
 from sim.serving.state import EngineState
 
@@ -153,6 +154,7 @@ class FabricReplica:
             step = step or self._form()
             if step is None:
                 yield self._next_arrival()
+                self._idle = None
                 continue
             for engine in self.engines:
                 launch_batch(engine.state)
@@ -224,6 +226,13 @@ class FabricReplica:
         complete_step(engine.state)
 
     def _next_arrival(self) -> Event:
+        """When there may be something to do again: somebody comes, or blocks that are fetched do."""
+        fetched_s = min(wait_for_blocks(engine.state) for engine in self.engines)
+        if fetched_s < np.inf:
+            fetched = self.clock.event()
+            self.clock.succeed_at(fetched, fetched_s)
+            self._idle = self.clock.event()
+            return self._idle | fetched
         for engine in self.engines:
             if engine.num_outstanding > 0:
                 raise engine.stalled()

@@ -122,10 +122,12 @@ def _running_first(state: EngineState, budget: int) -> tuple[int, bool]:
 
 @inner_borrowing
 def _join(state: EngineState, budget: int) -> int:
-    """Admit the first in line, with as much of its prompt as the budget allows; returns the tokens scheduled."""
+    """Admit the first in line, with as much of its prompt as the budget allows; returns the tokens scheduled: none of
+    one that blocks are fetched for."""
     request = admit(state)
     num_tokens = min(num_missing(state, request), budget)
-    schedule(state, request, num_tokens)
+    if num_tokens > 0:
+        schedule(state, request, num_tokens)
     return num_tokens
 
 

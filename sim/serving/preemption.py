@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import can_hold, release, swap_out
+from sim.serving.offload import drop_fetch, is_fetched_for
 from sim.serving.speculation import slots_ahead
 from sim.serving.state import EngineState
 from sim.serving.time_split import PREEMPTED, mark
@@ -26,7 +27,12 @@ def _give_up(state: EngineState, request: int) -> None:
     counts = state.counts[0]
     row, splits = state.requests[request], state.splits
     mark(counts, splits, request, PREEMPTED)
-    num_copied = swap_out(state.kv, request, row.num_computed)
+    num_copied = 0
+    if is_fetched_for(state, request):
+        drop_fetch(state, request)
+        row.num_computed = 0
+    else:
+        num_copied = swap_out(state.kv, request, row.num_computed)
     if num_copied > 0:
         counts.blocks_to_copy += num_copied
         counts.num_swaps += 1

@@ -6,6 +6,8 @@ import numpy as np
 
 from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import NONE, leave_host, release
+from sim.devices.kv_tiers import clear_tiers
+from sim.serving.offload import drop_fetch, is_fetched_for
 from sim.serving.state import EngineState
 from sim.serving.time_split import forget
 
@@ -32,6 +34,9 @@ def take_away(state: EngineState, request: int) -> int:
     if counts.is_async and flight.batch_size > 0 and counts.is_formed == 0 and counts.batch_size == 0:
         # Nothing could be scheduled when the step in flight began. That was then, and room comes too late for it.
         counts.is_formed = 1
+    counts.is_asked = 0
+    if is_fetched_for(state, request):
+        drop_fetch(state, request)
     release(state.kv, request)
     if counts.num_swaps > 0:
         leave_host(state.kv, request)
@@ -76,7 +81,8 @@ def _leave(state: EngineState, request: int) -> None:
 
 
 def lose_memory(state: EngineState) -> None:
-    """Stop at once and forget every block's content; all requests must have been taken away."""
+    """Stop at once and forget every block's content, in all tiers; all requests must have been taken away."""
+    clear_tiers(state.tiers)
     state.flight["batch_size"] = 0
     state.flight["is_steady"] = 0
     for name in ("batch_size", "is_formed", "is_steady", "blocks_to_copy"):

@@ -17,6 +17,7 @@ from simpy import Event
 
 from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, check_kv_cache, num_shared
+from sim.devices.kv_tiers import TierLimits, check_tiers
 from sim.engine.clock import Clock
 from sim.serving.engine import PAUSED, ROWS_FULL, STALLED, advance
 from sim.serving.lookahead import next_end_s
@@ -57,6 +58,7 @@ class EngineLimits:
     block_copy_s             time of a block's copy to the host or back
     speculation              drafts of each sequence's next tokens, under a policy whose steps share one budget; the
                              engine is then synchronous
+    tiers                    behind the cache, under a policy whose steps share one budget: the host, or it and a disk
     """
 
     policy: str
@@ -75,6 +77,7 @@ class EngineLimits:
     num_host_blocks: int = 0
     block_copy_s: float = 0.0
     speculation: Speculation | None = None
+    tiers: tuple[TierLimits, ...] = ()
 
 
 def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
@@ -114,6 +117,7 @@ class Engine:
         refusals: list[str | None],
         contents: Contents | None = None,
         splits: NDArray[Any] | None = None,
+        asked: NDArray[Any] | None = None,
     ) -> None:
         self.index, self.copy = index, copy
         self.refusals = refusals
@@ -141,6 +145,8 @@ class Engine:
             block_copy_s=limits.block_copy_s,
             speculation=limits.speculation,
             splits=splits,
+            tiers=limits.tiers,
+            asked=asked,
         )
 
     def submit(self, request: int) -> str | None:
@@ -235,6 +241,9 @@ class Engine:
     def check(self) -> None:
         """Raises ReplicaError or KVCacheError unless the cache's books are right, and empty when idle."""
         check_kv_cache(self.state.kv, (self._replica == self.index) & (self._copy == self.copy))
+        check_tiers(self.state.tiers)
+        if self.num_outstanding == 0 and self.count("first_fetch") > 0:
+            raise ReplicaError(f"replica {self.index} is idle and fetches for request {self.count('first_fetch') - 1}")
         kv = self.state.kv.counts[0]
         if self.num_outstanding == 0 and kv["num_free"] != kv["num_blocks"]:
             raise ReplicaError(

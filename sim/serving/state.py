@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from sim.devices.kv_cache import (
     new_holdings,
     new_kv_cache,
 )
+from sim.devices.kv_tiers import TierLimits, Tiers, new_asked, new_tiers
 from sim.serving.request import REQUEST
 from sim.serving.speculation import Speculation
 from sim.serving.time_split import new_splits
@@ -75,6 +77,9 @@ COUNTS = np.dtype(
         ("is_formed", "i8"),
         ("is_steady", "i8"),
         ("keeps_blocks", "i8"),
+        ("num_tiers", "i8"),
+        ("first_fetch", "i8"),
+        ("is_asked", "i8"),
     ],
     align=True,
 )
@@ -105,6 +110,9 @@ ends_unforeseen            of an asynchronous engine: whose last token is in fli
                            nobody knows that it is the last; num_discarded    tokens computed in vain for that reason
 is_formed, is_steady       whether the batch waits for its turn, 2 if there is none; whether the policy called it steady
 keeps_blocks               whoever ends keeps its blocks until somebody else frees them
+num_tiers                  behind the KV cache
+first_fetch                the request + 1 that blocks are fetched for and that was admitted last; 0: there is none
+is_asked                   the policy found nothing to run at now_s, and has to wait for an arrival or a fetch
 """
 
 BATCH_ENTRY = np.dtype([("request", "i4"), ("num_tokens", "i4"), ("prefix", "i4"), ("samples", "i4")], align=True)
@@ -157,6 +165,7 @@ class EngineState(NamedTuple):
     block_fill     [block_size] scratch
     steps_with_tokens, steps_with_sequences    [max_tokens + 1] steps so far by what they computed, from which the
                    time of measured operators follows; empty where nothing is measured
+    tiers          behind the KV cache; arrays without rows where there are none
     """
 
     requests: NDArray[Any]
@@ -174,6 +183,7 @@ class EngineState(NamedTuple):
     block_fill: NDArray[np.int64]
     steps_with_tokens: NDArray[np.int64]
     steps_with_sequences: NDArray[np.int64]
+    tiers: Tiers
 
 
 def new_engine_state(
@@ -197,10 +207,12 @@ def new_engine_state(
     block_copy_s: float = 0.0,
     speculation: Speculation | None = None,
     splits: NDArray[Any] | None = None,
+    tiers: Sequence[TierLimits] = (),
+    asked: NDArray[Any] | None = None,
 ) -> EngineState:
     """An idle engine at time 0.
 
-    splits    None: its own
+    splits, asked (of the tiers)    None: its own
     is_async, ends_unforeseen, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching,
     num_host_blocks    as in `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
@@ -221,6 +233,7 @@ def new_engine_state(
     counts["ends_unforeseen"] = is_async and ends_unforeseen
     counts["block_copy_s"] = block_copy_s
     counts["byte_share"] = 1.0
+    counts["num_tiers"] = len(tiers)
     num_slots = 0
     if speculation is not None:
         num_slots = speculation.num_slots
@@ -228,7 +241,8 @@ def new_engine_state(
         counts["draft_seed"] = speculation.seed
         for name in ("acceptance", "num_lookahead", "draft_s", "draft_cost", "flop_share", "byte_share"):
             counts[name] = getattr(speculation, name)
-    longest = int((requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]).max(initial=1))
+    lengths = requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]
+    longest = int(lengths.max(initial=1))
     max_blocks = min(-(-(longest + num_slots) // max(block_size, 1)) + 1, num_blocks)
     # As many again for those who were preempted and may find their blocks; of few sequences for some more.
     num_rows = 2 * min(max(max_num_seqs, 32), max(len(requests), 1))
@@ -252,6 +266,10 @@ def new_engine_state(
         np.zeros(block_size, dtype=np.int64),
         np.zeros(max_tokens + 1, dtype=np.int64),
         np.zeros(max_tokens + 1, dtype=np.int64),
+        new_tiers(
+            tiers, int((lengths // max(block_size, 1)).sum()),
+            new_asked(len(requests) if tiers else 0) if asked is None else asked,
+        ),
     )
 
 

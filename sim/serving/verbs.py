@@ -15,6 +15,7 @@ from sim.devices.kv_cache import (
     num_shared,
     share,
 )  # fmt: skip
+from sim.serving.offload import fetch, is_fetched_for
 from sim.serving.speculation import query_weight, slots_ahead
 from sim.serving.state import EngineState
 from sim.serving.time_split import PREFILLING, RECOMPUTING, mark
@@ -237,8 +238,8 @@ def _blocks_to_end(state: EngineState) -> int:
 
 @borrowing
 def admit(state: EngineState) -> int:
-    """Move the first in line to the end of the running list, with what the cache, or the host, has of it; returns
-    it."""
+    """Move the first in line to the end of the running list, with what the cache, the host, or a tier has of it;
+    returns it. Where blocks have to come first, it misses nothing until then."""
     counts = state.counts[0]
     request = waiting_head(state)
     counts.head += 1
@@ -253,9 +254,14 @@ def admit(state: EngineState) -> int:
         num_tokens = num_missing(state, request)
         shared, _ = num_shared(state.kv, request, num_tokens)
         share(state.kv, request, shared)
-        row.num_computed = shared * state.kv.counts[0].block_size
+        if counts.num_tiers > 0:
+            shared = fetch(state, request, num_tokens)
+        num_cached = shared * state.kv.counts[0].block_size
         if np.isnan(row.scheduled_s):
-            row.num_cached = row.num_computed
+            row.num_cached = num_cached
+        if is_fetched_for(state, request):
+            return request
+        row.num_computed = num_cached
     splits = state.splits
     mark(counts, splits, request, RECOMPUTING if row.num_computed < splits[request].num_lost else PREFILLING)
     return request

@@ -17,6 +17,7 @@ from models.cost.provenance import Source
 from models.cost.shares import ROOFLINE, StepTally, time_by_source
 from models.cost.step import StepTable
 from sim.devices.kv_cache import Contents, new_holdings
+from sim.devices.kv_tiers import new_asked
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.fabric.alone import AloneOnIdeal
@@ -46,6 +47,7 @@ from sim.serving.request import (
 )
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
+from sim.serving.tier_metrics import tier_metrics, tier_rows
 from sim.serving.time_split import PARTS, new_splits, parts_s
 
 ARRIVALS_PER_CATCH_UP = 1024
@@ -125,6 +127,7 @@ class ServingWorkload:
         self._is_drafting = limits.speculation is not None
         self._is_swapping = limits.num_host_blocks > 0
         self._is_discarding = limits.ends_unforeseen
+        self._asked = new_asked(len(self.requests) if limits.tiers else 0)
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
         self.tenants = tenants
@@ -170,8 +173,9 @@ class ServingWorkload:
 
         def engine(replica: int, copy: int = 0) -> Engine:
             return Engine(
-                replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits
-            )
+                replica, copy, self.requests, self.token_time_s, holdings, limits, refused, contents, self.splits,
+                self._asked,
+            )  # fmt: skip
 
         if table is not None and self.stages is not None:
             return self._staged(limits, num_replicas, table, fabric, holdings, refused, contents)
@@ -278,6 +282,8 @@ class ServingWorkload:
             metrics["discarded_tokens"] = sum(engine.count("num_discarded") for engine in self.engines)
         if self._is_drafting:
             metrics |= self._draft_metrics()
+        if len(self._asked):
+            metrics |= tier_metrics(known[0], self._asked, self.engines)
         shares = self.time_by_source()
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
@@ -378,6 +384,9 @@ class ServingWorkload:
         ids = np.flatnonzero(requests["outcome"] != NOT_ARRIVED)
         rows = requests[ids]
         more: dict[str, Any] = {"num_swaps": rows["num_swaps"]} if self._is_swapping else {}
+        if len(self._asked):
+            is_known = ~np.isnan(rows["scheduled_s"])
+            more |= {f"{tier}_tokens": self._asked[f"from_{tier}"][ids] * is_known for tier in ("host", "disk")}
         recorder.append_some(
             "requests",
             workload=self.name,
@@ -403,6 +412,9 @@ class ServingWorkload:
         recorder.append("time_split", workload=self.name, **self.time_split())
         for (link, other), share in self.held_up().items():
             recorder.append("contention", workload=self.name, link=link, with_workload=other, share=share)
+        for engine in self.engines:
+            for row in tier_rows(engine):
+                recorder.append("kv_tiers", workload=self.name, **row)
         if self.record_batches:
             for engine in self.engines:
                 self._record_batches(recorder, engine, now_s)

@@ -10,9 +10,11 @@ import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from plain_tiers import PlainTiers
+
 from models.cost.step import step_parts
 
-PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication")
+PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication", "kv_transfer")
 
 
 @dataclass(eq=False)
@@ -36,7 +38,13 @@ class PlainRequest:
     drafts: int = 0
     on_host: int = 0
     """Blocks in host memory."""
-    cached: int | None = None
+    cached: int = 0
+    fetched: tuple[int, int] = (0, 0)
+    """Tokens from the host and from a disk, beside those that the device had when it was first scheduled."""
+    coming: int = 0
+    """Blocks it has and will have, while some are being fetched."""
+    offered: int = 0
+    fetch_since_s: float | None = None
     scheduled_s: float | None = None
     token_times_s: list[float] = field(default_factory=list)
     lost: int = 0
@@ -53,6 +61,8 @@ class PlainRequest:
 
     @property
     def missing(self) -> int:
+        if self.coming:
+            return 0
         if len(self.token_times_s) + self.expected == self.output and not self.ends_unforeseen:
             return 0
         return self.known + self.expected + self.drafts - self.computed
@@ -117,7 +127,7 @@ class PlainEngine:
     def __init__(
         self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
         is_caching=False, max_graph_tokens=0, host_blocks=0, block_copy_s=0.0,
-        speculation=None, accepts=None, cancelled=(), ends_unforeseen=False,
+        speculation=None, accepts=None, cancelled=(), ends_unforeseen=False, tiers=(),
     ):  # fmt: skip
         """cancelled: (when, which request), in order of time"""
         self.to_come = deque(requests)
@@ -137,21 +147,31 @@ class PlainEngine:
         self.speculation, self.accepts = speculation, accepts
         self.lookahead = speculation.num_lookahead if speculation else 0
         self.verified = self.drafted = self.accepted = 0
+        self.tiers = PlainTiers(tiers) if tiers else None
+        self.flight_until_s: float | None = None
+        self.had_begun: list[PlainRequest] = []
+        self.num_preempted = 0
         self.now_s = 0.0
         self.steps: list[tuple[float, float, int, int, int]] = []
         self.admitted: list[int] = []
 
     def run(self) -> None:
         flight = None  # batch, start, end, tokens of prompts, decodes
-        had_begun: list[PlainRequest] = []
+        had_begun = self.had_begun
         while True:
             batch: list[Part] = []
+            self.flight_until_s = None if flight is None else flight[2]
+            num_preempted = self.num_preempted
             if flight is None or self.is_async:
                 self.cancel(self.now_s, [])
                 while self.to_come and self.to_come[0].arrival_s <= self.now_s:
                     self.waiting.append(self.to_come.popleft())
                     if self.waiting[-1].first_token_s is not None:
                         self.fill(self.waiting[-1])
+                for request in self.tiers.come(self.now_s) if self.tiers else []:
+                    request.computed = request.recovered = request.coming * self.block_size
+                    request.coming = 0
+                    self.note_full(request)
                 batch = self.form()
             formed = self.sums(batch) if batch else None
             running = set(map(id, self.running))
@@ -178,6 +198,16 @@ class PlainEngine:
                 if not self.to_come:
                     return
                 self.now_s = max(self.now_s, self.to_come[0].arrival_s)
+            elif self.tiers and self.flight_until_s is None and self.num_preempted == num_preempted:
+                self.wait_for_blocks()
+
+    def wait_for_blocks(self) -> None:
+        """Nothing can run until some have been fetched, or somebody arrives."""
+        until_s = min([self.tiers.next_s(), *(request.arrival_s for request in self.to_come)])
+        for request in self.had_begun:
+            if request in self.waiting:
+                request.parts_s["waiting_again"] += until_s - self.now_s
+        self.now_s = until_s
 
     def cancel(self, until_s: float, scheduled: list[Part]) -> None:
         """Forget who has not ended when cancelled by then; what is scheduled of them is computed for nobody."""
@@ -187,6 +217,8 @@ class PlainEngine:
                 if request in line:
                     line.remove(request)
                     self.give_back(request)
+                    if self.tiers:
+                        self.tiers.drop(request)
                     self.free_on_host += request.on_host
                     request.on_host = 0
                     request.token_times_s = []
@@ -199,6 +231,11 @@ class PlainEngine:
     ) -> None:
         """What a step that starts now is to a request that has begun and not ended."""
         parts_s = request.parts_s
+        if request.fetch_since_s is not None and (not is_running or not request.coming):
+            parts_s["kv_transfer"] += self.now_s - request.fetch_since_s
+            request.fetch_since_s = None
+        if request.fetch_since_s is not None:
+            return
         if not is_running:
             parts_s["waiting_again"] += step_s
             return
@@ -237,6 +274,7 @@ class PlainEngine:
             request = part.request
             request.recovered = part.prefix + part.num
             if not part.samples:
+                self.store_filled(part)
                 continue
             request.expected -= 1
             held = 0
@@ -250,11 +288,20 @@ class PlainEngine:
             new = min(1 + held, request.output - len(request.token_times_s))
             request.token_times_s += [finish_s] * new
             request.drafts = self.speculation.num_tokens if self.speculation else 0
+            self.store_filled(part)
             if len(request.token_times_s) == request.output:
                 (self.running if request in self.running else self.waiting).remove(request)
                 self.give_back(request)
                 self.free_on_host += request.on_host
                 request.on_host = 0
+
+    def store_filled(self, part: Part) -> None:
+        """Blocks that are computed, and whose content is known, go to the host."""
+        request = part.request
+        done = min(part.prefix + part.num, request.known - 1) // self.block_size
+        while self.tiers and request.offered < min(done, request.noted, len(request.blocks)):
+            self.tiers.store(request.content(request.offered), self.now_s)
+            request.offered += 1
 
     def padded(self, tokens: int) -> int:
         """Up to the next size of a recorded graph."""
@@ -322,7 +369,8 @@ class PlainEngine:
                 break
             self.admit()
             num = min(request.missing, left)
-            batch.append(self.take(request, num))
+            if num:
+                batch.append(self.take(request, num))
             left -= num
         return batch
 
@@ -377,8 +425,10 @@ class PlainEngine:
             if not self.fits_whole(request):
                 break
             self.admit()
-            batch.append(self.take(request, min(request.missing, left)))
-            left -= batch[-1].num
+            num = min(request.missing, left)
+            if num:
+                batch.append(self.take(request, num))
+            left -= num
         return batch
 
     def batchllm(self) -> list[Part]:
@@ -395,8 +445,10 @@ class PlainEngine:
             if self.blocks_to_end(request) - in_use + self.blocks_to_come() > len(self.pool.line):
                 break
             self.admit()
-            batch.append(self.take(request, min(request.missing, left)))
-            left -= batch[-1].num
+            num = min(request.missing, left)
+            if num:
+                batch.append(self.take(request, num))
+            left -= num
         return batch
 
     def orca(self) -> list[Part]:
@@ -473,8 +525,40 @@ class PlainEngine:
             self.pool.share(block)
         request.noted = len(request.blocks)
         request.computed = request.recovered = request.noted * self.block_size
-        if request.cached is None:
-            request.cached = request.computed
+        num_fetched = self.fetch(request) if self.tiers else 0
+        if request.scheduled_s is None:
+            request.cached = (request.noted + num_fetched) * self.block_size
+        if num_fetched and not self.tiers.come(self.now_s):
+            self.begin_waiting(request, request.noted + num_fetched)
+        elif num_fetched:
+            request.computed = request.recovered = (request.noted + num_fetched) * self.block_size
+            self.note_full(request)
+
+    def fetch(self, request: PlainRequest) -> int:
+        """Of its leading blocks those that tiers have and the device has not, into blocks of its own; how many."""
+        most = (request.missing + request.computed - 1) // self.block_size if self.is_caching else 0
+        contents = [request.content(i) for i in range(most)]
+        where = self.tiers.found(contents[request.noted :], self.now_s)
+        contents = contents[: request.noted + len(where)]
+        self.tiers.touch(contents)
+        request.offered = 0
+        if request.scheduled_s is None:
+            request.fetched = (where.count(0) * self.block_size, where.count(1) * self.block_size)
+        if where:
+            request.blocks += [self.pool.take() for _ in where]
+            self.tiers.fetch(request, contents[request.noted :], where, self.now_s)
+        return len(where)
+
+    def begin_waiting(self, request: PlainRequest, num_blocks: int) -> None:
+        request.coming = num_blocks
+        if request not in self.had_begun:
+            self.had_begun.append(request)
+            request.parts_s["queue"] = self.now_s - request.arrival_s
+        elif request.fetch_since_s is not None:
+            request.parts_s["kv_transfer"] += self.now_s - request.fetch_since_s
+        elif self.flight_until_s is not None:
+            request.parts_s["waiting_again"] -= self.flight_until_s - self.now_s
+        request.fetch_since_s = self.now_s
 
     def blocks_needed(self, request: PlainRequest, num: int) -> int:
         slots = request.computed + num + (self.lookahead if request.drafts else 0)
@@ -508,9 +592,13 @@ class PlainEngine:
     def preempt(self, victim: PlainRequest) -> None:
         """To the host where its blocks have room there, else to be computed again."""
         self.give_back(victim)
+        self.num_preempted += 1
+        if self.tiers and self.tiers.drop(victim):
+            victim.coming = 0
+            victim.computed = 0
         victim.drafts = 0
         num_blocks = self.blocks_needed(victim, 0)
-        if num_blocks <= self.free_on_host:
+        if 0 < num_blocks <= self.free_on_host:
             self.free_on_host -= num_blocks
             self.to_copy += num_blocks
             victim.on_host = num_blocks

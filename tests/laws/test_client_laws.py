@@ -8,7 +8,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine
-from test_serving_laws import KEYS, accepts_of, compiled_engine, cost_table, plain_requests, small_engines
+from test_serving_laws import (
+    accepts_of,
+    compiled_engine,
+    cost_table,
+    options_of,
+    plain_requests,
+    shared_contents,
+    small_engines,
+    tiered_engines,
+)
 
 from sim.devices.kv_cache import check_kv_cache
 from sim.engine.clock import Clock
@@ -23,6 +32,8 @@ from sim.serving.replica import EngineLimits
 from sim.serving.request import COMPLETED, FAILED, TIMED_OUT
 from sim.serving.workload import ServingWorkload
 
+engines = small_engines() | tiered_engines()
+
 
 def advanced(state, policy, table, until_s) -> None:
     while advance(state, policy, table, until_s, 7, 0) == PAUSED:
@@ -30,7 +41,7 @@ def advanced(state, policy, table, until_s) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(small_engines(), st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(0, 13)), max_size=8))
+@given(engines, st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(0, 13)), max_size=8))
 def test_cancelled_requests_leave_the_engine_as_they_leave_the_plain_one(engine, cancels):
     state, requests, token_time_s, fits = compiled_engine(engine)
     policy, table = compiled_policy(engine["policy"]), cost_table()
@@ -48,8 +59,8 @@ def test_cancelled_requests_leave_the_engine_as_they_leave_the_plain_one(engine,
 
     everybody = {request.number: request for request in plain_requests(engine, fits)}
     cancelled = [(when, everybody[who]) for when, who in cancels]
-    plain = PlainEngine(everybody.values(), table, **{k: engine[k] for k in KEYS}, accepts=accepts_of(engine),
-                        cancelled=cancelled)  # fmt: skip
+    options = options_of(engine) | {"cancelled": cancelled}
+    plain = PlainEngine(everybody.values(), table, **options, accepts=accepts_of(engine))
     plain.run()
 
     rows = state.steps[: state.counts["num_recorded"][0]]
@@ -65,7 +76,7 @@ def test_cancelled_requests_leave_the_engine_as_they_leave_the_plain_one(engine,
 
 
 @settings(max_examples=200, deadline=None)
-@given(small_engines())
+@given(engines)
 def test_nobody_ends_before_the_moment_that_is_foreseen(engine):
     """From moment to moment an engine does what it does in one go; each end is at a moment foreseen."""
     state, requests, token_time_s, _ = compiled_engine(engine)
@@ -89,6 +100,7 @@ def limits_of(engine) -> EngineLimits:
     return EngineLimits(
         engine["policy"], engine["num_blocks"], engine["block_size"], engine["max_num_seqs"], engine["budget"],
         engine["host_s"], is_async=engine["is_async"], is_caching=engine["is_caching"],
+        tiers=engine.get("tiers", ()),
     )  # fmt: skip
 
 
@@ -97,6 +109,7 @@ def run_workload(engine, arrival_s, num_replicas, router, front=None) -> Serving
     made = ServingWorkload(
         "chat", clock, arrival_s=arrival_s, num_prompt_tokens=engine["prompt"], num_output_tokens=engine["output"],
         limits=limits_of(engine), num_replicas=num_replicas, router=router, table=cost_table(), front=front,
+        contents=shared_contents(engine) if "tiers" in engine else None,
     )  # fmt: skip
     clock.run(until=made.start())
     return made
@@ -106,7 +119,7 @@ ROUTERS = st.sampled_from(["round_robin", "least_outstanding", "power_of_two", "
 
 
 @settings(max_examples=200, deadline=None)
-@given(small_engines(), st.integers(1, 3), ROUTERS, st.integers(1, 6), st.sampled_from([0.0, 0.003, 0.1]))
+@given(engines, st.integers(1, 3), ROUTERS, st.integers(1, 6), st.sampled_from([0.0, 0.003, 0.1]))
 def test_a_closed_loop_is_the_open_loop_of_the_times_at_which_its_clients_sent(
     engine, num_replicas, router, num_clients, think_s
 ):
@@ -116,7 +129,7 @@ def test_a_closed_loop_is_the_open_loop_of_the_times_at_which_its_clients_sent(
     closed = run_workload(engine, np.zeros(num), num_replicas, router, front)
     requests = closed.requests
     order = np.argsort(requests["arrival_s"], kind="stable")
-    again = {**engine, "prompt": engine["prompt"][order], "output": engine["output"][order]}
+    again = {**engine, **{name: np.array(engine[name])[order] for name in ("prompt", "output", "families")}}
     opened = run_workload(again, requests["arrival_s"][order], num_replicas, router)
 
     assert (opened.requests["replica"] == requests["replica"][order]).all()
@@ -135,7 +148,7 @@ def test_a_closed_loop_is_the_open_loop_of_the_times_at_which_its_clients_sent(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    small_engines(), st.integers(1, 3), ROUTERS, st.integers(0, 2), st.sampled_from([0.0, 0.01]),
+    engines, st.integers(1, 3), ROUTERS, st.integers(0, 2), st.sampled_from([0.0, 0.01]),
     st.sampled_from([0.004, 0.02, 0.1, 0.5]), st.booleans(), st.booleans(),
 )  # fmt: skip
 def test_with_timeouts_every_request_ends_once_and_none_waits_longer_than_it_may(
@@ -186,7 +199,7 @@ def test_two_runs_of_clients_are_the_same_to_the_byte():
 
 @settings(max_examples=150, deadline=None)
 @given(
-    small_engines(), st.integers(1, 3), st.sampled_from(["round_robin", "least_outstanding", "least_kv"]),
+    engines, st.integers(1, 3), st.sampled_from(["round_robin", "least_outstanding", "least_kv"]),
     st.lists(st.tuples(st.integers(0, 2), st.floats(0.0, 1.0), st.sampled_from([None, 0.01, 0.3])), max_size=4),
     st.booleans(), st.sampled_from([None, 0.05]), st.sampled_from([0.0, 0.02]), st.booleans(),
 )  # fmt: skip

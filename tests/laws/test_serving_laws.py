@@ -17,13 +17,14 @@ from models.experts import Popularity
 from models.features import Feature
 from models.touched import adapter_mix
 from sim.devices.kv_cache import Contents, check_kv_cache, new_holdings
+from sim.devices.kv_tiers import TierLimits, check_tiers
 from sim.engine.clock import Clock
 from sim.serving.engine import PAUSED, advance
 from sim.serving.policies import BATCHING_POLICIES, RESERVING, compiled_policy
 from sim.serving.replica import EngineLimits
 from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
 from sim.serving.speculation import Speculation, is_accepted
-from sim.serving.state import new_engine_state
+from sim.serving.state import EngineState, new_engine_state
 from sim.serving.verbs import submit
 from sim.serving.workload import ServingWorkload
 
@@ -92,8 +93,34 @@ def small_engines(draw):
     }
 
 
+@st.composite
+def tiered_engines(draw):
+    """With tiers behind a cache: what runs before what is fetched, and how often, is up to their room and rates."""
+    engine = draw(small_engines())
+    num = len(engine["prompt"])
+    times = st.sampled_from([0.0, 1e-4, 3e-3, 0.05])
+    room = st.sampled_from([0, 2, 5, 20, 20, 200])
+    tiers = [TierLimits("host", draw(room), draw(times), draw(times))]
+    if draw(st.booleans()):
+        tiers.append(TierLimits("disk", draw(room), draw(times), draw(times)))
+    policy = draw(st.sampled_from(["chunked_prefill", "shortest_first", "priority", "batchllm"]))
+    speculation = draw(st.none() | speculations()) if policy in DRAFTING else None
+    return engine | {
+        "policy": policy, "tiers": tuple(tiers), "is_caching": True, "host_blocks": 0, "speculation": speculation,
+        "is_async": engine["is_async"] and speculation is None,
+        "families": draw(st.lists(st.sampled_from([0, 1, 1, 2]), min_size=num, max_size=num)),
+        "common": draw(st.integers(1, 20)),
+        "arrival_s": engine["arrival_s"] * draw(st.sampled_from([1.0, 10.0])),
+    }  # fmt: skip
+
+
 KEYS = ("policy", "num_blocks", "block_size", "max_num_seqs", "budget", "host_s", "is_async", "is_caching",
-        "max_graph_tokens", "host_blocks", "block_copy_s", "speculation", "ends_unforeseen")  # fmt: skip
+        "max_graph_tokens", "host_blocks", "block_copy_s", "speculation", "ends_unforeseen", "tiers")  # fmt: skip
+
+
+def options_of(engine):
+    """Of the plain engine."""
+    return {key: engine[key] for key in KEYS if key in engine}
 
 
 def contents_of(engine) -> list[tuple[int, ...]]:
@@ -107,14 +134,19 @@ def contents_of(engine) -> list[tuple[int, ...]]:
     return found
 
 
+def shared_contents(engine) -> Contents:
+    """The same for the compiled engine."""
+    given = contents_of(engine)
+    start = np.cumsum([0, *(len(numbers) for numbers in given)])
+    return Contents(start, np.array([n for numbers in given for n in numbers], np.int64))
+
+
 def compiled_engine(engine, table=None):
     """Everything that fits submitted: (state, requests, token times, which fit)."""
     requests = new_requests(engine["arrival_s"], engine["prompt"], engine["output"], engine.get("adapter"))
     requests["precedence"] = engine.get("precedence", 0)
     token_time_s = new_token_times(requests)
-    given = contents_of(engine)
-    start = np.cumsum([0, *(len(numbers) for numbers in given)])
-    contents = Contents(start, np.array([n for numbers in given for n in numbers], np.int64))
+    contents = shared_contents(engine)
     state = new_engine_state(
         requests,
         token_time_s,
@@ -132,6 +164,7 @@ def compiled_engine(engine, table=None):
         num_host_blocks=engine.get("host_blocks", 0),
         block_copy_s=engine.get("block_copy_s", 0.0),
         speculation=engine.get("speculation"),
+        tiers=engine.get("tiers", ()),
         num_step_rows=100_000,
         max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )
@@ -152,7 +185,9 @@ def run_compiled(engine, cuts=(), table=None):
     for until_s in [*sorted(cuts), np.inf]:
         while advance(state, policy, table, until_s, 7, 0) == PAUSED:
             check_kv_cache(state.kv)
+            check_tiers(state.tiers)
         check_kv_cache(state.kv)
+        check_tiers(state.tiers)
         assert not (token_time_s > until_s).any()
     return state, requests, token_time_s, fits
 
@@ -176,7 +211,7 @@ def plain_requests(engine, fits) -> list[PlainRequest]:
 
 def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
     requests = plain_requests(engine, fits)
-    plain = PlainEngine(requests, cost_table(), **{key: engine[key] for key in KEYS}, accepts=accepts_of(engine))
+    plain = PlainEngine(requests, cost_table(), **options_of(engine), accepts=accepts_of(engine))
     plain.run()
     return plain, requests
 
@@ -184,6 +219,11 @@ def run_plain(engine, fits) -> tuple[PlainEngine, list[PlainRequest]]:
 @settings(max_examples=300, deadline=None)
 @given(small_engines())
 def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine):
+    check_against_plain(engine)
+
+
+def check_against_plain(engine) -> tuple[EngineState, PlainEngine, list[PlainRequest]]:
+    """Both engines' steps, tokens and counts; returns the state, and the plain engine and its requests."""
     state, requests, token_time_s, fits = run_compiled(engine, engine["cuts"])
     plain, everybody = run_plain(engine, fits)
 
@@ -203,6 +243,7 @@ def test_compiled_and_plain_engines_take_the_same_steps_at_the_same_times(engine
     found = tuple(int(state.counts[name][0]) for name in ("num_verified", "num_drafted", "num_accepted"))
     assert found == (plain.verified, plain.drafted, plain.accepted)
     assert state.counts["num_discarded"][0] == plain.discarded
+    return state, plain, everybody
 
 
 EXPERT_S = 1.2345678e-3
@@ -249,7 +290,7 @@ class PlainAdapters(PlainEngine):
 def test_a_step_touches_the_experts_of_its_own_requests_adapters(engine, adapters):
     engine |= {"adapter": np.array(adapters[: len(engine["prompt"])]), "speculation": None, "host_blocks": 0}
     _, _, token_time_s, fits = run_compiled(engine, engine["cuts"], experts_table())
-    plain = PlainAdapters(plain_requests(engine, fits), cost_table(), **{key: engine[key] for key in KEYS})
+    plain = PlainAdapters(plain_requests(engine, fits), cost_table(), **options_of(engine))
     plain.adapter = dict(enumerate(adapters))
     everybody = list(plain.to_come)
     plain.run()

@@ -17,7 +17,7 @@ class HostTier(Part):
     """Host memory of each accelerator. Every full block is stored there once it is computed, and the least recently
     used one gives way; stores and fetches do not hold each other up."""
 
-    kind: Literal["host"]
+    kind: Literal["host"] = Field(description="host memory")
     capacity_bytes: PositiveBytes = Field(examples=["64 GiB"], description="for each accelerator")
     bandwidth_bytes_per_s: BytesPerS | None = Field(
         default=None, description="each way, of each accelerator; by default that of its link, host.pcie.rate. Each "
@@ -30,7 +30,7 @@ class DiskTier(Part):
     """A disk behind the host, which takes what falls out of that. What is fetched from it comes back to the host first,
     and stays on the disk. It reads or writes, one transfer after the other."""
 
-    kind: Literal["disk"]
+    kind: Literal["disk"] = Field(description="a disk behind the host")
     capacity_bytes: PositiveBytes = Field(examples=["2 TB"], description="for each accelerator")
     bandwidth_bytes_per_s: BytesPerS = Field(examples=["5 GB/s"], description="for each accelerator")
     latency_s: Seconds = Field(

@@ -65,6 +65,8 @@ def tier_problems(w: Serving) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield ("kv", "prefix_caching"), "tiers keep blocks by what they hold, which needs prefix_caching: true"
     if w.disaggregation is not None:
         yield at, "tiers are not there with prefill and decode apart; leave them out"
+    if w.parallelism.pipeline > 1:
+        yield at, "tiers are not there with pipeline stages, each of which has a cache of its own; leave them out"
     if w.batching.policy not in WITH_TIERS:
         yield at, (
             f"{w.batching.policy} computes whole prompts when it admits them and waits for no blocks; with tiers use "

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.architecture import Architecture
 from models.hardware import Precision
 from models.pages import PAGE_BYTES, PageTable, Slots, slot_tensors
 
-__all__ = ["Adapter", "Deployment", "adapter_bytes", "most_tuned", "read_esft", "spread"]
+__all__ = ["Adapter", "Deployment", "adapter_bytes", "most_tuned", "read_esft", "resident_bytes", "spread", "stretches"]
 
 Deployment = Literal["virtual", "padded"]
 """virtual: pages behind the slots that hold an expert; padded: memory for all slots."""
@@ -124,3 +125,45 @@ def adapter_bytes(
         first = experts.num_routed + i * room
         table.load(f"adapter {i}", [Slots(first, len(ids)) for ids in adapter.tuned for _ in ("up", "down")])
     return table.num_mapped * PAGE_BYTES - base
+
+
+def stretches(
+    architecture: Architecture, adapters: Sequence[Adapter], room: int, weights: Precision = "bf16", tensor: int = 1
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Of each adapter the stretches of its experts, one in each tensor of the pool: ([tensors] pages, [tensors] bytes).
+
+    Adapter i's slots begin at num_routed + i · room. A page that a neighbour ends in as well counts for both.
+    """
+    experts = architecture.experts
+    assert experts is not None, "adapters have been checked"
+    tensors = slot_tensors(architecture, len(adapters), room, weights, tensor)
+    found = []
+    for i, adapter in enumerate(adapters):
+        slots = [Slots(experts.num_routed + i * room, len(ids)) for ids in adapter.tuned for _ in ("up", "down")]
+        pages = [len(t.pages(own)) for t, own in zip(tensors, slots, strict=True)]
+        sizes = [own.count * t.slot_bytes for t, own in zip(tensors, slots, strict=True)]
+        found.append((np.array(pages, np.int64), np.array(sizes, np.int64)))
+    return found
+
+
+def resident_bytes(
+    architecture: Architecture, num_pages: Sequence[int], deployment: Deployment, room: int, resident: int | None,
+    pool_pages: int = 0, weights: Precision = "bf16", tensor: int = 1,
+) -> int:  # fmt: skip
+    """The same where adapters come and go: what is set aside for those that may be there at once.
+
+        padded     resident · room slots in each layer
+        virtual    the pages of the `resident` adapters that take most, or, where resident is None, of `pool_pages`
+
+    and the rest of a page that the base's experts end in.
+    num_pages: that each adapter takes (the sums of its `stretches`)
+    """
+    experts = architecture.experts
+    assert experts is not None, "adapters have been checked"
+    tensors = slot_tensors(architecture, 0, room, weights, tensor)
+    if deployment == "padded":
+        assert resident is not None, "a padded pool has places, not pages"
+        return sum(resident * room * t.slot_bytes for t in tensors)
+    pages = pool_pages if resident is None else sum(sorted(num_pages)[-resident:])
+    of_base = sum(t.num_pages * PAGE_BYTES - experts.num_routed * t.slot_bytes for t in tensors)
+    return pages * PAGE_BYTES + of_base

@@ -104,6 +104,11 @@ _PLAIN: dict[str, tuple[str, Quantity, Better, str]] = {
     "kv_disk_stored_bytes": ("keys and values written to disk", "bytes", None, ""),
     "kv_disk_fetch_s": ("time of reads from disk", "seconds", None, ""),
     "kv_disk_store_s": ("time of writes to disk", "seconds", None, ""),
+    "adapter_loads": ("adapters loaded", "count", "lower", ""),
+    "adapter_evictions": ("adapters evicted", "count", "lower", ""),
+    "adapter_load_s": ("time of loading adapters", "seconds", "lower", ""),
+    "adapter_evict_s": ("time of evicting adapters", "seconds", "lower", ""),
+    "adapter_hit_rate": ("requests that found their adapter loaded", "share", "higher", ""),
     "measured_share": ("time on measured rows", "share", "higher", ""),
     "weight_bytes": ("weights on an accelerator", "bytes", "lower", ""),
     "kv_tokens": ("tokens that the cache holds", "count", "higher", ""),
@@ -142,6 +147,7 @@ _PARTS = {
     "kv_transfer": "wait for keys and values",
     "recompute": "computing again",
     "waiting_again": "waiting again",
+    "adapter_load": "wait for loads of adapters",
 }
 """Parts of an end-to-end latency."""
 _PART_NAME = re.compile(rf"mean_({'|'.join(_PARTS)})_ms")

@@ -28,6 +28,7 @@ from sim.results.latency_figures import WORKLOADS_AT_MOST
 from sim.results.metrics import format_value, number
 from sim.results.run_results import RunResults
 from sim.results.samples import table, workloads_in
+from sim.serving.time_split import ADAPTER_LOAD
 
 PARTS = {
     "queue": ("#B9B9B9", "queue"),
@@ -37,11 +38,15 @@ PARTS = {
     "recompute": ("#5B4A9E", "computed again after a preemption"),
     "host": ("#B8860B", "host"),
     "in_host_communication": ("#009E73", "communication inside the host"),
+    "adapter_load": ("#E69F00", "loads of adapters"),
     "fabric": ("#8FC9B4", "fabric, uncontended"),
     "fabric_contention": ("#D55E00", "contention in the fabric"),
     "kv_transfer": ("#AA3377", "transfer of keys and values"),
 }
 """Colour and words of each part, as they are stacked: waiting in grey, computing in blue, moving in green and red."""
+
+SOMETIMES = [f"{ADAPTER_LOAD}_s"]
+"""Columns that are there only where the part can be."""
 
 VARIANTS_AT_MOST = 8
 SLOW_SHARE = 0.1
@@ -69,7 +74,11 @@ def _split(run: RunResults, variant: str, workload: str) -> tuple[pd.Series, pd.
     columns = [f"{part}_s" for part in PARTS]
     means, slow = [], []
     for result in run.of_variant(variant):
-        frame = table(result, "time_split", ["workload", "e2e_s", *columns])
+        everywhere = [column for column in columns if column not in SOMETIMES]
+        frame = table(result, "time_split", ["workload", "e2e_s", *everywhere])
+        more = table(result, "time_split", SOMETIMES)
+        if frame is not None:
+            frame = frame.assign(**{column: 0.0 if more is None else more[column] for column in SOMETIMES})
         own = None if frame is None else frame[(frame["workload"] == workload).to_numpy()]
         if own is None or own.empty:
             continue

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from models.rerouting import Way
-from sim.scenario.quantities import Count, InputFile, Part, PositiveNumber, RoutingFile, refused
+from sim.scenario.quantities import Count, InputFile, Part, PositiveBytes, PositiveNumber, RoutingFile, refused
 
 
 class FineTuned(Part):
@@ -41,7 +41,8 @@ class Adapters(Part):
 
     Each request is one adapter's, or the base's. In one pool their memory is taken from the cache's, the experts that
     a step touches are those of its requests after rerouting, and each layer with experts reroutes its tokens' pairs.
-    Left out: loading and evicting while requests run.
+    With `resident` or `pool` not all are in the accelerator's memory at a time: the others lie in pinned host memory,
+    are loaded when a request needs them, and the least recently used that nobody runs with make room.
     """
 
     deployment: Literal["virtual", "padded", "merged"] = Field(
@@ -60,6 +61,19 @@ class Adapters(Part):
     base_share: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="of the requests, those without an adapter, against the adapters' shares"
     )
+    resident: Count | None = Field(
+        default=None, description="adapters in the accelerator's memory at most; at the beginning the first ones. By "
+        "default all; of a virtual pool memory is kept for those that take most",
+    )  # fmt: skip
+    pool_bytes: PositiveBytes | None = Field(
+        default=None, description="instead of `resident`: memory kept for pages of adapters, so that as many are there "
+        "as fit into it; with deployment: virtual",
+    )  # fmt: skip
+    loading: Literal["blocking", "overlapped"] = Field(
+        default="blocking", description="of those that are not there. blocking: the step that first needs it waits for "
+        "its load, and all its requests (vLLM); overlapped: loads run beside steps, a request waits for its own, and "
+        "others pass it (S-LoRA, Punica)",
+    )  # fmt: skip
     alpha: PositiveNumber | None = Field(
         default=None, description="shares by a power law as S-LoRA draws them, instead of `share`: of n adapters the "
         "i-th has (i/n)^alpha - ((i-1)/n)^alpha of the requests; 1: all alike, smaller: the first has ever more",
@@ -84,6 +98,25 @@ class Adapters(Part):
     def num_models(self) -> int:
         """Models that lie side by side: one, unless merged."""
         return len(self.fine_tuned) + (self.base_share > 0) if self.is_merged else 1
+
+    @property
+    def is_on_demand(self) -> bool:
+        """Whether adapters come and go."""
+        return self.pool_bytes is not None or (self.resident is not None and self.resident < len(self.fine_tuned))
+
+    @model_validator(mode="after")
+    def _says_once_what_is_resident(self) -> Adapters:
+        given = [key for key, value in (("resident", self.resident), ("pool", self.pool_bytes)) if value is not None]
+        if len(given) == 2:
+            raise refused("resident and pool both say how many adapters are there at a time; keep one", "pool")
+        if given and self.is_merged:
+            raise refused(f"merged models are all there; leave {given[0]} out, or deployment: merged", given[0])
+        if self.pool_bytes is not None and self.deployment == "padded":
+            raise refused("a padded pool has places, not pages; write resident, the number of its places", "pool")
+        if not given and "loading" in self.model_fields_set:
+            sentence = "all adapters are there from the beginning; give resident or pool, or leave loading out"
+            raise refused(sentence, "loading")
+        return self
 
     @model_validator(mode="after")
     def _one_law_of_shares(self) -> Adapters:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from models.adapters import Adapter, adapter_bytes, most_tuned, read_esft, spread
+from models.adapters import Adapter, read_esft, spread
 from models.cost.build import operator_names, operator_scale, query_shares, stage_tables, step_table
+from models.cost.loading import LoadTimes
 from models.cost.measured import Measured
 from models.cost.priced import measured_step
+from models.cost.provenance import Source
 from models.experts import Popularity
 from models.features import ACTIVATION_BYTES
 from models.hardware import Accelerator, Precision
@@ -29,6 +31,7 @@ from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.message_fabric import MessageFabric
+from sim.scenario.build_adapters import pool_room_bytes, residency_of
 from sim.scenario.build_clients import build_front, outages_of
 from sim.scenario.build_cluster import accelerator_of
 from sim.scenario.build_requests import ServedRequests
@@ -39,6 +42,7 @@ from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fleet import Outage
 from sim.serving.pipeline_replica import Stages
 from sim.serving.replica import EngineLimits
+from sim.serving.residency import Residency
 from sim.serving.speculation import Speculation
 from sim.serving.tensor_across_hosts import TensorIteration
 from sim.serving.workload import ServingWorkload
@@ -138,11 +142,6 @@ class Server(ServedRequests):
             for a in (self.w.adapters.fine_tuned if self.w.adapters is not None else ())
         ]
 
-    def _room(self) -> int:
-        """Slots kept for each adapter in each layer."""
-        assert self.w.adapters is not None
-        return self.w.adapters.most_tuned or most_tuned(self.adapters)
-
     @property
     def has_pool(self) -> bool:
         """Whether adapters lie over one base."""
@@ -153,8 +152,17 @@ class Server(ServedRequests):
             return 0
         if parallelism.expert > 1:
             raise ParallelismError(f"adapters lie on one rank: expert degree {parallelism.expert} must be 1")
-        return adapter_bytes(
-            self.architecture, self.adapters, self.w.adapters.deployment, self._room(), weights, parallelism.tensor
+        return pool_room_bytes(self.w.adapters, self.adapters, self.architecture, weights, parallelism.tensor)
+
+    @cached_property
+    def residency(self) -> tuple[Residency, Source] | None:
+        """Adapters that come and go, and where their times are from; None: all are there."""
+        if self.w.adapters is None or not self.w.adapters.is_on_demand:
+            return None
+        known = self.measured()
+        times = LoadTimes.of(self.accelerator, None if known is None else known.table)
+        return residency_of(
+            self.w.adapters, self.adapters, self.architecture, times, self.weights, self.parallelism.tensor
         )
 
     @property
@@ -287,13 +295,14 @@ class Server(ServedRequests):
     @cached_property
     def limits(self) -> EngineLimits:
         """Of a replica's batches."""
-        w, (num_host_blocks, block_copy_s) = self.w, self.swap()
+        w, (num_host_blocks, block_copy_s), residency = self.w, self.swap(), self.residency
         return EngineLimits(
             w.batching.policy, self.memory_plan().num_kv_blocks, w.kv.block_size, w.batching.max_num_seqs,
             w.batching.max_num_batched_tokens, w.host_time_s, self.architecture.max_positions,
             is_async=w.batching.is_async and w.parallelism.pipeline == 1, is_caching=w.kv.prefix_caching,
             max_graph_tokens=w.batching.max_graph_tokens, num_host_blocks=num_host_blocks, block_copy_s=block_copy_s,
             ends_unforeseen=w.stop == "eos", tiers=tuple(self.tier(number) for number in range(len(w.kv.tiers))),
+            residency=residency[0] if residency else None,
         )  # fmt: skip
 
     @property
@@ -329,11 +338,12 @@ class Server(ServedRequests):
                                  w.precision.kv), **common,
             )  # fmt: skip
         parts = self.parts(prompt, output, contents, fabric, streams)
-        plan = self.memory_plan()
+        plan, residency = self.memory_plan(), self.residency
         return ServingWorkload(
             w.name, clock, num_replicas=w.most_replicas, router=w.router.policy,
             memory=memory_metrics(plan), model=self.model_of(adapter),
-            num_models=w.adapters.num_models if w.adapters else 1, alone=self.alone(), **common, **parts,
+            num_models=w.adapters.num_models if w.adapters else 1, alone=self.alone(),
+            load_source=residency[1] if residency else Source.ROOFLINE, **common, **parts,
         )  # fmt: skip
 
     def _outages(self) -> list[Outage]:

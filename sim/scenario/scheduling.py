@@ -85,6 +85,10 @@ class Batching(Part):
         return largest_graph(queries * self.max_num_seqs, self.max_num_batched_tokens) if self.cuda_graphs else 0
 
 
+PASSED_IN_LINE = ("chunked_prefill", "priority")
+"""Policies under which somebody may be passed who waits for more than blocks."""
+
+
 class Degrees(Protocol):
     """What of a replica's parallelism matters here."""
 

@@ -25,7 +25,7 @@ from sim.scenario.quantities import (
 )
 from sim.scenario.replicas import Degrees, Disaggregation, KvCache, Pool, Router
 from sim.scenario.requests import Arrivals, Lengths, Sessions, Trace
-from sim.scenario.scheduling import Batching, scheduling_problems
+from sim.scenario.scheduling import PASSED_IN_LINE, Batching, scheduling_problems
 from sim.scenario.tiers import tier_problems
 from sim.scenario.traffic import Workload
 from sim.serving.tenants import TARGETS
@@ -249,6 +249,29 @@ class Serving(Workload):
                     "or use another policy",
                     *at, "router", "policy",
                 )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _loads_adapters_where_it_can(self) -> Serving:
+        if self.adapters is None or not self.adapters.is_on_demand:
+            return self
+        key = "resident" if self.adapters.pool_bytes is None else "pool"
+        if self.disaggregation is not None:
+            raise refused(
+                f"adapters come and go on replicas that prefill and decode; leave {key} out, or disaggregation",
+                "adapters", key,
+            )  # fmt: skip
+        if self.kv.tiers:
+            raise refused(
+                f"who waits for an adapter and who waits for blocks are not told apart; leave {key} out, or kv.tiers",
+                "adapters", key,
+            )  # fmt: skip
+        if self.batching.policy not in PASSED_IN_LINE:
+            raise refused(
+                f"who waits for an adapter is passed by others, which {self.batching.policy} does not do; use "
+                f"{' or '.join(PASSED_IN_LINE)}, or leave {key} out",
+                "adapters", key,
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")

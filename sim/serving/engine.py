@@ -8,10 +8,13 @@ Nothing here knows SimPy: the engine is a core that is advanced to a time.
 
 from __future__ import annotations
 
+import numpy as np
+
 from models.compiled import borrowing, inner_borrowing
 from models.cost.step import AttentionTable, StepTable, decode_seconds, step_parts, tail_seconds
 from sim.devices.kv_cache import hold, leave_host, note_contents, release
 from sim.serving.adapter_experts import tally_experts, touched_experts
+from sim.serving.adapter_pool import leave_adapter, next_ready_s, start_loads
 from sim.serving.attention import attention_of, tally
 from sim.serving.offload import store_filled, store_leapt, take_fetched, wait_for_blocks
 from sim.serving.request import COMPLETED
@@ -57,6 +60,8 @@ def form_batch(state: EngineState, policy) -> None:
     while counts.batch_size == 0 and counts.num_preemptions > num_preemptions and state.flight[0].batch_size == 0:
         num_preemptions = counts.num_preemptions
         is_steady = policy(state)
+    if counts.is_overlapped:
+        start_loads(state)
     # With drafts, steps differ in what they bring.
     counts.is_steady = is_steady and counts.num_spec_tokens == 0
 
@@ -110,6 +115,8 @@ def price_batch(state: EngineState, table: StepTable) -> None:
     formed = state.flight[1]
     formed.compute_s = compute_s
     formed.communication_s = communication_s
+    formed.load_s = counts.load_to_do_s
+    counts.load_to_do_s = 0.0
 
 
 @inner_borrowing
@@ -149,7 +156,7 @@ def copy_seconds(state: EngineState) -> float:
 
 @borrowing
 def launch_batch(state: EngineState) -> None:
-    """Put the batch in flight, now: it takes max(accelerator, host)."""
+    """Put the batch in flight, now: it takes max(accelerator, host), after the adapters that it waits for."""
     counts = state.counts[0]
     formed, flight = state.flight[1], state.flight[0]
     batch, in_flight = state.batch, state.in_flight
@@ -162,8 +169,9 @@ def launch_batch(state: EngineState) -> None:
     flight.is_steady = counts.is_steady
     flight.compute_s = formed.compute_s
     flight.communication_s = formed.communication_s
+    flight.load_s = formed.load_s
     flight.started_s = counts.now_s
-    flight.finish_s = counts.now_s + max(formed.compute_s + formed.communication_s, counts.host_s)
+    flight.finish_s = counts.now_s + formed.load_s + max(formed.compute_s + formed.communication_s, counts.host_s)
     counts.is_formed = 0
     if counts.first_mark > 0:
         enter_marked(counts, state.requests, state.splits)
@@ -177,6 +185,7 @@ def record_step(state: EngineState, num_kv_blocks: int) -> None:
     counts.past_compute_s += flight.compute_s
     counts.past_communication_s += flight.communication_s
     counts.past_uncontended_s += flight.uncontended_s
+    counts.past_load_s += flight.load_s
     if counts.num_recorded < state.steps.size:
         row = state.steps[counts.num_recorded]
         row.started_s = flight.started_s
@@ -296,6 +305,8 @@ def _end(state: EngineState, request: int, finish_s: float) -> None:
     counts = state.counts[0]
     enter(counts, state.requests, state.splits, request, ENDED, finish_s)
     counts.num_completed += 1
+    if counts.adapter_capacity > 0:
+        leave_adapter(state, request, finish_s)
     if counts.keeps_blocks == 0:
         release(state.kv, request)
     if counts.num_swaps > 0:
@@ -338,14 +349,21 @@ def _end_first_stages(state: EngineState) -> None:
 
 
 @inner_borrowing
+def _next_change_s(state: EngineState) -> float:
+    """When somebody comes, or an adapter that is being loaded is there."""
+    arrival_s = next_arrival_s(state)
+    return min(arrival_s, next_ready_s(state)) if state.counts[0].is_overlapped else arrival_s
+
+
+@inner_borrowing
 def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = False) -> int:
     """Run the steady batch in flight again and again, until something may change; returns the steps finished.
 
     Of a trial the state keeps nothing but when the last one ends, at that place of leap_finish_s.
 
-    That is: until a request is to compute its last token, somebody arrives, blocks run out, or a step would end after
-    until_s. The steps differ only in their contexts, each one longer than before, so they are priced one by one here,
-    and the requests are brought up to date once at the end. The last one is then in flight.
+    That is: until a request is to compute its last token, somebody arrives, an adapter has been loaded, blocks run out,
+    or a step would end after until_s. The steps differ only in their contexts, each one longer than before, so they are
+    priced one by one here, and the requests are brought up to date once at the end. The last one is then in flight.
     """
     counts, flight = state.counts[0], state.flight[0]
     kv = state.kv.counts[0]
@@ -363,7 +381,7 @@ def leap(state: EngineState, table: StepTable, until_s: float, is_trial: bool = 
         fill[row.num_computed % kv.block_size] += 1
     if limit <= 0:
         return 0
-    arrival_s = next_arrival_s(state)
+    arrival_s = _next_change_s(state)
     num_free = kv.num_free
     residue = 0
     context = flight.decode_context
@@ -467,13 +485,22 @@ def advance(
                 continue
             if counts.now_s >= until_s:
                 return REACHED
+            if counts.awaits_load:  # it was asked, and nothing changes before
+                change_s = _next_change_s(state)
+                if change_s >= until_s:
+                    return REACHED
+                counts.awaits_load = 0
+                counts.now_s = change_s
             form_batch(state, policy)
             if counts.batch_size > 0:
                 price_batch(state, table)
                 counts.is_formed = 1
             elif flight.batch_size == 0:
                 if counts.first_fetch == 0 and (num_waiting(state) > 0 or counts.num_running > 0):
-                    return STALLED
+                    if counts.is_overlapped == 0 or next_ready_s(state) == np.inf:
+                        return STALLED
+                    counts.awaits_load = 1
+                    continue
                 event_s = next_arrival_s(state)
                 if counts.first_fetch > 0:
                     event_s = min(event_s, wait_for_blocks(state))

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.compiled import borrowing
 from models.cost.step import StepTable
+from sim.serving.adapter_pool import next_ready_s
 from sim.serving.engine import leap
 from sim.serving.offload import next_fetch_s
 from sim.serving.state import EngineState
@@ -33,6 +34,8 @@ def next_end_s(state: EngineState, table: StepTable) -> float:
             formed_s = max(formed_s, next_arrival_s(state))
         elif counts.is_asked and counts.first_fetch > 0:
             formed_s = max(formed_s, min(next_arrival_s(state), next_fetch_s(state)))
+        elif counts.awaits_load:
+            formed_s = max(formed_s, min(next_arrival_s(state), next_ready_s(state)))
         return np.nextafter(formed_s, np.inf)
     finish_s = flight.finish_s
     num_steps = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import can_hold, release, swap_out
+from sim.serving.adapter_pool import leave_adapter
 from sim.serving.offload import drop_fetch, is_fetched_for
 from sim.serving.speculation import slots_ahead
 from sim.serving.state import EngineState
@@ -27,6 +28,8 @@ def _give_up(state: EngineState, request: int) -> None:
     counts = state.counts[0]
     row, splits = state.requests[request], state.splits
     mark(counts, splits, request, PREEMPTED)
+    if counts.adapter_capacity > 0:
+        leave_adapter(state, request, counts.now_s)
     num_copied = 0
     if is_fetched_for(state, request):
         drop_fetch(state, request)

@@ -7,6 +7,7 @@ import numpy as np
 from models.compiled import borrowing, inner_borrowing
 from sim.devices.kv_cache import NONE, leave_host, release
 from sim.devices.kv_tiers import clear_tiers
+from sim.serving.adapter_pool import leave_adapter, lose_adapters
 from sim.serving.offload import drop_fetch, is_fetched_for
 from sim.serving.state import EngineState
 from sim.serving.time_split import forget
@@ -19,8 +20,11 @@ def take_away(state: EngineState, request: int) -> int:
     A step in flight, or already scheduled, computes its part all the same, for nobody: vLLM aborts between two steps.
     Returns the output tokens that are lost. The row is as before its arrival.
     """
-    _leave(state, request)
     counts, flight = state.counts[0], state.flight[0]
+    num_running = counts.num_running
+    _leave(state, request)
+    if counts.adapter_capacity > 0 and counts.num_running < num_running:
+        leave_adapter(state, request, counts.now_s)
     in_flight, batch = state.in_flight, state.batch
     # Whoever leaves, also from the line, may have been all that kept somebody out: the policy has to be asked again.
     flight.is_steady = 0
@@ -87,6 +91,8 @@ def lose_memory(state: EngineState) -> None:
     state.flight["is_steady"] = 0
     for name in ("batch_size", "is_formed", "is_steady", "blocks_to_copy"):
         state.counts[name] = 0
+    if state.counts["adapter_capacity"][0] > 0:
+        lose_adapters(state)
     blocks, counts = state.kv.blocks, state.kv.counts
     num_blocks = len(blocks)
     blocks["content"] = NONE

@@ -24,6 +24,7 @@ from sim.serving.lookahead import next_end_s
 from sim.serving.policies import RESERVING, compiled_policy
 from sim.serving.removal import lose_memory, take_away
 from sim.serving.request import FAILED, UNFINISHED
+from sim.serving.residency import Residency, held
 from sim.serving.speculation import Speculation
 from sim.serving.state import EngineState, new_engine_state
 from sim.serving.verbs import num_waiting, submit
@@ -59,6 +60,7 @@ class EngineLimits:
     speculation              drafts of each sequence's next tokens, under a policy whose steps share one budget; the
                              engine is then synchronous
     tiers                    behind the cache, under a policy whose steps share one budget: the host, or it and a disk
+    residency                adapters that come and go, under a policy whose line others may pass; None: none do
     """
 
     policy: str
@@ -78,6 +80,7 @@ class EngineLimits:
     block_copy_s: float = 0.0
     speculation: Speculation | None = None
     tiers: tuple[TierLimits, ...] = ()
+    residency: Residency | None = None
 
 
 def refusals(requests: NDArray[Any], limits: EngineLimits) -> list[str | None]:
@@ -147,6 +150,7 @@ class Engine:
             splits=splits,
             tiers=limits.tiers,
             asked=asked,
+            residency=limits.residency,
         )
 
     def submit(self, request: int) -> str | None:
@@ -238,8 +242,27 @@ class Engine:
             f"{self.count('num_running')} running and {int(self.state.kv.counts['num_free'][0])} free blocks"
         )
 
+    def check_adapters(self) -> None:
+        """Raises ReplicaError unless those that came are there or went, have room, and are there where used."""
+        counts, adapters = self.state.counts[0], self.state.adapters
+        num_there, room = held(adapters)
+        came = int(counts["num_adapters_given"] + counts["num_loads"])
+        went = int(counts["num_evictions"] + counts["num_adapters_lost"])
+        if came - went != num_there:
+            raise ReplicaError(f"replica {self.index}: {came} adapters came, {went} went, {num_there} are there")
+        if room + counts["adapter_room"] != counts["adapter_capacity"] or counts["adapter_room"] < 0:
+            raise ReplicaError(
+                f"replica {self.index}: adapters take {room} of {counts['adapter_capacity']}, "
+                f"{counts['adapter_room']} counted free"
+            )
+        running = self.state.running[: counts["num_running"]]
+        if not adapters["is_there"][self.state.requests["adapter"][running]].all():
+            raise ReplicaError(f"replica {self.index}: a request runs whose adapter is not there")
+
     def check(self) -> None:
         """Raises ReplicaError or KVCacheError unless the cache's books are right, and empty when idle."""
+        if self.limits.residency is not None:
+            self.check_adapters()
         check_kv_cache(self.state.kv, (self._replica == self.index) & (self._copy == self.copy))
         check_tiers(self.state.tiers)
         if self.num_outstanding == 0 and self.count("first_fetch") > 0:

@@ -17,6 +17,7 @@ from sim.devices.kv_cache import (
 )
 from sim.devices.kv_tiers import TierLimits, Tiers, new_asked, new_tiers
 from sim.serving.request import REQUEST
+from sim.serving.residency import ADAPTER, Residency, held
 from sim.serving.speculation import Speculation
 from sim.serving.time_split import new_splits
 
@@ -47,6 +48,12 @@ COUNTS = np.dtype(
         ("past_compute_s", "f8"),
         ("past_communication_s", "f8"),
         ("past_uncontended_s", "f8"),
+        ("past_load_s", "f8"),
+        ("load_to_do_s", "f8"),
+        ("link_free_s", "f8"),
+        ("looked_s", "f8"),
+        ("adapter_load_s", "f8"),
+        ("evict_s", "f8"),
         ("max_num_seqs", "i8"),
         ("max_num_batched_tokens", "i8"),
         ("max_graph_tokens", "i8"),
@@ -72,6 +79,16 @@ COUNTS = np.dtype(
         ("num_discarded", "i8"),
         ("first_mark", "i8"),
         ("num_recomputing", "i8"),
+        ("adapter_capacity", "i8"),
+        ("adapter_room", "i8"),
+        ("is_overlapped", "i8"),
+        ("awaits_load", "i8"),
+        ("num_loads", "i8"),
+        ("num_evictions", "i8"),
+        ("num_adapters_given", "i8"),
+        ("num_adapters_lost", "i8"),
+        ("num_joined", "i8"),
+        ("num_joined_at_once", "i8"),
         ("is_async", "i8"),
         ("ends_unforeseen", "i8"),
         ("is_formed", "i8"),
@@ -96,7 +113,16 @@ acceptance … num_lookahead    as in `sim.serving.speculation.Speculation`, num
                            is drafted; num_verified, num_drafted, num_accepted    sequences' steps with drafts so far,
                            drafts in them, and those taken; total_draft_s    drafting, which total_s leaves out
 num_ordered                the waiting line is in order of precedence up to this entry, where the policy keeps it so
-past_compute_s … past_uncontended_s   of the steps finished so far, as the flight has them
+past_compute_s … past_load_s   of the steps finished so far, as the flight has them
+adapter_capacity, is_overlapped    as in `sim.serving.residency.Residency`; 0: no adapters come and go
+adapter_room               of the capacity, what no adapter takes
+load_to_do_s               of loads and evictions that the batch being formed waits for
+link_free_s, looked_s      when the last load that runs beside the steps is over; when loads were last begun for those
+                           who wait
+awaits_load                nothing runs, and who waits needs a load that is not over
+num_loads, adapter_load_s, num_evictions, evict_s   so far; num_adapters_given, num_adapters_lost   there at the
+                           beginning, or again after a death, and lost with the memory
+num_joined, num_joined_at_once    times that a request with an adapter joined a batch, and that without a load
 max_graph_tokens           batches up to here run as recorded graphs of certain sizes (`graph_tokens`); 0: none do
 head, arrived, submitted   the waiting line is entries head … arrived - 1 of the ring; arrived … submitted - 1
                            are known to come later
@@ -121,12 +147,14 @@ a prompt that goes on, 1 of a prompt's end or a decode, of a decode with drafts 
 
 FLIGHT = np.dtype(
     [("started_s", "f8"), ("finish_s", "f8"), ("compute_s", "f8"), ("communication_s", "f8"), ("uncontended_s", "f8"),
-     ("batch_size", "i8"), ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"), ("is_steady", "i8")],
+     ("load_s", "f8"), ("batch_size", "i8"), ("tokens", "i8"), ("prefill_tokens", "i8"), ("decode_context", "i8"),
+     ("is_steady", "i8")],
     align=True,
 )  # fmt: skip
 """A batch in flight; batch_size is 0 where there is none.
 
 uncontended_s    of its communication, what it would take alone on an ideal fabric; 0 where nobody asks
+load_s           what it waits for adapters before anything else
 """
 
 STEP = np.dtype(
@@ -166,6 +194,7 @@ class EngineState(NamedTuple):
     steps_with_tokens, steps_with_sequences    [max_tokens + 1] steps so far by what they computed, from which the
                    time of measured operators follows; empty where nothing is measured
     tiers          behind the KV cache; arrays without rows where there are none
+    adapters       [adapters + 1] ADAPTER where they come and go, else empty
     """
 
     requests: NDArray[Any]
@@ -184,6 +213,7 @@ class EngineState(NamedTuple):
     steps_with_tokens: NDArray[np.int64]
     steps_with_sequences: NDArray[np.int64]
     tiers: Tiers
+    adapters: NDArray[Any]
 
 
 def new_engine_state(
@@ -209,10 +239,11 @@ def new_engine_state(
     splits: NDArray[Any] | None = None,
     tiers: Sequence[TierLimits] = (),
     asked: NDArray[Any] | None = None,
+    residency: Residency | None = None,
 ) -> EngineState:
     """An idle engine at time 0.
 
-    splits, asked (of the tiers)    None: its own
+    splits, asked (of the tiers)    None: its own; residency    None: no adapters come and go
     is_async, ends_unforeseen, max_graph_tokens, block_copy_s    as in COUNTS; contents, is_caching,
     num_host_blocks    as in `new_kv_cache`
     Raises ValueError for limits below 1 or a host time that is negative or not finite.
@@ -241,6 +272,11 @@ def new_engine_state(
         counts["draft_seed"] = speculation.seed
         for name in ("acceptance", "num_lookahead", "draft_s", "draft_cost", "flop_share", "byte_share"):
             counts[name] = getattr(speculation, name)
+    adapters = np.zeros(0, ADAPTER) if residency is None else residency.new_adapters()
+    if residency is not None:
+        counts["adapter_capacity"], counts["is_overlapped"] = residency.capacity, residency.is_overlapped
+        counts["num_adapters_given"], room = held(adapters)
+        counts["adapter_room"] = residency.capacity - room
     lengths = requests["num_prompt_tokens"].astype(np.int64) + requests["num_output_tokens"]
     longest = int(lengths.max(initial=1))
     max_blocks = min(-(-(longest + num_slots) // max(block_size, 1)) + 1, num_blocks)
@@ -270,6 +306,7 @@ def new_engine_state(
             tiers, int((lengths // max(block_size, 1)).sum()),
             new_asked(len(requests) if tiers else 0) if asked is None else asked,
         ),
+        adapters,
     )
 
 

@@ -25,6 +25,7 @@ SPLIT = np.dtype(
         ("since_compute_s", "f8"),
         ("since_communication_s", "f8"),
         ("since_uncontended_s", "f8"),
+        ("since_load_s", "f8"),
         ("queue_s", "f8"),
         ("prefill_s", "f8"),
         ("decode_s", "f8"),
@@ -34,6 +35,7 @@ SPLIT = np.dtype(
         ("recompute_s", "f8"),
         ("waiting_again_s", "f8"),
         ("kv_transfer_s", "f8"),
+        ("adapter_load_s", "f8"),
         ("next_mark", "i4"),
         ("num_lost", "i4"),
         ("stage", "i1"),
@@ -46,7 +48,8 @@ SPLIT = np.dtype(
 since_s, since_compute_s …   the readings when its stage began; QUEUED began at its arrival
 queue_s … kv_transfer_s      the parts: whole stages QUEUED, PREEMPTED (waiting_again_s) and TRANSFERRING; of the others
                              what the accelerator computed (prefill_s, decode_s, recompute_s), communication_s, of which
-                             uncontended_s, and in host_s what steps took beyond both
+                             uncontended_s, adapter_load_s, and in host_s what steps took beyond all three; of the
+                             queue, adapter_load_s is what it waited for a load beside the steps, known when it joins
 num_lost                     tokens whose keys and values were there when it was preempted
 next_stage, next_mark        of a request that changes its stage when the next batch starts: to which, and the number
                              of the next such request + 1 (0: none)
@@ -84,7 +87,7 @@ def forget(counts: Any, splits: NDArray[Any], request: int) -> None:
     if split.stage == RECOMPUTING:
         counts.num_recomputing -= 1
     split.queue_s = split.prefill_s = split.decode_s = split.host_s = split.communication_s = 0.0
-    split.uncontended_s = split.recompute_s = split.waiting_again_s = split.kv_transfer_s = 0.0
+    split.uncontended_s = split.recompute_s = split.waiting_again_s = split.kv_transfer_s = split.adapter_load_s = 0.0
     split.num_lost = 0
     split.stage = split.next_stage = QUEUED
 
@@ -116,7 +119,7 @@ def enter(
     since_s = requests[request].arrival_s if split.stage == QUEUED else split.since_s
     elapsed_s = now_s - since_s
     if split.stage == QUEUED:
-        split.queue_s += elapsed_s
+        split.queue_s += elapsed_s - split.adapter_load_s
     elif split.stage == PREEMPTED:
         split.waiting_again_s += elapsed_s
     elif split.stage == TRANSFERRING:
@@ -124,6 +127,7 @@ def enter(
     else:
         computed_s = compute_s - split.since_compute_s
         communicated_s = communication_s - split.since_communication_s
+        loaded_s = counts.past_load_s - split.since_load_s
         if split.stage == PREFILLING:
             split.prefill_s += computed_s
         elif split.stage == DECODING:
@@ -133,7 +137,8 @@ def enter(
             counts.num_recomputing -= 1
         split.communication_s += communicated_s
         split.uncontended_s += uncontended_s - split.since_uncontended_s
-        split.host_s += elapsed_s - computed_s - communicated_s
+        split.adapter_load_s += loaded_s
+        split.host_s += elapsed_s - computed_s - communicated_s - loaded_s
     if stage == RECOMPUTING:
         counts.num_recomputing += 1
     split.stage = stage
@@ -141,6 +146,7 @@ def enter(
     split.since_compute_s = compute_s
     split.since_communication_s = communication_s
     split.since_uncontended_s = uncontended_s
+    split.since_load_s = counts.past_load_s
 
 
 PARTS = (
@@ -149,11 +155,16 @@ PARTS = (
 )  # fmt: skip
 """What an end-to-end latency is made of, in the order of the tables."""
 
+ADAPTER_LOAD = "adapter_load"
+"""One part more where adapters come and go: loads that a request's steps, or itself in the queue, waited for."""
+
 
 def parts_s(
-    splits: NDArray[Any], crosses_fabric: bool, is_compared: bool, is_staged: bool = False
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each of PARTS, of requests that have ended; they add up to last token - arrival.
+    splits: NDArray[Any], crosses_fabric: bool, is_compared: bool, is_staged: bool = False,
+    loads_adapters: bool = False,
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Seconds of each of PARTS, and of ADAPTER_LOAD where adapters come and go, of requests that have ended; they add
+    up to last token - arrival.
 
     crosses_fabric   whether the communication of a step goes through the fabric or stays inside the host
     is_compared      whether the fabric's time is split into what it takes on an idle ideal fabric and contention; if
@@ -173,4 +184,5 @@ def parts_s(
         "fabric": alone_s if crosses_fabric else zero,
         "fabric_contention": contention_s if crosses_fabric else zero,
     }
-    return {part: found[part] if part in found else splits[f"{part}_s"] for part in PARTS}
+    parts = (*PARTS, ADAPTER_LOAD) if loads_adapters else PARTS
+    return {part: found[part] if part in found else splits[f"{part}_s"] for part in parts}

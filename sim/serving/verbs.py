@@ -15,6 +15,7 @@ from sim.devices.kv_cache import (
     num_shared,
     share,
 )  # fmt: skip
+from sim.serving.adapter_pool import bring, first_servable, join_adapter
 from sim.serving.offload import fetch, is_fetched_for
 from sim.serving.speculation import query_weight, slots_ahead
 from sim.serving.state import EngineState
@@ -176,11 +177,24 @@ def schedule_decodes(state: EngineState, position: int, budget: int) -> int:
 @borrowing
 def can_admit(state: EngineState) -> bool:
     """Whether somebody waits, a slot is free, and free blocks hold all of the first in line that is not cached: of one
-    in host memory all that it had, and what is missing; of one that comes with blocks, filled elsewhere, the rest."""
+    in host memory all that it had, and what is missing; of one that comes with blocks, filled elsewhere, the rest.
+
+    Where adapters come and go, the first whose adapter can be had takes the head of the line, if it has blocks.
+    """
     counts = state.counts[0]
     if counts.arrived == counts.head or counts.num_running >= counts.max_num_seqs:
         return False
-    request = waiting_head(state)
+    if counts.adapter_capacity == 0:
+        return _has_blocks(state, waiting_head(state))
+    place = first_servable(state)
+    if place < 0 or not _has_blocks(state, state.waiting[place & (state.waiting.size - 1)]):
+        return False
+    bring(state, place)
+    return True
+
+
+@inner_borrowing
+def _has_blocks(state: EngineState, request: int) -> bool:
     num_tokens = num_missing(state, request)
     if state.kv.holdings[request].num_blocks > 0:
         return can_hold(state.kv, request, state.requests[request].num_computed + num_tokens)
@@ -188,7 +202,7 @@ def can_admit(state: EngineState) -> bool:
     num_free = state.kv.counts[0].num_free
     if num_blocks <= num_free:
         return True
-    if counts.num_swaps > 0 and state.kv.holdings[request].num_host > 0:
+    if state.counts[0].num_swaps > 0 and state.kv.holdings[request].num_host > 0:
         return False
     shared, num_idle = num_shared(state.kv, request, num_tokens)
     return num_blocks - shared + num_idle <= num_free
@@ -263,6 +277,8 @@ def admit(state: EngineState) -> int:
             return request
         row.num_computed = num_cached
     splits = state.splits
+    if counts.adapter_capacity > 0:
+        join_adapter(state, request)
     mark(counts, splits, request, RECOMPUTING if row.num_computed < splits[request].num_lost else PREFILLING)
     return request
 

@@ -48,7 +48,7 @@ from sim.serving.request import (
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.tenants import Tenants
 from sim.serving.tier_metrics import tier_metrics, tier_rows
-from sim.serving.time_split import PARTS, new_splits, parts_s
+from sim.serving.time_split import ADAPTER_LOAD, PARTS, new_splits, parts_s
 
 ARRIVALS_PER_CATCH_UP = 1024
 """Replicas that nobody looks at are brought up to the clock this often, to spread their work over the run."""
@@ -60,6 +60,7 @@ class ConservationError(RuntimeError):
 
 COPIES = "copies of KV blocks"
 DRAFTS = "drafting"
+LOADS = "loading and evicting adapters"
 
 FROM_TABLES = (Source.MEASURED, Source.IMPORTED, Source.INTERPOLATED)
 """Times that are measured, or lie between measured ones."""
@@ -78,6 +79,7 @@ class ServingWorkload:
     stages       of replicas that are cut into pipeline stages; they go through `fabric` where any crosses hosts
     precedence   [requests] lower first, for policies that order the line by it
     alone        tells how long an iteration takes with the fabric to itself; None: contention is not told apart
+    load_source  of the times of limits.residency
     Raises ValueError where the lengths differ, or neither or both of table and iterations are given.
     """
 
@@ -113,6 +115,7 @@ class ServingWorkload:
         alone: AloneOnIdeal | None = None,
         front: Front | None = None,
         stages: Stages | None = None,
+        load_source: Source = Source.ROOFLINE,
     ) -> None:
         if (table is None) == (len(iterations) == 0) or len(iterations) not in (0, num_replicas):
             raise ValueError(f"{num_replicas} replicas need one table, or an iteration each, not both")
@@ -128,6 +131,8 @@ class ServingWorkload:
         self._is_swapping = limits.num_host_blocks > 0
         self._is_discarding = limits.ends_unforeseen
         self._asked = new_asked(len(self.requests) if limits.tiers else 0)
+        self._residency = limits.residency
+        self._load_source = load_source
         self.router = ROUTERS[router]
         self._rng = np.random.default_rng(0) if rng is None else rng
         self.tenants = tenants
@@ -284,12 +289,14 @@ class ServingWorkload:
             metrics |= self._draft_metrics()
         if len(self._asked):
             metrics |= tier_metrics(known[0], self._asked, self.engines)
+        if self._residency is not None:
+            metrics |= self._load_metrics()
         shares = self.time_by_source()
         total_s = sum(shares.values())
         measured_s = sum(seconds for (_, source), seconds in shares.items() if source in FROM_TABLES)
         metrics["measured_share"] = measured_s / total_s if total_s > 0 else None
         split = self.time_split()
-        for part in PARTS:
+        for part in PARTS if self._residency is None else (*PARTS, ADAPTER_LOAD):
             part_s = split[f"{part}_s"]
             mean_s = float(part_s.mean()) if len(part_s) else np.nan
             metrics[f"mean_{part}_ms"] = None if np.isnan(mean_s) else 1e3 * mean_s
@@ -315,11 +322,29 @@ class ServingWorkload:
             "spec_decode_acceptance_length": 1 + accepted / drafts if drafts else None,
         }
 
+    def _load_metrics(self) -> dict[str, float | None]:
+        """Loads and evictions so far, and the share of those who joined a batch that waited for neither."""
+        loads, evictions, joined, at_once = (
+            sum(engine.count(name) for engine in self.engines)
+            for name in ("num_loads", "num_evictions", "num_joined", "num_joined_at_once")
+        )
+        load_s, evict_s = (
+            sum(float(engine.state.counts[name][0]) for engine in self.engines)
+            for name in ("adapter_load_s", "evict_s")
+        )
+        return {
+            "adapter_loads": loads, "adapter_evictions": evictions, "adapter_load_s": load_s,
+            "adapter_evict_s": evict_s, "adapter_hit_rate": at_once / joined if joined else None,
+        }  # fmt: skip
+
     def time_split(self) -> dict[str, NDArray[np.float64]]:
         """Columns of table `time_split`: of each request completed by now its number, e2e_s and the parts of it."""
         done = (self.requests["outcome"] == COMPLETED) & (self.requests["finished_s"] <= self.clock.now)
         rows = self.requests[done]
-        parts = parts_s(self.splits[done], self._crosses_fabric, self._alone is not None, self.stages is not None)
+        parts = parts_s(
+            self.splits[done], self._crosses_fabric, self._alone is not None, self.stages is not None,
+            self._residency is not None,
+        )  # fmt: skip
         return {
             "request": np.flatnonzero(done), "e2e_s": rows["finished_s"] - rows["arrival_s"],
             **{f"{part}_s": part_s for part, part_s in parts.items()},
@@ -361,6 +386,8 @@ class ServingWorkload:
             for what, name in ((COPIES, "total_copy_s"), (DRAFTS, "total_draft_s")):
                 if counts[name] > 0:
                     found[what, Source.ROOFLINE] += float(counts[name])
+            if self._residency is not None and not self._residency.is_overlapped and counts["num_loads"] > 0:
+                found[LOADS, self._load_source] += float(counts["adapter_load_s"] + counts["evict_s"])
             if priced is None:
                 found[ROOFLINE, Source.ROOFLINE] += float(counts["total_s"])
                 continue

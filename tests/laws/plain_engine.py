@@ -14,7 +14,8 @@ from plain_tiers import PlainTiers
 
 from models.cost.step import step_parts
 
-PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication", "kv_transfer")
+PLAIN_PARTS = ("queue", "prefill", "decode", "recompute", "waiting_again", "host", "communication", "kv_transfer",
+               "adapter_load")  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -49,6 +50,7 @@ class PlainRequest:
     token_times_s: list[float] = field(default_factory=list)
     lost: int = 0
     """Most tokens computed when it was preempted."""
+    adapter: int = 0
     recovered: int = 0
     """Tokens computed by steps that have finished since it was last admitted."""
     ends_unforeseen: bool = False
@@ -127,9 +129,11 @@ class PlainEngine:
     def __init__(
         self, requests, table, *, policy, num_blocks, block_size, max_num_seqs, budget, host_s, is_async=False,
         is_caching=False, max_graph_tokens=0, host_blocks=0, block_copy_s=0.0,
-        speculation=None, accepts=None, cancelled=(), ends_unforeseen=False, tiers=(),
+        speculation=None, accepts=None, cancelled=(), ends_unforeseen=False, tiers=(), adapters=None,
     ):  # fmt: skip
-        """cancelled: (when, which request), in order of time"""
+        """cancelled: (when, which request), in order of time; adapters: a PlainAdapters, where they come and go"""
+        self.adapters = adapters
+        self.flight_end_s = self.load_s = 0.0
         self.to_come = deque(requests)
         self.discarded = 0
         self.ends_unforeseen = ends_unforeseen
@@ -160,9 +164,10 @@ class PlainEngine:
         had_begun = self.had_begun
         while True:
             batch: list[Part] = []
-            self.flight_until_s = None if flight is None else flight[2]
+            is_idle = flight is None
+            self.flight_until_s = None if is_idle else flight[2]
             num_preempted = self.num_preempted
-            if flight is None or self.is_async:
+            if is_idle or self.is_async:
                 self.cancel(self.now_s, [])
                 while self.to_come and self.to_come[0].arrival_s <= self.now_s:
                     self.waiting.append(self.to_come.popleft())
@@ -172,7 +177,8 @@ class PlainEngine:
                     request.computed = request.recovered = request.coming * self.block_size
                     request.coming = 0
                     self.note_full(request)
-                batch = self.form()
+                batch = self.form_batch(is_idle)
+                load_s, self.load_s = self.load_s, 0.0
             formed = self.sums(batch) if batch else None
             running = set(map(id, self.running))
             if flight is not None:
@@ -185,21 +191,31 @@ class PlainEngine:
                         self.discarded += part.num
             if formed is not None:
                 (compute_s, communication_s), prefill_tokens, decodes = formed
-                step_s = max(compute_s + communication_s, self.host_s)
-                flight = (batch, self.now_s, self.now_s + step_s, prefill_tokens, decodes)
+                busy_s = max(compute_s + communication_s, self.host_s)
+                step_s = load_s + busy_s
+                self.flight_end_s = self.now_s + load_s + busy_s
+                flight = (batch, self.now_s, self.flight_end_s, prefill_tokens, decodes)
                 for part in batch:
                     if all(part.request is not request for request in had_begun):
                         had_begun.append(part.request)
-                        part.request.parts_s["queue"] = self.now_s - part.request.arrival_s
+                        waited_s = part.request.parts_s["adapter_load"]
+                        part.request.parts_s["queue"] = self.now_s - part.request.arrival_s - waited_s
                 for request in had_begun:
                     if len(request.token_times_s) < request.output:
-                        self.split(request, id(request) in running, step_s, compute_s, communication_s)
+                        self.split(request, id(request) in running, step_s, compute_s, communication_s, load_s)
             elif not batch and not self.waiting and not self.running:
                 if not self.to_come:
                     return
                 self.now_s = max(self.now_s, self.to_come[0].arrival_s)
             elif self.tiers and self.flight_until_s is None and self.num_preempted == num_preempted:
                 self.wait_for_blocks()
+            elif is_idle and not batch and self.adapters is not None:
+                arrivals = [self.to_come[0].arrival_s] if self.to_come else []
+                before_s = self.now_s
+                self.now_s = min([*arrivals, *(at_s for at_s in self.adapters.there.values() if at_s > before_s)])
+                for request in had_begun:
+                    if len(request.token_times_s) < request.output:
+                        request.parts_s["waiting_again"] += self.now_s - before_s
 
     def wait_for_blocks(self) -> None:
         """Nothing can run until some have been fetched, or somebody arrives."""
@@ -209,10 +225,23 @@ class PlainEngine:
                 request.parts_s["waiting_again"] += until_s - self.now_s
         self.now_s = until_s
 
+    def form_batch(self, is_idle: bool) -> list[Part]:
+        """Whoever is first may have given way to those behind; where nothing runs these are asked."""
+        while True:
+            before = self.num_preempted
+            batch = self.form()
+            if batch or not is_idle or self.num_preempted == before:
+                break
+        if self.adapters is not None:
+            self.adapters.start(self)
+        return batch
+
     def cancel(self, until_s: float, scheduled: list[Part]) -> None:
         """Forget who has not ended when cancelled by then; what is scheduled of them is computed for nobody."""
         while self.cancelled and self.cancelled[0][0] <= until_s:
             request = self.cancelled.popleft()[1]
+            if self.adapters is not None and request in self.running:
+                self.adapters.leave(self, request)
             for line in (self.to_come, self.waiting, self.running):
                 if request in line:
                     line.remove(request)
@@ -227,8 +256,9 @@ class PlainEngine:
                 part.samples = 0 if part.request is request else part.samples
 
     def split(
-        self, request: PlainRequest, is_running: bool, step_s: float, compute_s: float, communication_s: float
-    ) -> None:
+        self, request: PlainRequest, is_running: bool, step_s: float, compute_s: float, communication_s: float,
+        load_s: float = 0.0,
+    ) -> None:  # fmt: skip
         """What a step that starts now is to a request that has begun and not ended."""
         parts_s = request.parts_s
         if request.fetch_since_s is not None and (not is_running or not request.coming):
@@ -242,7 +272,8 @@ class PlainEngine:
         stage = "decode" if request.token_times_s else "prefill"
         parts_s["recompute" if request.recovered < request.lost else stage] += compute_s
         parts_s["communication"] += communication_s
-        parts_s["host"] += step_s - compute_s - communication_s
+        parts_s["adapter_load"] += load_s
+        parts_s["host"] += step_s - compute_s - communication_s - load_s
 
     def sums(self, batch: list[Part]) -> tuple[tuple[float, float], int, int]:
         """((compute, communication) seconds, prompt tokens, decodes) of a batch."""
@@ -294,6 +325,8 @@ class PlainEngine:
                 self.give_back(request)
                 self.free_on_host += request.on_host
                 request.on_host = 0
+                if self.adapters is not None:
+                    self.adapters.leave(self, request)
 
     def store_filled(self, part: Part) -> None:
         """Blocks that are computed, and whose content is known, go to the host."""
@@ -364,8 +397,8 @@ class PlainEngine:
                 shortest = min(self.waiting, key=lambda r: r.missing)
                 self.waiting.remove(shortest)
                 self.waiting.appendleft(shortest)
-            request = self.waiting[0]
-            if not self.fits_whole(request):
+            request = self.next_in_line()
+            if request is None:
                 break
             self.admit()
             num = min(request.missing, left)
@@ -421,8 +454,8 @@ class PlainEngine:
         """Of the waiting line as it stands, while the first has blocks for all that he lacks."""
         batch: list[Part] = []
         while self.waiting and len(self.running) < self.max_num_seqs and left > 0:
-            request = self.waiting[0]
-            if not self.fits_whole(request):
+            request = self.next_in_line()
+            if request is None:
                 break
             self.admit()
             num = min(request.missing, left)
@@ -430,6 +463,17 @@ class PlainEngine:
                 batch.append(self.take(request, num))
             left -= num
         return batch
+
+    def next_in_line(self) -> PlainRequest | None:
+        """Brought to the head: the first whose adapter can be had, if there are blocks for all of it."""
+        for request in self.waiting:
+            if self.adapters is None or self.adapters.serves(self, request):
+                if not self.fits_whole(request):
+                    return None
+                self.waiting.remove(request)
+                self.waiting.appendleft(request)
+                return request
+        return None
 
     def batchllm(self) -> list[Part]:
         self.waiting = deque(sorted(self.waiting, key=lambda r: (r.precedence, r.arrival_s, r.number)))
@@ -510,6 +554,8 @@ class PlainEngine:
     def admit(self) -> None:
         request = self.waiting.popleft()
         self.admitted.append(request.number)
+        if self.adapters is not None:
+            self.load_s += self.adapters.join(self, request)
         self.running.append(request)
         if request.on_host:
             self.free_on_host += request.on_host
@@ -591,6 +637,8 @@ class PlainEngine:
 
     def preempt(self, victim: PlainRequest) -> None:
         """To the host where its blocks have room there, else to be computed again."""
+        if self.adapters is not None:
+            self.adapters.leave(self, victim)
         self.give_back(victim)
         self.num_preempted += 1
         if self.tiers and self.tiers.drop(victim):

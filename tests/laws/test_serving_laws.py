@@ -165,6 +165,7 @@ def compiled_engine(engine, table=None):
         block_copy_s=engine.get("block_copy_s", 0.0),
         speculation=engine.get("speculation"),
         tiers=engine.get("tiers", ()),
+        residency=engine.get("residency"),
         num_step_rows=100_000,
         max_tokens=-1 if table is None else table.curves.shape[1] - 1,
     )

@@ -309,3 +309,47 @@ def test_merged_models_have_replicas_and_no_pool(tmp_path):
     assert merged.model_of(np.array([1, 2])).tolist() == [0, 1]
     with pytest.raises(ScenarioError, match="2 replicas for 3 merged models"):
         adapters_of(tmp_path, f"{{deployment: merged, base_share: 1, {two}}}", "workloads.chat.replicas=2")
+
+
+TWENTY = "fine_tuned: [{name: a, max: 2, mean: 2}, {name: b, max: 4, mean: 4}, {name: c, max: 3, mean: 3}]"
+
+
+def test_adapters_on_demand_have_memory_set_aside_for_those_that_may_be_there(tmp_path):
+    """Of 2, 4 and 3 experts in each of 26 layers: pages of the two largest, by hand as in test_loading."""
+    two = adapters_of(tmp_path, f"{{resident: 2, {TWENTY}}}")
+    # 44 + 22 MiB of four experts, 33 + 16.5 of three: 22 + 11 and 17 + 9 pages, more where they begin within one.
+    pages = two.memory_plan().adapter_bytes / (26 * 2**21)
+    assert 22 + 11 + 17 + 9 <= pages <= 22 + 11 + 17 + 9 + 4
+    holds, _ = two.residency
+    assert (holds.capacity, holds.size, holds.is_overlapped) == (2, (1, 1, 1), False)
+    assert two.limits.residency is holds
+    padded = adapters_of(tmp_path, f"{{resident: 2, deployment: padded, {TWENTY}}}")
+    assert padded.memory_plan().adapter_bytes == 26 * 2 * 4 * 33 * 2**20 // 2
+    pool = adapters_of(tmp_path, f"{{pool: 4 GiB, loading: overlapped, {TWENTY}}}")
+    assert pool.memory_plan().adapter_bytes == 4 * 2**30
+    assert pool.residency[0].capacity == 2048 and pool.residency[0].is_overlapped
+    for all_of_them in (f"{{resident: 3, {TWENTY}}}", f"{{{TWENTY}}}"):
+        server = adapters_of(tmp_path, all_of_them)
+        assert server.residency is None
+        assert server.memory_plan().adapter_bytes == adapters_of(tmp_path, f"{{{TWENTY}}}").memory_plan().adapter_bytes
+
+
+@pytest.mark.parametrize(("more", "sentence"), [
+    ("resident: 2, pool: 4 GiB", r"adapters\.pool: resident and pool both say"),
+    ("pool: 4 GiB, deployment: padded", r"adapters\.pool: a padded pool has places, not pages; write resident"),
+    ("pool: 1 GiB", r"chat\.adapters: a pool of 1073741824 B has no room for b, which takes \d+ pages of 2 MiB; give"),
+    ("loading: overlapped", r"adapters\.loading: all adapters are there from the beginning; give resident"),
+    ("resident: 2, deployment: merged", r"adapters\.resident: merged models are all there"),
+])  # fmt: skip
+def test_adapters_on_demand_that_cannot_be(tmp_path, more, sentence):
+    with pytest.raises(ScenarioError, match=sentence):
+        adapters_of(tmp_path, f"{{{more}, {TWENTY}}}", "workloads.chat.replicas=3")
+
+
+def test_adapters_come_and_go_under_policies_whose_line_may_be_passed(tmp_path):
+    for key, value, sentence in (
+        ("batching", "{policy: orca}", r"passed by others, which orca does not do; use chunked_prefill or priority"),
+        ("disaggregation", "{}", r"adapters come and go on replicas that prefill and decode"),
+    ):
+        with pytest.raises(ScenarioError, match=sentence):
+            adapters_of(tmp_path, f"{{resident: 2, {TWENTY}}}", f"workloads.chat.{key}={value}")

@@ -18,7 +18,18 @@ from models.architecture import Architecture
 from models.hardware import Precision
 from models.pages import PAGE_BYTES, PageTable, Slots, slot_tensors
 
-__all__ = ["Adapter", "Deployment", "adapter_bytes", "most_tuned", "read_esft", "resident_bytes", "spread", "stretches"]
+__all__ = [
+    "Adapter",
+    "Deployment",
+    "adapter_bytes",
+    "most_added",
+    "most_tuned",
+    "on_rank",
+    "read_esft",
+    "resident_bytes",
+    "spread",
+    "stretches",
+]
 
 Deployment = Literal["virtual", "padded"]
 """virtual: pages behind the slots that hold an expert; padded: memory for all slots."""
@@ -97,6 +108,26 @@ def most_tuned(adapters: Sequence[Adapter]) -> int:
     return max((len(ids) for adapter in adapters for ids in adapter.tuned), default=0)
 
 
+def on_rank(adapters: Sequence[Adapter], num_experts: int, expert: int, rank: int) -> list[Adapter]:
+    """What adapters have tuned of the experts on one of `expert` ranks, which hold equal groups of neighbours, by their
+    number there."""
+    per_rank = num_experts // expert
+    first = rank * per_rank
+    return [
+        Adapter(one.name, tuple(tuple(e - first for e in ids if 0 <= e - first < per_rank) for ids in one.tuned))
+        for one in adapters
+    ]
+
+
+def most_added(adapters: Sequence[Adapter], num_experts: int, expert: int) -> int:
+    """Experts that adapters add to those of any of `expert` ranks in any layer, all together."""
+    added = 0
+    for rank in range(expert):
+        here = on_rank(adapters, num_experts, expert, rank)
+        added = max([added, *(sum(map(len, layer)) for layer in zip(*(one.tuned for one in here), strict=True))])
+    return added
+
+
 def adapter_bytes(
     architecture: Architecture,
     adapters: Sequence[Adapter],
@@ -104,10 +135,13 @@ def adapter_bytes(
     room: int,
     weights: Precision = "bf16",
     tensor: int = 1,
+    expert: int = 1,
 ) -> int:
-    """Bytes on each of `tensor` accelerators beyond the base model's: of mapped pages, or of all slots.
+    """Bytes on each of `tensor` accelerators, or on one of `expert` ranks, beyond the base model's: of mapped pages, or
+    of all slots.
 
     room: E_max, slots kept for each adapter in each layer
+    adapters: of a rank, where experts lie on several: `on_rank` says which are there
     A page that the base's experts end in is the base's; what it leaves empty counts here.
     Raises ValueError for an adapter that tunes more than `room` experts in a layer.
     """
@@ -115,14 +149,15 @@ def adapter_bytes(
     assert experts is not None, "adapters have been checked"
     if most_tuned(adapters) > room:
         raise ValueError(f"an adapter tunes {most_tuned(adapters)} experts in one layer, above most_tuned, {room}")
-    tensors = slot_tensors(architecture, len(adapters), room, weights, tensor)
-    base = sum(experts.num_routed * t.slot_bytes for t in tensors)
+    num_base = experts.num_routed // expert
+    tensors = slot_tensors(architecture, len(adapters), room, weights, tensor, expert)
+    base = sum(num_base * t.slot_bytes for t in tensors)
     if deployment == "padded":
         return sum(t.num_slots * t.slot_bytes for t in tensors) - base
     table = PageTable(tensors)
-    table.load("the base", [Slots(0, experts.num_routed) for _ in tensors])
+    table.load("the base", [Slots(0, num_base) for _ in tensors])
     for i, adapter in enumerate(adapters):
-        first = experts.num_routed + i * room
+        first = num_base + i * room
         table.load(f"adapter {i}", [Slots(first, len(ids)) for ids in adapter.tuned for _ in ("up", "down")])
     return table.num_mapped * PAGE_BYTES - base
 

@@ -185,18 +185,21 @@ def _runs(tensor: int, pages: range, is_in: NDArray[np.bool_]) -> list[PageRun]:
 
 
 def slot_tensors(
-    architecture: Architecture, num_adapters: int, most_tuned: int, weights: Precision = "bf16", tensor: int = 1
-) -> list[SlotTensor]:
-    """The pool's virtual tensors on one of `tensor` ranks: of each layer with experts, gate and up together, then down.
+    architecture: Architecture, num_adapters: int, most_tuned: int, weights: Precision = "bf16", tensor: int = 1,
+    expert: int = 1,
+) -> list[SlotTensor]:  # fmt: skip
+    """The pool's virtual tensors on one of `tensor`, or of `expert`, ranks: of each layer with experts, gate and up
+    together, then down.
 
-    Each has num_routed + num_adapters · most_tuned slots: the base's, then most_tuned for each adapter.
+    Each has num_routed / expert + num_adapters · most_tuned slots: the base's, then most_tuned for each adapter.
     Raises ValueError for a model without experts.
     """
     experts = architecture.experts
     if experts is None:
         raise ValueError(f"{architecture.name} has no experts to pool")
-    num_slots = experts.num_routed + num_adapters * most_tuned
-    matrix_bytes = architecture.hidden_size * experts.ffn_size // tensor * PRECISIONS[weights]
+    num_slots = experts.num_routed // expert + num_adapters * most_tuned
+    ways = 1 if expert > 1 else tensor  # experts over ranks are whole ones
+    matrix_bytes = architecture.hidden_size * experts.ffn_size // ways * PRECISIONS[weights]
     up = (architecture.num_ffn_matrices - 1) * matrix_bytes
     return [SlotTensor(num_slots, size) for _ in experts.layers for size in (up, matrix_bytes)]
 

@@ -72,11 +72,13 @@ def measured_step(
     max_context: int = 8192,
     rerouting: Rerouting | None = None,
     mix: AdapterMix | None = None,
+    num_added: int = 0,
 ) -> PricedStep:
     """As `step_table` and `stage_tables`, from measured times where there are some, from the roofline elsewhere.
 
     max_tokens, max_seqs, max_context: the most tokens and requests of a step, and of one request
     rerouting, mix: of adapters; then experts are priced by those that the batch's own adapters touch
+    num_added: experts that adapters add to one rank's where they lie on several
     Raises as they do.
     """
     built = operators(architecture, parallelism, weights, kv, rerouting)
@@ -100,7 +102,7 @@ def measured_step(
                     rows = counts * operator.shape[2]
                     times = experts.at(np.column_stack([rows, distinct[counts]]), roof)
                 else:
-                    most = operator.shape[3] if mix is None else most_touched(mix)
+                    most = operator.shape[3] + num_added if mix is None else most_touched(mix)
                     tags[o, 0] = BY_EXPERTS
                     more["experts"] = _expert_table(experts, operator, roof, max_tokens, most)
         elif operator.kind == "attention":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.adapters import Adapter, read_esft, spread
+from models.adapters import Adapter, most_added, read_esft, spread
 from models.cost.build import operator_names, operator_scale, query_shares, stage_tables, step_table
 from models.cost.loading import LoadTimes
 from models.cost.measured import Measured
@@ -150,9 +150,14 @@ class Server(ServedRequests):
     def _adapter_bytes(self, parallelism: Parallelism, weights: Precision) -> int:
         if self.w.adapters is None or self.w.adapters.deployment == "merged":
             return 0
-        if parallelism.expert > 1:
-            raise ParallelismError(f"adapters lie on one rank: expert degree {parallelism.expert} must be 1")
-        return pool_room_bytes(self.w.adapters, self.adapters, self.architecture, weights, parallelism.tensor)
+        return pool_room_bytes(self.w.adapters, self.adapters, self.architecture, weights, parallelism)
+
+    @property
+    def _num_added(self) -> int:
+        """Experts that adapters add to a rank's in one layer, at most."""
+        if self.w.adapters is None or not self.has_pool or self.architecture.experts is None:
+            return 0
+        return most_added(self.adapters, self.architecture.experts.num_routed, self.parallelism.expert)
 
     @cached_property
     def residency(self) -> tuple[Residency, Source] | None:
@@ -386,7 +391,8 @@ class Server(ServedRequests):
             longest, most = int(prompt.max() + output.max()), w.batching.max_num_seqs
             longest += 0 if speculation is None else speculation.num_tokens
             priced = measured_step(
-                known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest
+                known, architecture, self.accelerator, parallelism, **costs, max_seqs=most, max_context=longest,
+                num_added=self._num_added,
             )
             parts["priced"] = priced
         if parallelism.expert == 1:
@@ -408,6 +414,7 @@ class Server(ServedRequests):
             ExpertParallelIteration(
                 architecture, parallelism, tables, ranks, popularity,
                 streams.stream(f"workload.{w.name}.experts"), owner=w.name, exchange=w.parallelism.exchange,
+                adapters=self.adapters if self.has_pool else (),
             )
             for ranks in self._ranks_of_replicas()
         ]  # fmt: skip

@@ -275,6 +275,26 @@ class Serving(Workload):
         return self
 
     @model_validator(mode="after")
+    def _spreads_adapters(self) -> Serving:
+        """Over ranks of experts they are there all the time, and choose as the base does."""
+        if self.adapters is None or all(pool.parallelism.expert == 1 for _, pool in self.pools):
+            return self
+        if self.adapters.is_on_demand:
+            key = "resident" if self.adapters.pool_bytes is None else "pool"
+            raise refused(
+                f"adapters come and go where experts lie on one rank; leave {key} out, or expert parallelism",
+                "adapters", key,
+            )  # fmt: skip
+        for i, adapter in enumerate(self.adapters.fine_tuned):
+            if adapter.routing is not None and not self.adapters.is_merged:
+                raise refused(
+                    "over ranks of experts an adapter's tokens choose as the base's do; leave routing out, or expert "
+                    "parallelism",
+                    "adapters", "fine_tuned", i, "routing",
+                )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _tells_tenants_apart(self) -> Serving:
         names = [tenant.name for tenant in self.tenants]
         for i, name in enumerate(names):

@@ -18,6 +18,7 @@ Leaves out: bandwidth that a copy takes from the kernels beside it.
 from __future__ import annotations
 
 import numpy as np
+
 from models.compiled import borrowing, inner_borrowing
 from sim.serving.residency import begin, held
 from sim.serving.state import EngineState

@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.adapters import Adapter
 from models.architecture import Architecture
 from models.compiled import inner
 from models.cost.step import (
@@ -158,9 +159,23 @@ def tokens_of_batch(
 
 
 @njit(cache=True)
+def adapters_of_batch(state: EngineState, num_padding: int) -> NDArray[np.int64]:
+    """[tokens] of every token in a copy's batch its adapter, then of padding the base."""
+    counts = state.counts[0]
+    adapter = np.zeros(counts.tokens + num_padding, np.int64)
+    token = 0
+    batch, requests = state.batch, state.requests
+    for i in range(counts.batch_size):
+        end = token + batch[i].num_tokens
+        adapter[token:end] = requests[batch[i].request].adapter
+        token = end
+    return adapter
+
+
+@njit(cache=True)
 def draw_experts(
     table: StepTable, draws: ExpertDraws, num_layers: int, num_ranks: int, key: NDArray[np.uint64],
-    rank: NDArray[np.int64],
+    rank: NDArray[np.int64], adapter: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """(sent, expert_s) as in `IterationStep`, and [ranks, 2]: measured seconds of experts, and those among them that
     lie beyond what was measured."""
@@ -170,7 +185,7 @@ def draw_experts(
     rows, distinct = np.empty(num_ranks, np.int64), np.empty(num_ranks, np.int64)
     is_measured = table.experts.rows.size > 0
     for layer in range(num_layers):
-        route_tokens(draws, layer, key, rank, sent[layer], rows, distinct)
+        route_tokens(draws, layer, key, rank, adapter, sent[layer], rows, distinct)
         for r in range(num_ranks):
             seconds = expert_seconds(table, rows[r], distinct[r])
             expert_s[layer, r] = seconds
@@ -212,6 +227,8 @@ class ExpertParallelIteration:
                          one model are given equal ones, so that a token chooses alike on each
     exchange             how tokens come to the experts
     dispatch_bytes       bytes per activation on the way to the experts: 2 (bf16) or 1 (fp8)
+    adapters             over the model; what one has tuned lies on the rank of the expert that it stands for. Their
+                         tokens choose as the base's do
 
     By dispatch a token goes once to a rank that holds several of its experts, and comes back from it once, summed; by
     all_gather every copy's tokens, padding included, go to all others and come back. Inside one host (`tables` have a
@@ -234,6 +251,7 @@ class ExpertParallelIteration:
         dispatch_bytes: int = 2,
         owner: str = "",
         exchange: Exchange = "dispatch",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         experts = architecture.experts
         if experts is None:
@@ -249,6 +267,8 @@ class ExpertParallelIteration:
         if dispatch_bytes not in (1, 2):
             raise ValueError(f"dispatch sends 1 (fp8) or 2 (bf16) bytes per activation, got {dispatch_bytes}")
         self.num_copies = parallelism.data
+        self.has_pool = len(adapters) > 0
+        """Whether requests' adapters lie over one base; merged models have their own."""
         self.gathers = exchange == "all_gather"
         self.tensor = parallelism.tensor
         self.owner = owner
@@ -259,7 +279,7 @@ class ExpertParallelIteration:
         bounds = np.array([-1, *experts.layers, architecture.num_layers])
         self.num_dense_before = np.diff(bounds) - 1
         """[layers with experts + 1] dense layers before each, and after the last."""
-        self.draws = expert_draws(popularity, len(experts.layers), rng)
+        self.draws = expert_draws(popularity, len(experts.layers), rng, adapters)
 
     def draw(self, states: Sequence[EngineState]) -> IterationStep:
         """The iteration of the batches that the copies' engines hold."""
@@ -268,13 +288,17 @@ class ExpertParallelIteration:
         features = np.array([features for features, _, _ in parts])
         attention_s = np.array([seconds for _, *seconds in parts])
         own_s = own_seconds(self.tables, features, attention_s, self.tensor, self.num_dense_before)
-        tokens = []
+        tokens, adapters = [], []
         for copy, state in enumerate(states):
             num_padding = int(features[copy, 0] - state.counts["tokens"][0]) if self.gathers else 0
             tokens.append(tokens_of_batch(state, self.draws.seed, copy * self.tensor, self.tensor, num_padding))
+            adapters.append(adapters_of_batch(state, num_padding) * self.has_pool)
         num_layers, num_ranks = len(self.num_dense_before) - 1, len(self.accelerators)
         key, rank = (np.concatenate(each) for each in zip(*tokens, strict=True))
-        sent, expert_s, measured_s = draw_experts(self.tables.experts, self.draws, num_layers, num_ranks, key, rank)
+        adapter = np.concatenate(adapters)
+        sent, expert_s, measured_s = draw_experts(
+            self.tables.experts, self.draws, num_layers, num_ranks, key, rank, adapter
+        )
         if self.gathers:  # each with those of other copies that hold the same part of the attention
             place = np.arange(num_ranks)
             is_twin = place[:, None] % self.tensor == place % self.tensor

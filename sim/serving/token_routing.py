@@ -6,13 +6,16 @@ variant, batch and policy, and again when a preemption makes it come back: commo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from models.adapters import Adapter, most_tuned
 from models.experts import Popularity
+from models.pages import expert_map
 from sim.fabric.policies import mix
 
 NUM_ORDERS = 256
@@ -28,6 +31,8 @@ class ExpertDraws(NamedTuple):
     order    [layers, NUM_ORDERS, experts] experts laid end to end
     reach    [layers, NUM_ORDERS, experts] where each ends: the sum of the chances up to it
     guide    [layers, NUM_ORDERS, experts] the first to end after j · top_k / experts, where a search may start
+    slot     [layers, adapters + 1, experts] of num_slots, which serves each expert for the base's tokens, and for each
+             adapter's; an adapter's own lie on the rank of the expert that they stand for
     """
 
     seed: np.uint64
@@ -35,9 +40,13 @@ class ExpertDraws(NamedTuple):
     order: NDArray[np.int16]
     reach: NDArray[np.float64]
     guide: NDArray[np.int16]
+    slot: NDArray[np.int32]
+    num_slots: int
 
 
-def expert_draws(popularity: Popularity, num_layers: int, rng: np.random.Generator) -> ExpertDraws:
+def expert_draws(
+    popularity: Popularity, num_layers: int, rng: np.random.Generator, adapters: Sequence[Adapter] = ()
+) -> ExpertDraws:
     """Orders for each layer; with a single row of popularity, who is popular is shuffled per layer first."""
     inclusion = popularity.inclusion
     if len(inclusion) == 1:
@@ -46,9 +55,15 @@ def expert_draws(popularity: Popularity, num_layers: int, rng: np.random.Generat
     unshuffled = np.broadcast_to(np.arange(num_experts, dtype=np.int16), (num_layers, NUM_ORDERS, num_experts))
     order = rng.permuted(unshuffled, axis=2)
     reach = np.take_along_axis(inclusion[:, None, :], order.astype(np.int64), axis=2).cumsum(axis=2)
+    room = most_tuned(adapters)
+    slot = np.empty((num_layers, len(adapters) + 1, num_experts), np.int32)
+    slot[:, 0] = np.arange(num_experts)
+    for layer in range(num_layers):
+        slot[layer, 1:] = expert_map([one.tuned[layer] for one in adapters], num_experts, room)
     return ExpertDraws(
-        rng.integers(2**64, dtype=np.uint64), popularity.top_k, order, reach, _guide(reach, popularity.top_k)
-    )
+        rng.integers(2**64, dtype=np.uint64), popularity.top_k, order, reach, _guide(reach, popularity.top_k), slot,
+        num_experts + len(adapters) * room,
+    )  # fmt: skip
 
 
 @njit(cache=True)
@@ -101,20 +116,23 @@ def route_tokens(
     layer: int,
     key: NDArray[np.uint64],
     rank: NDArray[np.int64],
+    adapter: NDArray[np.int64],
     sent: NDArray[np.int64],
     rows: NDArray[np.int64],
     distinct: NDArray[np.int64],
 ) -> None:
     """Draw the experts of all tokens in one layer, and count what goes where.
 
-    key, rank   [tokens] each token's key, and the rank that holds it
+    key, rank, adapter   [tokens] each token's key, the rank that holds it, and whose it is (0: the base's)
     sent        [ranks, ranks] out: tokens of a rank with an expert on another (a token counts once per rank)
-    rows        [ranks] out: (token, expert) pairs on a rank;  distinct [ranks] out: its experts among them
+    rows        [ranks] out: (token, expert) pairs on a rank
+    distinct    [ranks] out: its experts among them, with those of adapters, after rerouting
     """
     num_ranks, num_experts = len(rows), draws.order.shape[2]
     per_rank = num_experts // num_ranks
     rank_of_expert = np.arange(num_experts) // per_rank
-    is_touched = np.zeros(num_experts, np.bool_)
+    is_touched = np.zeros(draws.num_slots, np.bool_)
+    slot_of = draws.slot[layer]
     last_token = np.full(num_ranks, -1)
     chosen = np.zeros(draws.top_k, np.int64)
     sent[:] = 0
@@ -122,12 +140,13 @@ def route_tokens(
     distinct[:] = 0
     for token in range(len(key)):
         choose_experts(draws, layer, key[token], chosen)
+        own = slot_of[adapter[token]]
         for expert in chosen:
             target = rank_of_expert[expert]
             rows[target] += 1
-            is_touched[expert] = True
+            if not is_touched[own[expert]]:
+                is_touched[own[expert]] = True
+                distinct[target] += 1
             if last_token[target] != token:
                 last_token[target] = token
                 sent[rank[token], target] += 1
-    for r in range(num_ranks):
-        distinct[r] = is_touched[r * per_rank : (r + 1) * per_rank].sum()

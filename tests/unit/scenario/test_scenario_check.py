@@ -1,5 +1,7 @@
 """What is refused after loading and before running: what only building a scenario shows."""
 
+import json
+
 import numpy as np
 import pytest
 from scenario_texts import CLUSTER, SERVING, changed, loaded
@@ -130,8 +132,8 @@ def test_adapters_are_of_the_model_and_have_room(tmp_path):
                     "workloads.chat.adapters.most_tuned=8")  # fmt: skip
     assert "workloads.chat.adapters: an adapter tunes 12 experts in one layer, above most_tuned, 8" in found
     found = refusal(tmp_path, CLUSTER + SERVING, lite, f"workloads.chat.adapters={one}",
-                    "workloads.chat.parallelism={expert: 4}")  # fmt: skip
-    assert "workloads.chat.adapters: adapters lie on one rank: expert degree 4 must be 1" in found
+                    "workloads.chat.adapters.most_tuned=8", "workloads.chat.parallelism={expert: 4}")  # fmt: skip
+    assert "workloads.chat.adapters: an adapter tunes 12 experts in one layer, above most_tuned, 8" in found
     with pytest.raises(ScenarioError, match=r"fine_tuned\.math\.file: give either file, or max and mean"):
         loaded(tmp_path, CLUSTER + SERVING, lite, "workloads.chat.adapters={fine_tuned: [{name: math, max: 12}]}")
 
@@ -344,6 +346,22 @@ def test_adapters_on_demand_have_memory_set_aside_for_those_that_may_be_there(tm
 def test_adapters_on_demand_that_cannot_be(tmp_path, more, sentence):
     with pytest.raises(ScenarioError, match=sentence):
         adapters_of(tmp_path, f"{{{more}, {TWENTY}}}", "workloads.chat.replicas=3")
+
+
+def test_adapters_over_ranks_of_experts(tmp_path):
+    """Tuned are experts 0, 5 and 20 in each layer: of four ranks the first has two of them, on 22 + 11 MiB, the second
+    one. All have as many blocks as the first. Padded, two slots are kept on each, four where so many are asked for."""
+    (tmp_path / "one.json").write_text(json.dumps({"experts": {str(layer): [0, 5, 20] for layer in range(1, 27)}}))
+    one = f"fine_tuned: [{{name: one, file: {tmp_path / 'one.json'}}}]"
+    spread = "workloads.chat.parallelism={expert: 4}"
+    server = adapters_of(tmp_path, f"{{{one}}}", spread)
+    # 16 experts end after 88 and 44 pages, and two more take 11 and 5.5 of them.
+    assert server.memory_plan().adapter_bytes == 26 * (11 + 6) * 2**21
+    for most, slots in (("", 2), ("most_tuned: 4, ", 4), ("most_tuned: 40, ", 16)):
+        padded = adapters_of(tmp_path, f"{{deployment: padded, {most}{one}}}", spread)
+        assert padded.memory_plan().adapter_bytes == 26 * slots * 33 * 2**20 // 2
+    with pytest.raises(ScenarioError, match="adapters come and go where experts lie on one rank; leave resident out"):
+        adapters_of(tmp_path, f"{{resident: 1, {TWENTY}}}", spread)
 
 
 def test_adapters_come_and_go_under_policies_whose_line_may_be_passed(tmp_path):

@@ -21,7 +21,7 @@ from models.hardware import Accelerator, Precision
 from models.kv_transfer import kv_shards
 from models.memory import MemoryPlan, copies_per_block, plan_memory
 from models.operators import operators
-from models.parallelism import Parallelism, ParallelismError
+from models.parallelism import Parallelism
 from models.pipeline import stage_shares
 from models.rerouting import Rerouting
 from models.touched import AdapterMix, adapter_mix

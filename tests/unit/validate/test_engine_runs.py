@@ -1,6 +1,7 @@
 """Recorded runs: our own recorded and found again without error, what cannot be read, and the real ones."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from models.cost.table import table_of
 from sim.validate.against import accelerator_of, draw_service, mechanism_rows
 from sim.validate.engine_runs import Replay, Switches, errors
 from sim.validate.recorded_runs import RunError, preset_of, read_run
+from sim.validate.single_steps import priced_s, single_steps, step_rows
 
 WORKLOAD = "vllm_ground_truth/workload_llama-3.1-8b.jsonl"
 
@@ -53,6 +55,24 @@ def test_our_own_run_recorded_is_found_again_without_error(tmp_path):
     assert all(abs(e.error) < 1e-9 for e in errors(again.recorded, again.serve(2000)))
     assert len(list(mechanism_rows(again))) == 6
     assert draw_service(again, tmp_path / "none.png") is None  # no timeline was recorded
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_single_steps_of_our_own_run_take_what_they_are_priced_at(tmp_path, is_async):
+    """Times of requests are all that a recording has; how far others had come is guessed from theirs."""
+    rng = np.random.default_rng(4)
+    prompt, output = rng.integers(20, 200, 200), rng.integers(40, 80, 200)
+    queued = np.cumsum(rng.exponential(0.012, 200))
+    run = replace(write_run(tmp_path, prompt, output, queued, queued, queued + 1, queued + 2), is_async=is_async)
+    replay = Replay(run, small_table(), "llama-3.1-8b", "rtx4090")
+    ours = replay.serve(20000)
+    again = replace(run, scheduled_s=ours.scheduled_s, first_token_s=ours.first_token_s, last_token_s=ours.last_token_s)
+
+    steps = list(single_steps(again, 20000))
+    assert len(steps) > 10 and max(len(step.contexts) for step in steps) > 3
+    np.testing.assert_allclose(priced_s(replay, steps), [step.seconds for step in steps], rtol=2e-3)
+    replay.run = again
+    assert all(abs(row["error of the sum"]) < 2e-3 for row in step_rows(replay))
 
 
 def test_a_result_of_vllm_bench_serve(tmp_path):

@@ -28,20 +28,19 @@ from sim.fabric.policies import FUNCTION_TYPE
 
 @njit(cache=True)
 def refresh_next(state):
-    """When the core next has something to do."""
+    """When the core next has something to do: the time of that instant (see `picoseconds`), not the float that was
+    rounded to it. Half a picosecond before its instant, a float would be due to the clock and not to `advance`."""
     c = state.c[0]
-    next_s = np.inf
-    if c.num_ready > 0 or c.num_fired > 0 or c.is_resuming or c.num_woken > 0:
-        next_s = c.now_s
-    if c.num_agenda > 0:
-        next_s = min(next_s, state.agenda_s[0])
+    time = pieces.agenda_time(state)
     if c.key < c.num_keys:
-        next_s = min(next_s, seconds(wheel.key_time(state)))
+        time = min(time, wheel.key_time(state))
     else:
         bucket = wheel.next_bucket(state)
         if bucket != wheel.NEVER:
-            next_s = min(next_s, seconds(wheel.first_time(state, bucket)))
-    c.next_s = next_s
+            time = min(time, wheel.first_time(state, bucket))
+    c.next_s = np.inf if time == wheel.NEVER else seconds(time)
+    if c.num_fired > 0:
+        c.next_s = min(c.next_s, c.now_s)
 
 
 @njit(cache=True)

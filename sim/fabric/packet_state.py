@@ -419,6 +419,8 @@ def wheel_shift(ports: np.ndarray, paces: np.ndarray) -> int:
 
 @inner
 def picoseconds(time_s):
+    """The instant that a float is rounded to, up to half a picosecond before or after it. The core acts at that
+    instant and announces its `seconds`; the clock runs the core up to a float, `wheel.last_until` of it included."""
     return int64(np.rint(time_s * PS_PER_S))
 
 

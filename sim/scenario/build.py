@@ -88,7 +88,6 @@ def _trials(scenario: Scenario, topology: Topology, seeds: Sequence[int]) -> Ite
                 servers.append(pool)
                 yield (*at, "adapters"), pool.check_adapters
                 yield (*at, *(where or ("model",))), pool.memory_plan
-                yield (*at, *where, "parallelism", "pipeline"), pool.check_stages
                 yield ("cost", "table"), pool.measured
                 yield (*at, "kv", "block_size"), pool.check_contents
             yield (*at, "experts"), server.check_experts

@@ -438,17 +438,6 @@ class Server(ServedRequests):
         hosts = self.topology.host_of_accelerator[ranks[:, :, 0]]
         return np.asarray(hosts[:, 1:] != hosts[:, :-1])
 
-    def check_stages(self) -> None:
-        """Raises ValueError for stages over several hosts, packet by packet."""
-        degrees = self.parallelism
-        if degrees.pipeline == 1 or self.scenario.fidelity == "fluid":
-            return
-        if self._crosses(np.array(self._ranks_of_replicas()).reshape(-1, degrees.pipeline, degrees.tensor)).any():
-            raise ValueError(
-                "stages on different hosts hand over through a fluid fabric only so far; use fidelity: fluid, or ranks "
-                "inside one host"
-            )
-
     def _ranks_of_replicas(self) -> list[Sequence[int]]:
         ranks = list(self.scenario.ranks_of(self.w))
         n = self.parallelism.num_accelerators

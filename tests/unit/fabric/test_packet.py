@@ -1,5 +1,7 @@
 """The packet fabric behind the message-graph contract, with answers by hand. `tests/laws` has the exact reference."""
 
+from itertools import count
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -156,6 +158,51 @@ def test_many_transfers_come_and_go_in_the_same_places():
     fabric.settle()
     fabric.check_conservation()
     assert len(fabric._state.pieces) == 64 and len(fabric._state.messages) == 64
+
+
+@pytest.mark.parametrize("ports", ["lean", "full"])
+@pytest.mark.parametrize("way", ["start", "earliest_s", "gate", "cancel"])
+def test_a_start_half_a_picosecond_before_its_instant_waits_for_it(way, ports):
+    """Two events of SimPy's are due at a float that rounds up to its picosecond. What starts there starts at that
+    picosecond, and the second event, which is before it, is not held up; nor by what a cancellation leaves to do."""
+    when_s = 0.33200059801979176
+    instant = round(when_s * 1e12)
+    assert instant / 1e12 > when_s
+    fabric = network("ecmp", ports=ports)
+    clock, pauses, told = fabric.clock, count(), []
+    gate = fabric.new_gate()
+
+    def stop_a_livelock():
+        assert next(pauses) < 1000, "the clock waits for the core, and the core for the clock"
+
+    def starts():
+        at_once = way != "start"
+        early = {"earliest_s": {"earliest_s": when_s}, "gate": {"gate": gate}}.get(way, {})
+        transfer = fabric.start(message_graph([0], [4], FULL, **early)) if at_once else None
+        yield clock.timeout(when_s)
+        if way == "start":
+            transfer = fabric.start(message_graph([0], [4], FULL))
+        elif way == "gate":
+            fabric.open_gate(gate)
+        elif way == "cancel":
+            fabric.cancel(fabric.start(message_graph([1], [5], FULL)), np.array([0]))
+        yield transfer.done if way != "cancel" else clock.timeout(0.0)
+        fabric.settle()
+        told.append(transfer)
+
+    def other():
+        yield clock.timeout(when_s)
+        told.append(clock.now)
+
+    clock.on_pause = stop_a_livelock
+    clock.process(starts())
+    clock.process(other())
+    clock.run()
+    assert told[0] == when_s
+    results = told[1].results
+    start = 0 if way == "cancel" else instant
+    assert round(results.received_s[0] * 1e12) == start + round(ONE_S * 1e12)
+    fabric.check_conservation()
 
 
 def test_the_pool_of_packets_grows():

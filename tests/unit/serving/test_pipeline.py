@@ -8,6 +8,7 @@ from serving_parts import linear_table, served, tokens_of, workload
 
 from sim.engine.clock import Clock
 from sim.fabric.fluid import FluidFabric, FluidSettings
+from sim.fabric.packet import PacketFabric
 from sim.fabric.topology import HostKind, Link, leaf_spine
 from sim.scenario.build import build, check
 from sim.scenario.errors import ScenarioError
@@ -125,18 +126,22 @@ def test_max_num_seqs_bounds_all_batches_in_flight_together():
 TOKENS, ROW_BYTES = 1000, 8192
 
 
-def over_hosts(policy="ideal", tensor=2, slow=None, num=1, **options):
-    """Two stages of two ranks on two hosts with a NIC for each rank, 10 GB/s and 1 us a link."""
+def over_hosts(tensor=2, num=1, packets=False, row_bytes=ROW_BYTES, **options):
+    """Two stages on two hosts with a NIC for each rank, 10 GB/s and 1 us a link; fluid over an ideal fabric, or packet
+    by packet over a spine with links of 20 GB/s."""
     topology = leaf_spine(
-        leaves=2, spines=1, hosts_per_leaf=1, host_link=Link(1e10, 1e-6), spine_link=Link(1e10, 1e-6),
+        leaves=2, spines=1, hosts_per_leaf=1, host_link=Link(1e10, 1e-6), spine_link=Link(2e10, 1e-6),
         hosts=[HostKind(2, tensor, tensor, nvlink=Link(4e11, 1e-6))],
     )  # fmt: skip
     clock = Clock()
-    fabric = FluidFabric(clock, topology, policy, settings=FluidSettings(tolerance=0.0))
+    fabric = (
+        PacketFabric(clock, topology, "ecmp") if packets
+        else FluidFabric(clock, topology, "ideal", settings=FluidSettings(tolerance=0.0))
+    )  # fmt: skip
     ranks = np.arange(2 * tensor).reshape(2, tensor)
     made = workload(
         np.zeros(num), np.full(num, TOKENS), np.full(num, 3), clock=clock, table=linear_table(2.0), num_blocks=10**5,
-        stages=stages(0.5, 0.5, ranks=ranks, crosses=[True], row_bytes=ROW_BYTES), fabric=fabric,
+        stages=stages(0.5, 0.5, ranks=ranks, crosses=[True], row_bytes=row_bytes), fabric=fabric,
         max_num_batched_tokens=TOKENS, max_num_seqs=64, **options,
     )  # fmt: skip
     clock.run(until=made.start())
@@ -164,6 +169,27 @@ def test_the_way_through_the_fabric_is_the_fabrics_part_of_a_latency():
     split = over_hosts().time_split()
     assert split["fabric_s"][0] == pytest.approx(way_s(TOKENS, 2, 4) + 2 * way_s(1, 2, 4), rel=1e-9)
     assert split["e2e_s"][0] == pytest.approx(6.0 + split["fabric_s"][0], rel=1e-9)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_activations_go_packet_by_packet(tensor):
+    """A row is 8064 bytes, so that each rank's part of a tensor fills whole packets, F = 0.4096 us at 10 GB/s.
+
+    Store and forward: a NIC sends the packets of both tensors, one after the other; the last one then takes F / 2 on
+    each of the two spine links and F on the host's. Ranks send in step, and of packets that reach the leaf together
+    the last waits for the others, F / 2 each. Queues never grow: two NICs bring what a spine link takes.
+    """
+    full_s = 4096 / 1e10
+
+    def packets_s(num_tokens):
+        num_packets = 2 * num_tokens * 8064 // tensor // 4032
+        return num_packets * full_s + (tensor - 1) * full_s / 2 + 2 * full_s / 2 + full_s + 4e-6
+
+    times = tokens_of(over_hosts(tensor=tensor, packets=True, row_bytes=8064), 0)
+
+    first, *gaps = np.diff([0.0, *times])
+    assert first == pytest.approx(2.0 + packets_s(TOKENS), abs=2e-12)
+    assert gaps == pytest.approx([2.0 + packets_s(1)] * 2, abs=2e-12)
 
 
 def test_a_stage_that_has_sent_goes_on():
@@ -232,10 +258,16 @@ def test_a_mixture_of_experts_is_cut_as_others_are(tmp_path):
     assert 0 < made["bubble_fraction"] < 1
 
 
-def test_stages_over_hosts_are_fluid(tmp_path):
-    check(loaded(tmp_path, "fidelity=packet"))
-    with pytest.raises(ScenarioError, match="use fidelity: fluid, or ranks inside one host"):
-        check(loaded(tmp_path, "fidelity=packet", "workloads.chat.ranks=2-5"))
+def test_a_scenario_over_two_hosts_packet_by_packet(tmp_path):
+    """Nothing else is on the links, so that packets take what fluid does and, on each of three links more, a packet
+    each: latencies differ by no more than that for each of a request's steps, give or take who joins which batch."""
+    fluid = ran(tmp_path, "workloads.chat.ranks=2-5")
+    packets = ran(tmp_path, "workloads.chat.ranks=2-5", "fidelity=packet")
+
+    assert packets.metrics()["completed"] == 60
+    assert fluid.metrics()["mean_fabric_ms"] < packets.metrics()["mean_fabric_ms"]
+    assert packets.metrics()["mean_e2el_ms"] == pytest.approx(fluid.metrics()["mean_e2el_ms"], rel=0.02)
+    assert (packets.time_split()["fabric_s"] > 0).all()
 
 
 def test_replicas_die_and_come_back(tmp_path):

@@ -95,7 +95,7 @@ def picoseconds(transfers, name):
 
 
 @pytest.mark.parametrize("ports", ["lean", "full"])
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     stories(), st.sampled_from(["ecmp", "spray", "spray_random"]), st.sampled_from([0.0, 0.1]) | st.floats(0.0, 100.0),
     st.integers(1, 100),
@@ -117,7 +117,7 @@ def test_who_starts_in_a_callback_moves_as_if_handed_over_beforehand(ports, stor
 
 
 @pytest.mark.parametrize("ports", ["lean", "full"])
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(stories(), st.floats(FAR_S, 2 * FAR_S))
 def test_all_ends_also_where_a_float_stands_for_several_picoseconds(ports, story, begins_s):
     fabric = fabric_of("ecmp", ports, 1)

@@ -1,12 +1,15 @@
-"""Functions that only compiled functions call."""
+"""Functions that only compiled functions call, and functions that borrow their arrays."""
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 from numba import njit
 
 from models import compile_cache
-from models.compiled import inner
+from models.compiled import borrowing, counting, inner, inner_borrowing
 
 
 @inner
@@ -33,6 +36,38 @@ def test_python_may_not():
     six_times(7)
     with pytest.raises(TypeError, match=r"test_compiled\.twice is for compiled callers; .* njit\(cache=True\)"):
         twice(7)
+
+
+@pytest.mark.parametrize("decorator", [borrowing, inner_borrowing])
+def test_who_borrows_returns_no_array(decorator):
+    """A caller that counts would let go of it at the end, though nobody took it, and free what others still use."""
+    @decorator
+    def first_half(x):
+        return x.size // 2, x[: x.size // 2]
+
+    @njit
+    def caller(x):
+        return first_half(x)[1].sum()
+
+    with pytest.raises(TypeError, match=r"first_half borrows its arrays and returns .*array.*; write into one"):
+        caller(np.ones(4))
+
+
+def test_who_counts_may_make_arrays_for_those_who_borrow():
+    """And takes and lets go of nothing of theirs: the number of references is as before."""
+    @counting
+    def scratch(x):
+        doubled = 2.0 * x
+        return doubled.sum()
+
+    @borrowing
+    def borrower(x):
+        return scratch(x) + x[0]
+
+    x = np.arange(4.0)
+    before = sys.getrefcount(x)
+    assert [borrower(x) for _ in range(10)] == [12.0] * 10
+    assert sys.getrefcount(x) == before
 
 
 def digests_with(monkeypatch, root, path, texts):

@@ -46,7 +46,7 @@ PARTS = {
 """Colour and words of each part, as they are stacked: waiting in grey, computing in blue, moving in green and red."""
 
 SOMETIMES = [f"{ADAPTER_LOAD}_s"]
-"""Columns that are there only where the part can be."""
+"""Columns that are there only where the part can be; of another workload's requests they are missing."""
 
 VARIANTS_AT_MOST = 8
 SLOW_SHARE = 0.1
@@ -78,7 +78,9 @@ def _split(run: RunResults, variant: str, workload: str) -> tuple[pd.Series, pd.
         frame = table(result, "time_split", ["workload", "e2e_s", *everywhere])
         more = table(result, "time_split", SOMETIMES)
         if frame is not None:
-            frame = frame.assign(**{column: 0.0 if more is None else more[column] for column in SOMETIMES})
+            frame = frame.assign(**{
+                column: 0.0 if more is None else more[column].fillna(0.0) for column in SOMETIMES
+            })  # fmt: skip
         own = None if frame is None else frame[(frame["workload"] == workload).to_numpy()]
         if own is None or own.empty:
             continue

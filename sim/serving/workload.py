@@ -436,7 +436,7 @@ class ServingWorkload:
         if self.tenants is not None and self.tenants.names:
             of_each = np.array(self.tenants.names)[self.tenants.of[ids]]
             recorder.append("tenants", workload=self.name, request=ids, tenant=of_each)
-        recorder.append("time_split", workload=self.name, **self.time_split())
+        recorder.append_some("time_split", workload=self.name, **self.time_split())
         for (link, other), share in self.held_up().items():
             recorder.append("contention", workload=self.name, link=link, with_workload=other, share=share)
         for engine in self.engines:

@@ -168,6 +168,24 @@ def test_workloads_of_different_columns_share_a_table(tmp_path):
         assert counted.to_dict() == generated.to_dict()
 
 
+def test_who_loads_adapters_shares_the_tables_with_who_does_not(tmp_path):
+    """In either order; the parts of both add up, and only one of them has a wait for loads."""
+    one = SERVING.removeprefix("workloads:\n")
+    adapters = "{fine_tuned: [{name: x, max: 4, mean: 2}, {name: y, max: 4, mean: 2}], resident: 1}"
+    for loads, plain in (("chat", "other"), ("other", "chat")):
+        settings = [f"workloads.{loads}.model=deepseek-v2-lite", f"workloads.{loads}.adapters={adapters}"]
+        scenario = loaded(
+            tmp_path, CLUSTER + SERVING + changed(one, "chat", "other"), *settings, "workloads.other.ranks='1'"
+        ).variants[0][1]  # fmt: skip
+        result = simulate(scenario, 1, "run")
+        split = result.tables["time_split"].set_index("workload")
+        parts = split.drop(columns=["request", "e2e_s"]).sum(axis=1).to_numpy()
+        assert parts == pytest.approx(split["e2e_s"].to_numpy())
+        assert (split["adapter_load_s"].loc[loads] > 0).any()
+        assert split["adapter_load_s"].loc[plain].isna().all()
+        assert len(split) == result.metrics["serving.chat.completed"] + result.metrics["serving.other.completed"] == 20
+
+
 @pytest.mark.parametrize(("tensor", "crosses"), [(2, False), (8, True)])
 def test_contention_is_told_apart_where_something_crosses_hosts(tmp_path, tensor, crosses):
     """Hosts of four: of eight tensor-parallel ranks four lie on each of two."""

@@ -28,6 +28,8 @@ from sim.results.study import answer_of, findings_of
 
 NAMED_AT_MOST = 3
 FIGURES_OF = {"fluid": "in fluid", "packet": "in packets"}
+PRICE_FROM = 0.05
+"""A share of throughput, or of a tail of latency, that is worth a word as the price of the other."""
 LIKE_IDEAL = 1e-4
 """A variant better than the ideal one by less than this share shows the same digits."""
 
@@ -159,6 +161,7 @@ class _Answer:
             reference = first if first in clear else clear[-1]
             text, short = self.against(best, reference, self.in_order([best, *ties]))
             text += self.others(best, reference, clear, ties, unclear) + self.tenants(best, reference)
+            text += self.price(best, reference)
         if not clear:
             return text + self.bound() + self.missing() + self.fidelities(), short, None, []
         return text + self.bound() + self.missing() + self.fidelities(), short, best, ties
@@ -316,6 +319,25 @@ class _Answer:
                 text += f"; {other} {verb}: {format_value(mean, self.meaning)}, {change}"
             else:
                 text += f"; what {other} pays cannot be told: {format_value(mean, self.meaning)}, {change}"
+        return text
+
+    def price(self, best: str, reference: str) -> str:
+        """What a service's better latency costs in output throughput, and more throughput in tails of latency."""
+        is_latency = self.meaning.quantity == "milliseconds"
+        text = ""
+        for name in ("output_throughput",) if is_latency else ("p99_ttft_ms", "p99_itl_ms"):
+            key = f"serving.{self.meaning.workload}.{name}"
+            if self.meaning.kind != "serving" or not (is_latency or self.meaning.quantity == "per_second"):
+                return ""
+            if key not in self.run.metric_keys():
+                continue
+            other = meaning_of(key)
+            found = paired_difference(*self.run.paired(best, reference, key), other.better)
+            change = found.relative.mean
+            is_worse = change is not None and (change > 0) == (other.better == "lower")
+            if change is not None and is_worse and abs(change) >= PRICE_FROM and found.verdict != "unclear":
+                value = format_value(mean_interval(self.run.values(best, key)).mean, other)
+                text += f"; it costs in {other.label}: {value}, {format_percent(found.relative)} against {reference}"
         return text
 
     def bound(self) -> str:

@@ -249,12 +249,18 @@ def number(value: float, decimals: int) -> str:
     return text.replace("-", "−")
 
 
+ROUNDING = 1e-6
+"""A time below this share of its smallest unit is a difference of sums that should be equal, and shown as 0."""
+
+
 def _decimals(meaning: MetricMeaning, scaled: float) -> int:
     if meaning.quantity == "share":
         return 1 if abs(scaled) < 100 else 0
     if meaning.quantity == "ratio":
         return 2 if abs(scaled) < 100 else 0
     if meaning.quantity == "count" and float(scaled).is_integer():
+        return 0
+    if meaning.quantity in ("seconds", "milliseconds") and abs(scaled) < ROUNDING:
         return 0
     return decimals_for(scaled)
 

@@ -252,7 +252,7 @@ def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
     """One computed sentence: of all cases (sets of circumstances), how many each side (without sides: contender) wins,
     by how much at most, and where. A case without a result is not counted.
 
-    is_short leaves out the last two, and the confidence, as for a title.
+    is_short, as for a title: where, of those who win one; without by how much, and the confidence.
     """
     known = [finding for finding in distinct(findings) if finding.ranked]
     if not known:
@@ -266,7 +266,8 @@ def answer_of(findings: Sequence[Finding], is_short: bool = False) -> str:
     undecided = {name: groups.pop(name, []) for name in ("no difference", "contested")}
     parts = []
     for name, won in sorted(groups.items(), key=lambda item: -len(item[1])):
-        parts.append(f"{name} wins {len(won)}{'' if is_short else _at_most(won)}")
+        where = f" ({won[0].label})" if len(won) == 1 < len(findings) and won[0].label else ""
+        parts.append(f"{name} wins {len(won)}{where if is_short else _at_most(won)}")
     if undecided["no difference"]:
         parts.append(f"no difference in {len(undecided['no difference'])}{'' if is_short else ' (within 1 %)'}")
     if undecided["contested"]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 MOST_PROBLEMS_SHOWN = 20
+VARIANTS_NAMED = 3
+"""Of more variants with one problem two are named, and the others counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +24,22 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong; `field` is dotted, list items by name, "" for the file as a whole."""
+    """One thing that is wrong; `field` is dotted, list items by name, "" for the file as a whole.
+
+    more_variants    how many others have it that `variant` does not name
+    """
 
     place: Place
     field: str
     sentence: str
     variant: str | None = None
+    more_variants: int = 0
 
     def __str__(self) -> str:
         parts = [str(self.place)]
         if self.variant is not None:
-            parts.append(f"variant '{self.variant}'")
+            more = f" and {self.more_variants} more" if self.more_variants else ""
+            parts.append(f"variant '{self.variant}'{more}")
         if self.field and str(self.place) not in (f"--set {self.field}", f"--{self.field}"):
             parts.append(self.field)
         return ": ".join([*parts, self.sentence])
@@ -71,9 +78,14 @@ def merged_problems(by_variant: Sequence[tuple[str, Sequence[Problem]]]) -> list
             if variant not in variants:
                 variants.append(variant)
     return [
-        problem if len(variants) == len(by_variant) else replace(problem, variant="', '".join(variants))
+        problem if len(variants) == len(by_variant) else _in_variants(problem, variants)
         for problem, variants in found.items()
     ]
+
+
+def _in_variants(problem: Problem, variants: Sequence[str]) -> Problem:
+    named = variants if len(variants) <= VARIANTS_NAMED else variants[: VARIANTS_NAMED - 1]
+    return replace(problem, variant="', '".join(named), more_variants=len(variants) - len(named))
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -68,7 +68,9 @@ def _sentences(found: Any, model: type[BaseModel]) -> Iterator[tuple[Where, str]
     elif kind == "extra_forbidden":
         part = _model_at(model, path[:-1])
         known = [] if part is None else [_key(name, field) for name, field in part.model_fields.items()]
-        yield path, f"unknown key '{path[-1]}'; {suggestion(str(path[-1]), known)}"
+        sentence = f"unknown key '{path[-1]}'; {suggestion(str(path[-1]), known)}"
+        others = _siblings_with(model, path)
+        yield path, f"{sentence}; '{path[-1]}' is a key of {', '.join(others)}" if others else sentence
     elif kind == "missing":
         yield path, f"is missing; {_example(model, path)}"
     elif kind == "union_tag_invalid":
@@ -177,6 +179,17 @@ def _annotation_at(model: type[BaseModel], path: Where) -> Any:
 def _model_at(model: type[BaseModel], path: Where) -> type[BaseModel] | None:
     at = _bare(_annotation_at(model, path))
     return at if isinstance(at, type) and issubclass(at, BaseModel) else None
+
+
+def _siblings_with(model: type[BaseModel], path: Where) -> list[str]:
+    """Of a mapping of several kinds: those of the others that have the key that this one lacks."""
+    union = _bare(_annotation_at(model, path[:-2])) if len(path) > 1 else None
+    if get_origin(union) not in (Union, UnionType):
+        return []
+    own = _model_at(model, path[:-1])
+    members = [m for m in map(_bare, get_args(union)) if isinstance(m, type) and issubclass(m, BaseModel) and m != own]
+    having = [m for m in members if path[-1] in {_key(name, field) for name, field in m.model_fields.items()}]
+    return list(dict.fromkeys(tag for member in having for tag in _tags(member)))
 
 
 def _bare(annotation: Any) -> Any:

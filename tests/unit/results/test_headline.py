@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from synthetic_results import make_run
 
@@ -5,7 +7,7 @@ from sim.results.headline import headline_of, ranked
 from sim.results.main_metric import main_metric
 from sim.results.metrics import common_unit, cut_at_zero, format_interval, format_value, meaning_of
 from sim.results.run_results import RunResults, VariantResult, add_network_tax
-from sim.results.statistics import mean_interval
+from sim.results.statistics import Estimate, mean_interval
 from sim.results.study import answer_of, findings_of
 
 KEY = "traffic.shift.completion_time_s"
@@ -150,6 +152,15 @@ def test_values_are_printed_in_units_that_read_well():
     assert common_unit(time, [3.27e-4, 1.4e-3]) == (1e-6, "µs")
     assert common_unit(time, [3.27e-4, 50.0]) == (1.0, "s")
     assert format_value(0.339, meaning_of("serving.chat.network_tax")) == "33.9\u00a0%"
+
+
+def test_a_rounding_error_is_shown_as_no_time():
+    """A part of a request's time is a difference of sums: 1.3 fs below zero, of an unit of 1 µs, is none."""
+    part = meaning_of("serving.chat.mean_host_ms")
+    found = Estimate(-1.3e-12, 0.0, 4.1e-12, 3)
+    assert format_value(found.mean, part).replace("\u00a0", " ") == "0 µs"
+    assert format_interval(found, part) == "[0, 0]"
+    assert format_value(2e-6, part).replace("\u00a0", " ") == "0.002000 µs"
 
 
 def test_an_interrupted_result_is_shown_but_does_not_count_as_finished():
@@ -326,3 +337,21 @@ def test_what_other_tenants_pay_is_said_beside_the_gain():
     assert "; cron has the same (100.2 ms)" in text
     assert "bot gains as well: 50.10 ms, −50.0 % [−50.0, −50.0] against arrival" in text
     assert "mail" not in text and text.count("against arrival") == 2
+
+
+def test_a_latency_says_what_throughput_it_costs_and_the_other_way_round():
+    """Two and four times the throughput at twice the tail; what differs by less than a twentieth is no price."""
+    itl, throughput, ttft = (f"serving.chat.{name}" for name in ("p99_itl_ms", "output_throughput", "p99_ttft_ms"))
+    run = run_of({"few": [20.0, 20.2, 20.4], "many": [40.0, 40.4, 40.8]}, itl, answer=itl)
+    for (name, seed), result in run.results.items():
+        result.metrics[throughput] = (1000.0 if name == "few" else 4000.0) * (1 + 0.001 * seed)
+        result.metrics[ttft] = 100.0 if name == "few" else 104.0
+    assert said(run).endswith(
+        "; it costs in output throughput: 1\u202f002 tokens/s, −75.0 % [−75.0, −75.0] against many."
+    )
+    text = said(replace(run, answer=throughput))
+    assert text.endswith("; it costs in p99 time between tokens: 40.40 ms, +100 % [100, 100] against few.")
+    assert "first token" not in text
+    for result in run.results.values():
+        result.metrics[throughput] = 1000.0
+    assert "costs" not in said(run)

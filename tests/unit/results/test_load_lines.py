@@ -106,3 +106,12 @@ def test_a_herd_that_makes_the_tail_is_said_in_the_report():
     assert "p99 time to first token is 4.000 s with and 200.0 ms without their first requests under many;" in said
     assert line in load_lines(run_of(few=[few, few], many=[many, many | {"p99_ttft_s": 5.0}]))
     assert herds(run_of(run=[queue()])) == []
+
+
+def test_of_many_herds_the_worst_is_named_and_the_others_counted():
+    a, b, c = (queue() | {"num_at_once": 16, "p99_ttft_s": p99, "p99_ttft_later_s": 0.2} for p99 in (0.5, 3.0, 1.0))
+    (line,) = herds(run_of(a=[a], b=[b], c=[c]))
+
+    said = line.replace("\u00a0", " ")
+    assert "is 3.000 s with and 200.0 ms without their first requests under b (and by more than a tenth longer" in said
+    assert "under 2 more);" in said

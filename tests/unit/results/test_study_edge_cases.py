@@ -59,7 +59,7 @@ TWO = {"1:1": {"ecmp": 2.0, "spray": 1.0}, "2:1": {"ecmp": 1.0, "spray": 2.0}}
 def test_a_study_of_one_run_with_sides_and_one_without():
     plain = make_run({"1:1": {"ecmp": 3.0, "adaptive": 1.0}}, sides={}, name="study, b")
     drawn = map_of(make_run(TWO), plain)
-    assert drawn.title == "Of 3 cases spraying wins 1; one path wins 1; adaptive wins 1"
+    assert drawn.title == "Of 3 cases spraying wins 1 (1:1); one path wins 1 (2:1); adaptive wins 1 (1:1)"
     assert "where there are sides" in drawn.caption
 
 

@@ -3,6 +3,8 @@
 import pytest
 from scenario_texts import CLUSTER, loaded, refusal
 
+from sim.scenario.errors import Place, Problem, merged_problems
+
 WORKLOAD = "workloads: [{kind: collective, name: c, operation: all_reduce, algorithm: direct, size: 1 MB}]\n"
 CROSSED = (
     CLUSTER
@@ -60,6 +62,13 @@ def test_an_error_names_its_line_and_its_variants(tmp_path):
     found = refusal(tmp_path, text)
     assert found.startswith("scenario.yaml:13: variant '1 MB, 2:1, ecmp', '1 MB, 2:1, spray'")
     assert "cluster.fabric.spines: '0' must be at least 1" in found
+
+
+def test_of_many_variants_with_one_error_two_are_named():
+    problem = Problem(Place("f.yaml", 3), "seed", "'x' is no whole number")
+    some = [(name, [problem]) for name in "abcd"]
+    assert str(merged_problems([*some, ("e", [])])[0]).startswith("f.yaml:3: variant 'a', 'b' and 2 more: seed: 'x'")
+    assert str(merged_problems([*some[:3], ("e", [])])[0]).startswith("f.yaml:3: variant 'a', 'b', 'c': seed: 'x'")
 
 
 @pytest.mark.parametrize(

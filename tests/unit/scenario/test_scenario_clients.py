@@ -25,6 +25,8 @@ def text(arrivals=CLOSED, extra="") -> str:
         ("arrivals: {kind: closed_loop, concurrency: 4, think_time: 2}", "", "'2' has no unit"),
         ("arrivals: {kind: closed_loop, concurrency: 4, think_time: {law: normal}}", "", "unknown law 'normal'"),
         ("arrivals: {kind: closed_loop, concurrency: 4, rate: 2 /s}", "", "unknown key 'rate'"),
+        ("arrivals: {kind: poisson, rate: 2 /s, ramp: 3 s}", "",
+         "unknown key 'ramp'; choose one of kind, rate, shape; 'ramp' is a key of closed_loop"),
         ("arrivals: {kind: closed_loop, concurrency: 4, ramp: 3 s}", "    duration: 2 s\n",
          "chat.arrivals.ramp: ramp is 3 s, above the duration, 2 s"),
         (OPEN, "    client: {retries: 2}\n", "client.retries: retries has no effect without a timeout"),

@@ -107,7 +107,7 @@ def test_errors_of_one_variant_name_it_and_its_line(tmp_path):
     )
     assert refusal(tmp_path, text) == (
         "scenario.yaml:20: variant 'spray': paths.window: unknown key 'window'; "
-        "choose one of fairness, convergence, policy"
+        "choose one of fairness, convergence, policy; 'window' is a key of ethereal, wrap_around"
     )
     text = changed(
         SHIFT, "{name: spray, paths: {policy: spray}}", "{name: spray, cluster: {fabric: {leaves: 1}}}"

@@ -23,10 +23,11 @@ from models.memory import plan_memory
 from sim.bench.serving import load, row
 from sim.devices.kv_cache import new_holdings
 from sim.scenario.cost_table import measured
-from sim.serving.engine import complete_step, form_batch, launch_batch, price_batch
+from sim.serving.engine import complete_step, form_batch, launch_batch
 from sim.serving.policies import compiled_policy
 from sim.serving.request import new_requests, new_token_times
 from sim.serving.state import EngineState, new_engine_state
+from sim.serving.step import price_batch
 from sim.serving.verbs import submit
 
 STEPS, REPEATS = 50_000, 5

@@ -9,40 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from models.adapters import Adapter, most_added, read_esft, spread
-from models.cost.build import operator_names, operator_scale, query_shares, stage_tables, step_table
-from models.cost.loading import LoadTimes
-from models.cost.measured import Measured
+from models.cost.build import operator_scale, query_shares, stage_tables, step_table
 from models.cost.priced import measured_step
 from models.cost.provenance import Source
-from models.experts import Popularity
 from models.features import ACTIVATION_BYTES
-from models.hardware import Accelerator, Precision
 from models.kv_transfer import kv_shards
-from models.memory import MemoryPlan, copies_per_block, plan_memory
+from models.memory import copies_per_block
 from models.operators import operators
-from models.parallelism import Parallelism
 from models.pipeline import stage_shares
-from models.rerouting import Rerouting
-from models.touched import AdapterMix, adapter_mix
 from sim.devices.kv_cache import Contents
 from sim.devices.kv_tiers import TierLimits
 from sim.engine.clock import Clock
 from sim.engine.random import RandomStreams
 from sim.fabric.alone import AloneOnIdeal
 from sim.fabric.message_fabric import MessageFabric
-from sim.scenario.build_adapters import pool_room_bytes, residency_of
 from sim.scenario.build_clients import build_front, outages_of
-from sim.scenario.build_cluster import accelerator_of
-from sim.scenario.build_requests import ServedRequests
-from sim.scenario.cluster import Host
-from sim.scenario.cost_table import measured
+from sim.scenario.build_model import ServedModel, memory_metrics
 from sim.serving.disaggregated_workload import DisaggregatedWorkload, Pool
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fleet import Outage
 from sim.serving.pipeline_replica import Stages
 from sim.serving.replica import EngineLimits
-from sim.serving.residency import Residency
 from sim.serving.speculation import Speculation
 from sim.serving.tensor_across_hosts import TensorIteration
 from sim.serving.workload import ServingWorkload
@@ -51,34 +38,9 @@ SWAP_SPACE_BYTES = 4 * 2**30
 """Of each accelerator, unless told otherwise: the default of vLLM 0.6's --swap-space."""
 
 
-def memory_metrics(plan: MemoryPlan) -> dict[str, float]:
-    """Of one accelerator; of several pipeline stages the one on which the fewest tokens fit, and each."""
-    found: dict[str, float] = {"weight_bytes": plan.weight_bytes + plan.adapter_bytes, "kv_tokens": plan.num_kv_tokens}
-    for i, stage in enumerate(plan.stages):
-        found |= {f"stage_{i}_weight_bytes": stage.weight_bytes, f"stage_{i}_kv_tokens": stage.num_kv_tokens}
-    return found
-
-
 @dataclass(frozen=True)
-class Server(ServedRequests):
+class Server(ServedModel):
     """What a serving workload is made of, found once and used for checks and for the run."""
-
-    @property
-    def weights(self) -> Precision:
-        """As the scenario says, else as the model is published."""
-        return self.w.precision.weights or self.architecture.checkpoint_precision
-
-    @property
-    def parallelism(self) -> Parallelism:
-        degrees = self.w.parallelism
-        exchange = degrees.exchange if self._is_in_hosts else "dispatch"
-        return Parallelism(degrees.tensor, degrees.expert, exchange, degrees.pipeline, self._hosts_of_group)
-
-    @property
-    def _hosts_of_group(self) -> int:
-        """Hosts over which tensor-parallel ranks lie; each group over as many (`sim.scenario.checks`)."""
-        ranks, tensor = list(self.scenario.ranks_of(self.w)), self.w.parallelism.tensor
-        return len({int(self.topology.host_of_accelerator[rank]) for rank in ranks[:tensor]})
 
     def check_contention(self) -> None:
         """Raises ValueError where contention is to be told apart and nothing crosses the fabric."""
@@ -91,89 +53,6 @@ class Server(ServedRequests):
                 "nothing of a replica inside one host crosses the fabric; leave contention out, or spread its experts "
                 "with parallelism: {expert: N}"
             )
-
-    @property
-    def _is_in_hosts(self) -> bool:
-        """Whether no replica spans several hosts: then what its ranks gather passes no fabric."""
-        hosts = self.topology.host_of_accelerator
-        n = self.w.parallelism.num_accelerators
-        ranks = list(self.scenario.ranks_of(self.w))
-        return all(len({int(hosts[r]) for r in ranks[i : i + n]}) == 1 for i in range(0, len(ranks), n))
-
-    @property
-    def accelerator(self) -> Accelerator:
-        return accelerator_of(self.host)
-
-    @property
-    def host(self) -> Host:
-        """The first of its hosts. Raises ValueError where its ranks are different accelerators."""
-        hosts = {int(self.topology.host_of_accelerator[r]) for r in self.scenario.ranks_of(self.w)}
-        groups = [kind for kind, count in self.scenario.cluster.host_groups for _ in range(count)]
-        kinds = {groups[h].accelerator: groups[h] for h in sorted(hosts)}
-        if len(kinds) > 1:
-            raise ValueError(f"its ranks lie on different accelerators ({', '.join(kinds)}); choose ranks of one kind")
-        return next(iter(kinds.values()))
-
-    def memory_plan(self) -> MemoryPlan:
-        self.parallelism.check(self.architecture)
-        return plan_memory(
-            self.architecture,
-            self.accelerator,
-            self.parallelism,
-            self.weights,
-            self.w.precision.kv,
-            self.w.kv.memory_fraction,
-            self.w.kv.block_size,
-            self.w.batching.max_num_batched_tokens,
-            self.w.batching.max_num_seqs,
-            self.w.kv.num_blocks,
-            self.host.accelerators,
-            self._adapter_bytes,
-        )
-
-    @cached_property
-    def adapters(self) -> list[Adapter]:
-        """The same in every replication."""
-        rng = RandomStreams(self.scenario.seed).stream(f"workload.{self.w.name}.adapters")
-        return [
-            read_esft(a.file, a.name, self.architecture)
-            if a.file is not None
-            else spread(a.name, a.max or 0, a.mean or 0.0, self.architecture, rng)
-            for a in (self.w.adapters.fine_tuned if self.w.adapters is not None else ())
-        ]
-
-    @property
-    def has_pool(self) -> bool:
-        """Whether adapters lie over one base."""
-        return self.w.adapters is not None and not self.w.adapters.is_merged
-
-    def _adapter_bytes(self, parallelism: Parallelism, weights: Precision) -> int:
-        if self.w.adapters is None or self.w.adapters.deployment == "merged":
-            return 0
-        return pool_room_bytes(self.w.adapters, self.adapters, self.architecture, weights, parallelism)
-
-    @property
-    def _num_added(self) -> int:
-        """Experts that adapters add to a rank's in one layer, at most."""
-        if self.w.adapters is None or not self.has_pool or self.architecture.experts is None:
-            return 0
-        return most_added(self.adapters, self.architecture.experts.num_routed, self.parallelism.expert)
-
-    @cached_property
-    def residency(self) -> tuple[Residency, Source] | None:
-        """Adapters that come and go, and where their times are from; None: all are there."""
-        if self.w.adapters is None or not self.w.adapters.is_on_demand:
-            return None
-        known = self.measured()
-        times = LoadTimes.of(self.accelerator, None if known is None else known.table)
-        return residency_of(
-            self.w.adapters, self.adapters, self.architecture, times, self.weights, self.parallelism.tensor
-        )
-
-    @property
-    def rerouting(self) -> Rerouting | None:
-        adapters = self.w.adapters
-        return Rerouting(adapters.rerouting, len(adapters.fine_tuned)) if adapters and self.has_pool else None
 
     def swap(self) -> tuple[int, float]:
         """(room in host memory, in blocks of each accelerator, time to copy one), (0, 0) without swapping.
@@ -228,55 +107,6 @@ class Server(ServedRequests):
             byte_share=byte_share,
             seed=streams.integer(f"workload.{self.w.name}.acceptance"),
         )
-
-    def operator_names(self) -> tuple[str, ...]:
-        return operator_names(self.architecture, self.parallelism, rerouting=self.rerouting)
-
-    def check_experts(self) -> None:
-        """Raises ValueError for experts of a model that has none, and for recorded routing of another model."""
-        experts = self.architecture.experts
-        if experts is None and "experts" in self.w.model_fields_set:
-            raise ValueError(f"{self.architecture.name} is dense, it has no experts; leave `experts` out")
-        if experts is not None and self.w.experts.file is not None:
-            Popularity.read(self.w.experts.file, experts)
-
-    def measured(self) -> Measured | None:
-        """The scenario's measured times. Raises ValueError where it has a table that cannot be used for this."""
-        name = self.scenario.cost.table
-        if name is None:
-            return None
-        return measured(name, self.host.accelerator)
-
-    def check_adapters(self) -> None:
-        """Raises ValueError for adapters that are not of this model, or that have no room."""
-        if self.w.adapters is not None:
-            for one in self.adapters:
-                one.check(self.architecture)
-            self._adapter_bytes(self.parallelism, self.weights)
-            for adapter in self.w.adapters.fine_tuned:
-                if adapter.routing is not None and self.architecture.experts is not None:
-                    Popularity.read(adapter.routing, self.architecture.experts)
-
-    def popularity(self) -> Popularity | None:
-        experts = self.architecture.experts
-        if experts is None:
-            return None
-        law = self.w.experts
-        if law.file is not None:
-            popularity = Popularity.read(law.file, experts)
-        elif law.alpha is not None:
-            popularity = Popularity.zipf(experts.num_routed, experts.top_k, law.alpha)
-        else:
-            popularity = Popularity.uniform(experts.num_routed, experts.top_k)
-        return popularity
-
-    def mix(self, max_tokens: int) -> AdapterMix | None:
-        """What experts its adapters' tokens touch; None where each has a model of its own, or there are none."""
-        experts, adapters, popularity = self.architecture.experts, self.w.adapters, self.popularity()
-        if experts is None or popularity is None or adapters is None or adapters.is_merged:
-            return None
-        own = [None if a.routing is None else Popularity.read(a.routing, experts) for a in adapters.fine_tuned]
-        return adapter_mix(popularity, self.adapters, max_tokens, own)
 
     def costs(self, prompt: np.ndarray, output: np.ndarray) -> dict[str, Any]:
         """What prices its steps, for requests of these lengths."""

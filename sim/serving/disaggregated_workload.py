@@ -17,6 +17,7 @@ from sim.devices.kv_cache import Contents, new_holdings
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.fabric.transfer import Fabric
+from sim.serving.accounts import ConservationError
 from sim.serving.disaggregation import DecodeReplica, FabricDecodeReplica, PrefillReplica, TableIteration
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fabric_replica import Replica
@@ -27,7 +28,7 @@ from sim.serving.replica import Engine, EngineLimits, refusals
 from sim.serving.request import COMPLETED, FAILED, NOT_ARRIVED, UNFINISHED, new_requests, new_token_times
 from sim.serving.router import ROUTERS, Routed
 from sim.serving.time_split import PARTS, new_splits, parts_s
-from sim.serving.workload import ConservationError, ServingWorkload
+from sim.serving.workload import ServingWorkload
 
 TRANSFER_FAILED = "its keys and values did not arrive"
 

@@ -20,13 +20,13 @@ from models.cost.step import StepTable
 from sim.devices.kv_cache import blocks_for, hold, note_contents, num_shared, release, share
 from sim.engine.clock import Clock
 from sim.fabric.transfer import Fabric
-from sim.serving.engine import price_batch
 from sim.serving.expert_parallel import ExpertParallelIteration
 from sim.serving.fabric_replica import FabricReplica, Step
 from sim.serving.kv_transfer import Handover
 from sim.serving.replica import Engine, LocalReplica
 from sim.serving.request import COMPLETED
 from sim.serving.state import EngineState
+from sim.serving.step import price_batch
 from sim.serving.verbs import can_admit, num_waiting, waiting_head
 
 

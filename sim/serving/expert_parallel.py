@@ -33,9 +33,9 @@ from models.features import Feature
 from models.parallelism import Exchange, Parallelism
 from sim.fabric.messages import NO_GATE, MessageGraph
 from sim.serving.attention import attention_of, tally
-from sim.serving.engine import graph_tokens
 from sim.serving.iteration_graph import iteration_nodes, successor_lists
 from sim.serving.state import EngineState
+from sim.serving.step import graph_tokens
 from sim.serving.token_routing import ExpertDraws, expert_draws, route_tokens, token_key
 
 COMBINE_BYTES_PER_NUMBER = 2

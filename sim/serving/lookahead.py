@@ -12,7 +12,7 @@ import numpy as np
 from models.compiled import borrowing
 from models.cost.step import StepTable
 from sim.serving.adapter_pool import next_ready_s
-from sim.serving.engine import leap
+from sim.serving.leap import leap
 from sim.serving.offload import next_fetch_s
 from sim.serving.state import EngineState
 from sim.serving.verbs import next_arrival_s, num_waiting

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from models.compiled import borrowing, inner_borrowing
 from models.cost.step import IS_COMMUNICATION, StepTable, operator_seconds
 from sim.serving.attention import attention_of, tally
-from sim.serving.engine import PAUSED, REACHED, ROWS_FULL, STALLED, clear_batch, complete_step, graph_tokens
+from sim.serving.engine import PAUSED, REACHED, ROWS_FULL, STALLED, clear_batch, complete_step
 from sim.serving.state import BATCH_ENTRY, FLIGHT, EngineState
+from sim.serving.step import graph_tokens
 from sim.serving.time_split import enter_marked
 from sim.serving.verbs import next_arrival_s, num_waiting, take_arrivals
 

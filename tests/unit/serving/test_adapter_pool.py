@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from serving_parts import served, tokens_of
 
+from sim.serving.accounts import LOADS
 from sim.serving.residency import Residency
-from sim.serving.workload import LOADS
 
 
 def residency(capacity, num=3, size=None, is_overlapped=False, load_s=10.0, evict_s=3.0):

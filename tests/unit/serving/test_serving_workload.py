@@ -7,9 +7,9 @@ from serving_parts import linear_table, served, tokens_of, workload
 from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.serving import policies
+from sim.serving.accounts import ConservationError
 from sim.serving.replica import ReplicaError
 from sim.serving.request import UNFINISHED
-from sim.serving.workload import ConservationError
 
 
 def tables(made):

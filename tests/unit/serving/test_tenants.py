@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from serving_parts import linear_table, served, workload
 
 from sim.engine.recorder import Recorder
+from sim.serving.accounts import ConservationError
 from sim.serving.clients import OpenLoop, Patience
 from sim.serving.fleet import Fleet, Outage
 from sim.serving.front import Front
 from sim.serving.metrics import serving_metrics
 from sim.serving.request import COMPLETED, FAILED, new_requests, new_token_times
 from sim.serving.tenants import TARGETS, Tenants, within_targets
-from sim.serving.workload import ConservationError
 
 
 def requests_with(arrival_s, token_s):

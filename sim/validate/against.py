@@ -121,8 +121,11 @@ def compare(
     replay = Replay(run, times, model or preset_of(run.model), accelerator or accelerator_of(run, times))
     remarks = []
     if run.scheduled_s is None:
-        remarks.append("a client does not say how its server was set up; assumed: one accelerator, 256 sequences and "
-                       "2,048 tokens a step, 0.9 of the memory")  # fmt: skip
+        remarks.append(
+            "a client does not say how its server was set up; assumed: one accelerator, "
+            f"{run.max_num_seqs:,} sequences and {run.max_num_batched_tokens:,} tokens a step, {run.policy}, "
+            f"{run.memory_fraction:g} of the memory"
+        )
     if figure is not None and draw_service(replay, figure) is None:
         remarks.append("no figure: the run says nothing of who ran and waited")
     steps = step_rows(replay)

@@ -133,7 +133,7 @@ class Replay:
         priced = replace(priced, table=priced.table._replace(attention=attention))
         has_graphs = run.has_graphs and switches.recorded_graphs
         limits = EngineLimits(
-            "chunked_prefill", num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens,
+            run.policy, num_blocks, run.block_size, run.max_num_seqs, run.max_num_batched_tokens,
             is_async=run.is_async and switches.asynchronous_scheduling and run.pipeline == 1,
             is_caching=run.is_caching and switches.prefix_caching,
             max_graph_tokens=largest_graph(run.max_num_seqs, run.max_num_batched_tokens) if has_graphs else 0,

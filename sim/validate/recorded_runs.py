@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class RecordedRun:
     blocks        what prompts have in common, None where that is not known
     is_async, is_caching, has_graphs    whether the engine scheduled while it ran, cached prefixes, recorded graphs
     timeline      columns t, running, waiting, None where there is none
+    policy        of its batches, a name in BATCHING_POLICIES
     """
 
     name: str
@@ -59,10 +61,12 @@ class RecordedRun:
     is_caching: bool = True
     has_graphs: bool = True
     pipeline: int = 1
+    policy: str = "chunked_prefill"
 
 
 def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRun:
-    """A folder with requests.jsonl and meta.json, or a result of `vllm bench serve --save-result --save-detailed`.
+    """A folder with requests.jsonl and meta.json, a result of `vllm bench serve --save-result --save-detailed`, or one
+    of `python -m sglang.bench_serving --output-details`, a file with one line.
 
     requests.jsonl   a line per request: input_toks, output_toks, queued_ts, scheduled_ts, first_token_ts, last_token_ts
     meta.json        model, engine_kwargs; kv_cache.num_gpu_blocks where known
@@ -75,14 +79,14 @@ def read_run(path: str | Path, workload: str | Path | None = None) -> RecordedRu
         path = path.parent
     if path.is_dir() and (path / "requests.jsonl").is_file():
         return _read_engine_run(path, workload)
-    results = [path] if path.is_file() else sorted(path.glob("*.json")) if path.is_dir() else []
+    results = [path] if path.is_file() else sorted(path.glob("*.json*")) if path.is_dir() else []
     for file in results:
-        result = _read_json(file)
-        if "ttfts" in result:
+        result = _read_only_line(file) if file.suffix == ".jsonl" else _read_json(file)
+        if "ttfts" in result or SGLANG_S in result:
             return _read_client_run(file, result, workload)
     raise RunError(
         f"{path}: neither requests.jsonl with meta.json, nor a result of vllm bench serve with --save-result and "
-        "--save-detailed"
+        "--save-detailed, nor one of sglang.bench_serving with --output-details"
     )
 
 
@@ -92,6 +96,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON: {error}") from error
     return found if isinstance(found, dict) else {}
+
+
+def _read_only_line(path: Path) -> dict[str, Any]:
+    """Of a file with a run a line, the run that is there."""
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON, a run a line: {error}") from error
+    if len(found) > 1 and all(isinstance(run, dict) and SGLANG_S in run for run in found):
+        raise RunError(f"{path}: {len(found)} runs, one a line; give a file with one of them")
+    return found[0] if len(found) == 1 and isinstance(found[0], dict) else {}
 
 
 FIELDS = ("input_toks", "output_toks", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
@@ -169,26 +184,57 @@ def _refuse_others(path: Path, engine: dict[str, Any]) -> None:
 
 
 def _read_client_run(path: Path, result: dict[str, Any], workload: str | Path | None) -> RecordedRun:
-    needed = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
+    is_sglang = SGLANG_S in result
+    needed = ["input_lens", "output_lens", "ttfts", "itls"] + ([] if is_sglang else ["start_times"])
     missing = [key for key in needed if key not in result]
     if missing:
-        raise RunError(f"{path}: no {missing[0]}; record with --save-result --save-detailed")
+        options = "--output-details" if is_sglang else "--save-result --save-detailed"
+        raise RunError(f"{path}: no {missing[0]}; record with {options}")
     if len({len(result[key]) for key in needed}) > 1 or not any(result["output_lens"]):
         raise RunError(f"{path}: {', '.join(needed)} must be equally long, and some request have succeeded")
     prompt, output = np.array(result["input_lens"]), np.array(result["output_lens"])
-    start, ttft = np.array(result["start_times"]), np.array(result["ttfts"])
-    last = start + ttft + np.array([sum(gaps) for gaps in result["itls"]])
+    ttft, gaps_s = np.array(result["ttfts"]), np.array([sum(gaps) for gaps in result["itls"]])
+    start = np.array(result["start_times"]) if "start_times" in result else _sent_s(path, result, ttft + gaps_s)
+    last = start + ttft + gaps_s
     done = output > 0
     order = np.flatnonzero(done)[np.argsort(start[done], kind="stable")]
     start_s = start[order].min()
     return RecordedRun(
         name=path.stem, model=str(result.get("model_id", "")), device="", tensor=1, data=1,
-        is_expert_parallel=False, max_num_seqs=256,
-        max_num_batched_tokens=2048, memory_fraction=0.9, num_blocks=None, arrival_s=start[order] - start_s,
+        is_expert_parallel=False, memory_fraction=0.9, num_blocks=None, arrival_s=start[order] - start_s,
         scheduled_s=None, first_token_s=(start + ttft)[order] - start_s, last_token_s=last[order] - start_s,
         num_prompt_tokens=prompt[order], num_output_tokens=output[order], blocks=_shared(workload, prompt, order),
-        timeline=None,
+        timeline=None, **(SGLANG if is_sglang else VLLM),
     )  # fmt: skip
+
+
+SGLANG_S = "total_output_tokens_retokenized"
+"""What only SGLang's client writes."""
+VLLM: dict[str, Any] = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+SGLANG: dict[str, Any] = {"max_num_seqs": 2048, "max_num_batched_tokens": 8192, "policy": "prefill_first"}
+"""How a server is set up that nobody said anything of: by its defaults. SGLang's are at least so many running requests,
+on a GPU of 60 to 90 GiB so many tokens of prompts a step (chunked_prefill_size), and prompts in steps of their own
+before decodes; that it computes a longer prompt in chunks is left out."""
+
+
+def _sent_s(path: Path, result: dict[str, Any], latency_s: Float64) -> Float64:
+    """When SGLang's client sent each request, which it does not save: at once, or, of as many under way as
+    max_concurrency says, in turn when one of these had ended.
+
+    Raises RunError where it drew the time between requests.
+    """
+    if result.get("request_rate") != np.inf:
+        raise RunError(
+            f"{path}: sglang.bench_serving does not save when it sent a request, and request_rate is "
+            f"{result.get('request_rate')}; record with --request-rate inf, with or without --max-concurrency"
+        )
+    most = result.get("max_concurrency") or len(latency_s)
+    sent_s, ends_s = np.zeros(len(latency_s)), list[float]()
+    for i, seconds in enumerate(latency_s):
+        if len(ends_s) >= most:
+            sent_s[i] = heapq.heappop(ends_s)
+        heapq.heappush(ends_s, float(sent_s[i] + seconds))
+    return sent_s
 
 
 def _shared(

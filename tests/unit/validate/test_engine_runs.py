@@ -91,6 +91,42 @@ def test_a_result_of_vllm_bench_serve(tmp_path):
         read_run(path)
 
 
+def sglang_run(folder, **settings):
+    """Four requests as sglang.bench_serving saves them."""
+    result = {"backend": "sglang", "request_rate": np.inf, "max_concurrency": 2,
+              "total_output_tokens_retokenized": 9, "input_lens": [5, 6, 7, 8], "output_lens": [3, 1, 2, 2],
+              "ttfts": [0.5, 0.25, 0.1, 0.2], "itls": [[0.1, 0.2], [], [0.3], [0.1]]}  # fmt: skip
+    path = folder / "sglang.jsonl"
+    path.write_text(json.dumps(result | settings) + "\n")
+    return path
+
+
+def test_a_result_of_sglang_s_client(tmp_path):
+    """Two under way: the third is sent when the second has ended, at 0.25, the fourth at 0.65, when the third has."""
+    run = read_run(sglang_run(tmp_path))
+    assert run.arrival_s.tolist() == pytest.approx([0.0, 0.0, 0.25, 0.65])
+    assert run.first_token_s.tolist() == pytest.approx([0.5, 0.25, 0.35, 0.85])
+    assert run.last_token_s.tolist() == pytest.approx([0.8, 0.25, 0.65, 0.95])
+    assert (run.policy, run.max_num_batched_tokens, run.scheduled_s) == ("prefill_first", 8192, None)
+    assert read_run(sglang_run(tmp_path, max_concurrency=None)).arrival_s.tolist() == [0.0] * 4
+    assert read_run(tmp_path).num_prompt_tokens.tolist() == [5, 6, 7, 8]
+
+    replay = Replay(run, small_table("h100"), "llama-3.1-8b", "h100")
+    assert (replay.serve(2000).last_token_s > 0).all()
+
+
+def test_what_sglang_s_client_does_not_say(tmp_path):
+    path = sglang_run(tmp_path, request_rate=4.0)
+    with pytest.raises(RunError, match=r"request_rate is 4\.0; record with --request-rate inf"):
+        read_run(path)
+    path.write_text(2 * sglang_run(tmp_path).read_text())
+    with pytest.raises(RunError, match="2 runs, one a line"):
+        read_run(path)
+    path.write_text('{"total_output_tokens_retokenized": 3}')
+    with pytest.raises(RunError, match="no input_lens; record with --output-details"):
+        read_run(path)
+
+
 def test_recordings_that_cannot_be_read(tmp_path):
     with pytest.raises(RunError, match="neither requests"):
         read_run(tmp_path)

@@ -44,7 +44,9 @@ def test_parts_add_up_to_the_end_to_end_latency(engine):
     was_preempted = done["num_preemptions"] > 0
     assert (splits["recompute_s"][~was_preempted] == 0).all()
     assert (splits["waiting_again_s"][~was_preempted] == 0).all()
-    assert state.counts["num_recomputing"][0] == 0 and state.counts["first_mark"][0] == 0
+    assert state.counts["num_recomputing"][0] == 0
+    # Who gave way to make room for its own token in vain has ended before a batch could start.
+    assert state.counts["first_mark"][0] == 0 or engine["ends_unforeseen"]
 
 
 @settings(max_examples=60, deadline=None)

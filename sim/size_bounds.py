@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ KNOWN_BATCHING = {"policy", "max_num_seqs", "max_num_batched_tokens", "async_sch
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """What no simulation of a workload can undercut.
+    """What no simulation of a workload can undercut, between pipeline stages messages take no time.
 
     latencies_ms   of its targets, the mean over the seeds; without those of which nothing is known
     busy           replicas that are kept busy by the work that arrives: more than there are, and the queue grows
@@ -51,7 +51,7 @@ def floors_of(server: Server, seeds: Sequence[int], targets: Mapping[str, float]
         time to first token   >= least seconds of the prompt (of one token where prompts may share blocks)
         time between tokens   >= least seconds of a step with one decode at the prompt's length, or host_time
         end to end            >= the first, and (output tokens - 1) times the second
-        busy                  = least seconds of all requests / (last arrival - first)
+        busy                  = least seconds of all requests / stages / (last arrival - first)
 
     If each request takes at least b_i, then the mean and every percentile are at least those of the b_i. A standard
     deviation is not bounded so.
@@ -89,17 +89,18 @@ def floors_of(server: Server, seeds: Sequence[int], targets: Mapping[str, float]
 def _holds_for(server: Server) -> bool:
     w = server.w
     is_known = w.model_fields_set <= KNOWN and w.batching.model_fields_set <= KNOWN_BATCHING
-    other = w.parallelism.model_copy(update={"tensor": 1})  # tensor ranks step as one: all that is allowed
+    # Tensor ranks step as one, and stages take together what the uncut model takes: all that is allowed.
+    other = w.parallelism.model_copy(update={"tensor": 1, "pipeline": 1})
     return is_known and server.scenario.max_time_s is None and other == type(other)()
 
 
 def _table(server: Server, drawn: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> StepTable:
     prompt, output = (np.concatenate([each[i] for each in drawn]) for i in (1, 2))
-    costs, known = server.costs(prompt, output), server.measured()
+    costs, known, whole = server.costs(prompt, output), server.measured(), replace(server.parallelism, pipeline=1)
     if known is None:
-        return step_table(server.architecture, server.accelerator, server.parallelism, **costs)
+        return step_table(server.architecture, server.accelerator, whole, **costs)
     return measured_step(
-        known, server.architecture, server.accelerator, server.parallelism, **costs,
+        known, server.architecture, server.accelerator, whole, **costs,
         max_seqs=server.w.batching.max_num_seqs, max_context=int(prompt.max() + output.max()),
     ).table  # fmt: skip
 
@@ -112,7 +113,7 @@ def _least(server: Server, table: StepTable, work: Work) -> Float64:
     if not batching.is_chunked:  # a whole prompt may be a step of its own
         most_tokens = max(longest, most_tokens, batching.max_num_seqs, int(work.tokens.max()))
     seconds, steps = least_seconds(table, work, most_tokens, batching.max_num_seqs)
-    return np.maximum(seconds, steps * server.w.host_time_s)
+    return np.maximum(seconds, steps * server.w.host_time_s * server.w.parallelism.pipeline)  # each stage has a host
 
 
 def _busy(
@@ -125,7 +126,7 @@ def _busy(
     # the j-th token after the first reads the prompt and j more
     context = decodes * prompt + decodes * (decodes + 1) / 2
     total = Work(*(np.array([float(np.sum(x))]) for x in (fed + decodes, decodes, output, context)))
-    return float(_least(server, table, total)[0]) / span_s
+    return float(_least(server, table, total)[0]) / server.w.parallelism.pipeline / span_s
 
 
 def _least_latencies(

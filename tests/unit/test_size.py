@@ -128,8 +128,8 @@ def test_what_does_not_fit_does_not_divide_or_has_no_room(sized):
 
 
 def test_stages_are_an_axis_like_others(sized):
-    """131 GiB over two stages of one h100 each leave some blocks, on one alone they do not fit. Beyond memory nothing
-    is ruled out of stages, and 8 devices hold two replicas of four."""
+    """131 GiB over two stages of one h100 each leave some blocks, on one alone they do not fit. 8 devices
+    hold two replicas of four stages."""
     text = SCENARIO.replace("llama-3.1-8b", "llama-3.1-70b").replace("25 /s", "1 /s").replace("400", "60")
     outcome = sized("pipeline=1,2,4", text=text, targets=("p99_ttft_ms=200",))
     found = verdicts(outcome)
@@ -194,18 +194,20 @@ TARGETS = ("p99_itl_ms=40", "median_ttft_ms=200", "mean_e2el_ms=1500", "p90_tpot
 
 
 @pytest.mark.parametrize(
-    ("targets", "change"),
+    ("targets", "change", "shapes"),
     [
-        (TARGETS, ()),
-        (("p90_tpot_ms=3", "p99_e2el_ms=300"), ()),
-        (TARGETS, ("workloads.chat.batching.policy=prefill_first",)),
-        (("p99_itl_ms=400",), ("workloads.chat.batching.policy=orca", "workloads.chat.host_time=3 ms")),
-        (("p90_itl_ms=20", "mean_ttft_ms=100"), ("cost.table=spindle-h200",)),
-        (TARGETS, ("workloads.chat.model=mixtral-8x7b", "workloads.chat.arrivals.rate=60 /s")),
+        (TARGETS, (), "tensor=1,2,4"),
+        (TARGETS, (), "pipeline=1,2,4"),
+        (("mean_itl_ms=60", "p99_e2el_ms=3000"), ("workloads.chat.host_time=12 ms",), "pipeline=1,2,4"),
+        (("p90_tpot_ms=3", "p99_e2el_ms=300"), (), "tensor=1,2,4"),
+        (TARGETS, ("workloads.chat.batching.policy=prefill_first",), "tensor=1,2,4"),
+        (("p99_itl_ms=400",), ("workloads.chat.batching.policy=orca", "workloads.chat.host_time=3 ms"), "tensor=1,2,4"),
+        (("p90_itl_ms=20", "mean_ttft_ms=100"), ("cost.table=spindle-h200",), "tensor=1,2,4"),
+        (TARGETS, ("workloads.chat.model=mixtral-8x7b", "workloads.chat.arrivals.rate=60 /s"), "tensor=1,2,4"),
     ],
 )
-def test_pruning_never_removes_what_simulation_accepts(sized, targets, change):
-    outcome = sized("tensor=1,2,4", "replicas=1..4", text=ROOFLINE, targets=targets, settings=change)
+def test_pruning_never_removes_what_simulation_accepts(sized, targets, change, shapes):
+    outcome = sized(shapes, "replicas=1..4", text=ROOFLINE, targets=targets, settings=change)
     question = outcome.question
     held, num_ruled_out = {}, 0
     for each in question.candidates["run"]:

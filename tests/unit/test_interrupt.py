@@ -39,6 +39,7 @@ def runs_under_way(err):
     return set(re.findall(r"(one path|spray), seed 1 · (?!0 s)[^·]* simulated", err.read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workload", "how", "workers"),
     [("job", signal.SIGINT, 2), ("job", signal.SIGTERM, 2), ("flows", signal.SIGINT, 1), ("flows", signal.SIGINT, 2)],

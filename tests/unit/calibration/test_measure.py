@@ -91,6 +91,7 @@ def test_interrupted_before_any_point_and_gone_on_with_it_is_the_same_table(tmp_
         assert out.read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_killed_at_any_byte_and_gone_on_with_it_is_the_same_table(tmp_path, whole):
     """The journal of an interrupted run, cut off anywhere: in a line, at its end, in the first one."""
     first, expected, num_points = whole

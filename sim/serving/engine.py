@@ -19,7 +19,7 @@ from sim.serving.offload import store_filled, take_fetched, wait_for_blocks
 from sim.serving.request import COMPLETED
 from sim.serving.speculation import verify
 from sim.serving.state import MAX_LEAP, EngineState
-from sim.serving.step import price_batch, record_step
+from sim.serving.step import enter_flight, price_batch, record_step
 from sim.serving.time_split import DECODING, ENDED, enter, enter_marked
 from sim.serving.verbs import next_arrival_s, num_waiting, take_arrivals
 
@@ -74,15 +74,10 @@ def launch_batch(state: EngineState) -> None:
     batch, in_flight = state.batch, state.in_flight
     for i in range(counts.batch_size):
         in_flight[i] = batch[i]
-    flight.batch_size = counts.batch_size
-    flight.tokens = counts.tokens
-    flight.prefill_tokens = counts.prefill_tokens
-    flight.decode_context = counts.decode_context
-    flight.is_steady = counts.is_steady
+    enter_flight(counts, flight)
     flight.compute_s = formed.compute_s
     flight.communication_s = formed.communication_s
     flight.load_s = formed.load_s
-    flight.started_s = counts.now_s
     flight.finish_s = counts.now_s + formed.load_s + max(formed.compute_s + formed.communication_s, counts.host_s)
     counts.is_formed = 0
     if counts.first_mark > 0:

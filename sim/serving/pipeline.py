@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from models.compiled import borrowing, inner_borrowing
 from models.cost.step import IS_COMMUNICATION, StepTable, operator_seconds
-from sim.serving.attention import attention_of, tally
+from sim.serving.attention import tally
 from sim.serving.engine import PAUSED, REACHED, ROWS_FULL, STALLED, clear_batch, complete_step
 from sim.serving.state import BATCH_ENTRY, FLIGHT, EngineState
-from sim.serving.step import graph_tokens
+from sim.serving.step import attention_and_tokens, enter_flight
 from sim.serving.time_split import enter_marked
 from sim.serving.verbs import next_arrival_s, num_waiting, take_arrivals
 
@@ -120,12 +120,7 @@ def form_micro_batch(state: EngineState, pipeline: PipelineState, policy) -> Non
 def price_stages(state: EngineState, pipeline: PipelineState, table: StepTable) -> None:
     """Find out what the batch just formed takes on each stage, and between them."""
     counts = state.counts[0]
-    prefill_s = 0.0
-    decode_s = 0.0
-    is_outside = False
-    if table.attention.chunk.size > 0:
-        prefill_s, decode_s, is_outside = attention_of(state, table.attention, counts.decodes, counts.decode_context)
-    tokens = graph_tokens(counts.tokens, counts.max_graph_tokens)
+    prefill_s, decode_s, is_outside, tokens = attention_and_tokens(state, table)
     pipeline.queue[0].num_rows = tokens
     each, tags, of_stages, of_sends = pipeline.each, table.tags, pipeline.of_stages, pipeline.of_sends
     each[:] = 0.0
@@ -168,14 +163,10 @@ def launch_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     flight, entries, batch = pipeline.flights[slot], pipeline.entries, state.batch
     for i in range(counts.batch_size):
         entries[slot, i] = batch[i]
-    flight.batch_size = counts.batch_size
-    flight.tokens = counts.tokens
-    flight.prefill_tokens = counts.prefill_tokens
-    flight.decode_context = counts.decode_context
+    enter_flight(counts, flight)
     flight.compute_s = formed.compute_s
     flight.communication_s = formed.communication_s
     flight.uncontended_s = 0.0
-    flight.started_s = counts.now_s
     flight.finish_s = np.inf
     queue.num += 1
     if counts.first_mark > 0:
@@ -218,22 +209,14 @@ def complete_micro_batch(state: EngineState, pipeline: PipelineState) -> None:
     """
     counts, queue = state.counts[0], pipeline.queue[0]
     slot = queue.first
-    flight, running = pipeline.flights[slot], state.flight[0]
+    flight = pipeline.flights[slot]
     entries, in_flight, requests = pipeline.entries, state.in_flight, state.requests
     for i in range(flight.batch_size):
         in_flight[i] = entries[slot, i]
         if in_flight[i].samples > 0:
             requests[in_flight[i].request].num_in_flight = 1
-    running.batch_size = flight.batch_size
-    running.tokens = flight.tokens
-    running.prefill_tokens = flight.prefill_tokens
-    running.decode_context = flight.decode_context
-    running.is_steady = 0
-    running.started_s = flight.started_s
-    running.finish_s = flight.finish_s
-    running.compute_s = flight.compute_s
-    running.communication_s = flight.communication_s
-    running.uncontended_s = flight.uncontended_s
+    state.flight[0] = flight
+    state.flight[0].is_steady = 0
     own_s = flight.finish_s - flight.started_s
     elapsed_s = flight.finish_s - max(flight.started_s, queue.last_finish_s)
     overlapped = 1.0 - elapsed_s / own_s if own_s > 0.0 else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.compiled import borrowing, inner_borrowing
 from models.cost.step import StepTable, step_parts
 from sim.serving.adapter_experts import tally_experts, touched_experts
@@ -23,16 +25,34 @@ def graph_tokens(num_tokens: int, largest: int) -> int:
     return min((num_tokens + step - 1) // step * step, largest)
 
 
-@borrowing
-def price_batch(state: EngineState, table: StepTable) -> None:
-    """Find out what the batch just formed takes."""
+@inner_borrowing(inline="always")
+def attention_and_tokens(state: EngineState, table: StepTable) -> tuple[float, float, bool, int]:
+    """Of the batch just formed: measured attention of a layer (`attention_of`), and tokens that operators compute."""
     counts = state.counts[0]
     prefill_s = 0.0
     decode_s = 0.0
     is_outside = False
     if table.attention.chunk.size > 0:
         prefill_s, decode_s, is_outside = attention_of(state, table.attention, counts.decodes, counts.decode_context)
-    tokens = graph_tokens(counts.tokens, counts.max_graph_tokens)
+    return prefill_s, decode_s, is_outside, graph_tokens(counts.tokens, counts.max_graph_tokens)
+
+
+@inner_borrowing
+def enter_flight(counts: Any, flight: Any) -> None:
+    """The batch just formed is in flight from now on."""
+    flight.batch_size = counts.batch_size
+    flight.tokens = counts.tokens
+    flight.prefill_tokens = counts.prefill_tokens
+    flight.decode_context = counts.decode_context
+    flight.is_steady = counts.is_steady
+    flight.started_s = counts.now_s
+
+
+@borrowing
+def price_batch(state: EngineState, table: StepTable) -> None:
+    """Find out what the batch just formed takes."""
+    counts = state.counts[0]
+    prefill_s, decode_s, is_outside, tokens = attention_and_tokens(state, table)
     touched = 0.0
     if table.mix.log_miss.size > 0:
         touched = touched_experts(state, table, state.batch, counts.batch_size, tokens - counts.tokens)
